@@ -1,0 +1,76 @@
+"""Small safetensors files, whole, and files that appear at once: temporary sibling, fsync, rename."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from liftkit.checkpoint.header import read_header
+from liftkit.errors import LiftkitError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary sibling for writing; it takes ``path``'s place when the block ends well, and goes otherwise.
+
+    Raises:
+        LiftkitError: if the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise LiftkitError(f"{path}: cannot be written ({error.strerror}); nothing was left behind") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, atomically."""
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a small safetensors file, atomically and with the umask's mode (safetensors' own writer makes 0600)."""
+    from safetensors.torch import save
+
+    content = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, metadata)
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a small file.
+
+    Raises:
+        UsageError: if it is missing, truncated or no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    header = read_header(path)
+    try:
+        return load_file(path), header.metadata
+    except SafetensorError as error:
+        raise UsageError(f"{path}: {error}") from error

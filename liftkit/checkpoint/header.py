@@ -1,0 +1,140 @@
+"""The header of a safetensors file, parsed and distrusted. No torch.
+
+A file is 8 bytes (little-endian length n), n bytes of JSON and the tensors' bytes. Everything about the
+payload is checked against the file's real size before anything is read or allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from liftkit.errors import UsageError
+
+MAX_HEADER = 100 * 1024 * 1024
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16,
+    "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor: dtype name, shape, and where its bytes are, counted from the start of the payload."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says about itself."""
+
+    path: Path
+    tensors: dict[str, TensorEntry]
+    metadata: dict[str, str]
+    payload: int
+    """Offset of the payload in the file."""
+
+
+def read_header(path: Path) -> Header:
+    """Parse and check the header of one file.
+
+    Raises:
+        UsageError: if the file is missing, truncated, a git-lfs pointer, a pickle, or its header lies.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            lead = file.read(8)
+            length = int.from_bytes(lead, "little") if len(lead) == 8 else -1
+            raw = file.read(length) if 2 <= length <= min(MAX_HEADER, size - 8) else None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if raw is None or not raw.startswith(b"{"):
+        raise UsageError(_no_safetensors(path, lead, length, size))
+    try:
+        content = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: its safetensors header is no valid JSON ({error}); fetch the file again") from error
+    metadata = content.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise UsageError(f"{path}: its safetensors metadata is not a table of strings; fetch the file again")
+    tensors = {name: _entry(path, name, value) for name, value in content.items()}
+    _check_layout(path, tensors, size - 8 - length)
+    return Header(path, tensors, metadata, 8 + length)
+
+
+def encode_header(tensors: dict[str, TensorEntry], metadata: dict[str, str]) -> bytes:
+    """The bytes before the payload: length and JSON, padded with spaces to a multiple of 8."""
+    content: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    for name, entry in tensors.items():
+        content[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.start, entry.end]}
+    raw = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor."""
+    return math.prod(shape) * DTYPE_BITS[dtype] // 8
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} occurs twice")
+        result[key] = value
+    return result
+
+
+def _entry(path: Path, name: str, value: Any) -> TensorEntry:
+    try:
+        dtype, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
+        numbers = [*shape, start, end]
+        if not all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers):
+            raise TypeError
+        size = tensor_bytes(dtype, tuple(shape))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: tensor {name!r} has no valid dtype, shape and offsets; fetch the file again") from error
+    if end - start != size:
+        raise UsageError(f"{path}: tensor {name!r} should take {size} bytes ({dtype} {shape}), its offsets say {end - start}")
+    return TensorEntry(dtype, tuple(shape), start, end)
+
+
+def _check_layout(path: Path, tensors: dict[str, TensorEntry], payload: int) -> None:
+    position = 0
+    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if entry.start != position:
+            what = "overlaps another" if entry.start < position else "leaves a gap before it"
+            raise UsageError(f"{path}: tensor {name!r} {what} (offset {entry.start}, expected {position}); fetch the file again")
+        position = entry.end
+        if position > payload:
+            raise UsageError(
+                f"{path}: truncated: tensor {name!r} ends at byte {position} of the data, the file holds {payload}; "
+                "fetch the file again"
+            )
+    if position != payload:
+        raise UsageError(f"{path}: {payload - position} bytes follow the last tensor; fetch the file again")
+
+
+def _no_safetensors(path: Path, lead: bytes, length: int, size: int) -> str:
+    start = path.read_bytes()[:64] if size < 1_000_000 else lead
+    if start.startswith(b"version https://git-lfs"):
+        return f"{path}: a git-lfs pointer, not the weights; run 'git lfs pull' in the model folder"
+    if lead[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
+        return f"{path}: a pickle, which liftkit never opens; save the model with safe_serialization=True"
+    if length > MAX_HEADER:
+        return f"{path}: no safetensors file (its header would take {length} bytes); fetch the file again"
+    return f"{path}: no safetensors file, or truncated ({size} bytes, header of {max(length, 0)}); fetch the file again"

@@ -1,0 +1,176 @@
+"""Colour spaces: what the pixel model sees instead of sRGB.
+
+Oklab after Ottosson (2020): sRGB -> linear RGB -> LMS -> cube root -> Oklab. Images go in and come out as
+sRGB in [-1, 1]; inside, each space is shifted by a mean per channel and divided by one scalar, so that its
+values have roughly zero mean and unit scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.asymflow import at_least_float32
+
+_LMS_FROM_RGB = (
+    (0.4122214708, 0.5363325363, 0.0514459929),
+    (0.2119034982, 0.6806995451, 0.1073969566),
+    (0.0883024619, 0.2817188376, 0.6299787005),
+)
+_LAB_FROM_LMS = (
+    (0.2104542553, 0.7936177850, -0.0040720468),
+    (1.9779984951, -2.4285922050, 0.4505937099),
+    (0.0259040371, 0.7827717662, -0.8086757660),
+)
+
+
+class ColorSpace:
+    """A colour space with its normalisation: ``(values - mean) / std``.
+
+    Args:
+        mean: three numbers, in the space's own units.
+        std: one scalar > 0, in the space's own units.
+
+    Raises:
+        ValueError: if there are not three means, or the scale is not positive.
+    """
+
+    name: str = ""
+
+    def __init__(self, mean: Sequence[float], std: float) -> None:
+        if len(mean) != 3 or not std > 0:
+            raise ValueError(f"color: expected three means and a positive std, got mean={tuple(mean)}, std={std}")
+        self.mean = tuple(float(value) for value in mean)
+        self.std = float(std)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """sRGB (B, 3, H, W) in [-1, 1] -> the normalised space, same shape, float32 or float64."""
+        return (self._from_srgb(at_least_float32(images)) - self._mean_like(images)) / self.std
+
+    def decode(self, colors: Tensor) -> Tensor:
+        """The normalised space (B, 3, H, W) -> sRGB in [-1, 1], clamped to the gamut."""
+        return self._to_srgb(at_least_float32(colors) * self.std + self._mean_like(colors))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for configs and metadata; :func:`color_from_dict` reads it."""
+        return {"name": self.name, "mean": list(self.mean), "std": self.std}
+
+    @classmethod
+    def fitted(cls, images: Tensor) -> ColorSpace:
+        """This space normalised to given images: mean per channel, one standard deviation for all.
+
+        Args:
+            images: sRGB (B, 3, H, W) in [-1, 1].
+        """
+        return cls.from_statistics(*color_statistics(cls, images))
+
+    @classmethod
+    def from_statistics(cls, count: int, total: Tensor, square: float) -> ColorSpace:
+        """The fit from sums that add up over batches (see :func:`color_statistics`)."""
+        mean = total / count
+        variance = square / (3 * count) - mean.square().mean().item()
+        return cls(mean.tolist(), max(variance, 1e-12) ** 0.5)
+
+    def _mean_like(self, images: Tensor) -> Tensor:
+        dtype = at_least_float32(images).dtype
+        return torch.tensor(self.mean, dtype=dtype, device=images.device).view(3, 1, 1)
+
+    def _from_srgb(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _to_srgb(self, values: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ColorSpace) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.mean, self.std))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(mean={self.mean}, std={self.std})"
+
+
+class SRGB(ColorSpace):
+    """sRGB as it is, in [-1, 1]: the choice for training from scratch."""
+
+    name = "srgb"
+
+    def __init__(self, mean: Sequence[float] = (0.0, 0.0, 0.0), std: float = 1.0) -> None:
+        super().__init__(mean, std)
+
+    def _from_srgb(self, images: Tensor) -> Tensor:
+        return images
+
+    def _to_srgb(self, values: Tensor) -> Tensor:
+        return values.clamp(-1.0, 1.0)
+
+
+class Oklab(ColorSpace):
+    """Oklab, the choice for conversion and finetuning; mean and std default to the paper's."""
+
+    name = "oklab"
+
+    def __init__(self, mean: Sequence[float] = (0.56, 0.0, 0.01), std: float = 0.16) -> None:
+        super().__init__(mean, std)
+
+    def _from_srgb(self, images: Tensor) -> Tensor:
+        lms = _mix(srgb_to_linear(images * 0.5 + 0.5), _LMS_FROM_RGB).clamp(min=0.0)
+        return _mix(_cube_root(lms), _LAB_FROM_LMS)
+
+    def _to_srgb(self, values: Tensor) -> Tensor:
+        lms = _mix(values, _inverse(_LAB_FROM_LMS)).pow(3)
+        linear = _mix(lms, _inverse(_LMS_FROM_RGB)).clamp(0.0, 1.0)
+        return linear_to_srgb(linear) * 2.0 - 1.0
+
+
+SPACES: dict[str, type[ColorSpace]] = {space.name: space for space in (Oklab, SRGB)}
+
+
+def color_from_dict(data: dict[str, Any]) -> ColorSpace:
+    """The colour space that :meth:`ColorSpace.to_dict` described.
+
+    Raises:
+        ValueError: if the name is unknown or a field is missing.
+    """
+    try:
+        return SPACES[data["name"]](data["mean"], data["std"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"color: cannot read {data!r}; expected name (one of {sorted(SPACES)}), mean, std") from error
+
+
+def color_statistics(space: type[ColorSpace], images: Tensor) -> tuple[int, Tensor, float]:
+    """Sums over pixels for a fitted normalisation: pixels, sum per channel (3,) and sum of squares, in float64."""
+    values = space((0.0, 0.0, 0.0), 1.0).encode(images).double()
+    return values.numel() // 3, values.sum(dim=(0, 2, 3)), values.square().sum().item()
+
+
+def srgb_to_linear(values: Tensor) -> Tensor:
+    """The sRGB transfer function undone; [0, 1] to [0, 1]. Values outside are clamped."""
+    values = values.clamp(0.0, 1.0)
+    return torch.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055).pow(2.4))
+
+
+def linear_to_srgb(values: Tensor) -> Tensor:
+    """The sRGB transfer function; [0, 1] to [0, 1]."""
+    # The floor keeps the gradient of the unused branch finite.
+    return torch.where(values <= 0.0031308, values * 12.92, 1.055 * values.clamp(min=1e-6).pow(1.0 / 2.4) - 0.055)
+
+
+def _cube_root(values: Tensor) -> Tensor:
+    """The cube root of values >= 0, with a straight line below 1e-9, where its slope would become infinite."""
+    tiny = 1e-9
+    return torch.where(values < tiny, values * tiny ** (-2.0 / 3.0), values.clamp(min=tiny).pow(1.0 / 3.0))
+
+
+def _mix(images: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
+    """Multiply the channels of (B, 3, H, W) by a 3 x 3 matrix."""
+    weight = torch.tensor(matrix, dtype=images.dtype, device=images.device)
+    return torch.einsum("ij,bjhw->bihw", weight, images)
+
+
+def _inverse(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
+    return torch.linalg.inv(torch.tensor(matrix, dtype=torch.float64)).tolist()

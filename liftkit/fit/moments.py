@@ -1,0 +1,114 @@
+"""Second moments of (z, x) token pairs: all that the fits need, additive over images, shards and machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class TokenMoments:
+    """Running uncentred moments in float64, whatever the tokens' dtype.
+
+    Args:
+        latent_dim: r, numbers in a latent token.
+        pixel_dim: D, numbers in a pixel token.
+
+    Attributes:
+        count: number of token pairs.
+        images: number of images they came from.
+        latent_sum: sum z, (r,).
+        pixel_sum: sum x, (D,).
+        latent_gram: G_z = sum z z^T, (r, r).
+        pixel_gram: G_x = sum x x^T, (D, D).
+        cross: C = sum z x^T, (r, D).
+    """
+
+    _SUMS = ("latent_sum", "pixel_sum", "latent_gram", "pixel_gram", "cross")
+
+    def __init__(self, latent_dim: int, pixel_dim: int) -> None:
+        if latent_dim < 1 or pixel_dim < latent_dim:
+            raise ValueError(f"moments: need 1 <= latent_dim <= pixel_dim, got {latent_dim} and {pixel_dim}")
+        self.latent_dim, self.pixel_dim = latent_dim, pixel_dim
+        self.count = 0
+        self.images = 0
+        self.latent_sum = torch.zeros(latent_dim, dtype=torch.float64)
+        self.pixel_sum = torch.zeros(pixel_dim, dtype=torch.float64)
+        self.latent_gram = torch.zeros(latent_dim, latent_dim, dtype=torch.float64)
+        self.pixel_gram = torch.zeros(pixel_dim, pixel_dim, dtype=torch.float64)
+        self.cross = torch.zeros(latent_dim, pixel_dim, dtype=torch.float64)
+
+    def update(self, latent_tokens: Tensor, pixel_tokens: Tensor) -> None:
+        """Add token pairs.
+
+        Args:
+            latent_tokens: (B, N, r).
+            pixel_tokens: (B, N, D), token for token the same patches.
+
+        Raises:
+            ValueError: if shapes disagree or a value is not finite (nothing is added then).
+        """
+        if latent_tokens.shape[:-1] != pixel_tokens.shape[:-1]:
+            raise ValueError(
+                f"moments: {tuple(latent_tokens.shape)} latent and {tuple(pixel_tokens.shape)} pixel tokens do not pair up"
+            )
+        if (latent_tokens.shape[-1], pixel_tokens.shape[-1]) != (self.latent_dim, self.pixel_dim):
+            raise ValueError(
+                f"moments: tokens of {latent_tokens.shape[-1]} and {pixel_tokens.shape[-1]} numbers; "
+                f"these moments are of {self.latent_dim} and {self.pixel_dim}"
+            )
+        z = latent_tokens.reshape(-1, self.latent_dim).to(device=self.cross.device, dtype=torch.float64)
+        x = pixel_tokens.reshape(-1, self.pixel_dim).to(device=self.cross.device, dtype=torch.float64)
+        if not (torch.isfinite(z).all() and torch.isfinite(x).all()):
+            raise ValueError("moments: a token holds NaN or infinity")
+        self.count += len(z)
+        self.images += latent_tokens.shape[0] if latent_tokens.ndim > 2 else 1
+        self.latent_sum += z.sum(dim=0)
+        self.pixel_sum += x.sum(dim=0)
+        self.latent_gram += z.T @ z
+        self.pixel_gram += x.T @ x
+        self.cross += z.T @ x
+
+    def __add__(self, other: TokenMoments) -> TokenMoments:
+        """Moments of both streams together."""
+        if not isinstance(other, TokenMoments):
+            return NotImplemented
+        if (self.latent_dim, self.pixel_dim) != (other.latent_dim, other.pixel_dim):
+            raise ValueError(
+                f"moments: cannot add moments of ({self.latent_dim}, {self.pixel_dim}) and "
+                f"({other.latent_dim}, {other.pixel_dim})"
+            )
+        total = TokenMoments(self.latent_dim, self.pixel_dim)
+        total.count, total.images = self.count + other.count, self.images + other.images
+        for name in self._SUMS:
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        return total
+
+    def save(self, path: str | Path) -> None:
+        """Write ``.safetensors``, atomically."""
+        from liftkit.checkpoint.files import write_safetensors
+
+        tensors = {name: getattr(self, name) for name in self._SUMS}
+        counts = {"count": torch.tensor(self.count), "images": torch.tensor(self.images)}
+        write_safetensors(Path(path), tensors | counts, {"format": "liftkit.moments"})
+
+    @classmethod
+    def load(cls, path: str | Path) -> TokenMoments:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UsageError: if the file is missing, truncated or holds no moments.
+        """
+        from liftkit.checkpoint.files import read_safetensors
+        from liftkit.errors import UsageError
+
+        tensors, _ = read_safetensors(Path(path))
+        missing = {"count", "images", *cls._SUMS} - tensors.keys()
+        if missing:
+            raise UsageError(f"{path}: no moments: {', '.join(sorted(missing))} missing")
+        moments = cls(*tensors["cross"].shape)
+        moments.count, moments.images = int(tensors["count"]), int(tensors["images"])
+        for name in cls._SUMS:
+            setattr(moments, name, tensors[name])
+        return moments
