@@ -1,0 +1,74 @@
+"""``liftkit``: the commands, and the one place where errors become a line and an exit code.
+
+Exit codes: 0 done, 2 usage, 1 anything else that failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from liftkit.cli import console
+from liftkit.cli.convert import convert
+from liftkit.cli.demo import demo
+from liftkit.cli.sample import sample
+
+app = typer.Typer(
+    name="liftkit",
+    help="Turn a pretrained latent flow model into a pixel flow model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(convert)
+app.command()(sample)
+app.command()(demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from liftkit import __version__
+
+        typer.echo(f"liftkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Turn a pretrained latent flow model into a pixel flow model."""
+    console.settings.debug = debug
+
+
+def run() -> None:
+    """Entry point: run a command, turn what it raises into a message and an exit code."""
+    # Libraries below draw bars and print notices of their own; ours says what matters.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except SystemExit as exit_:
+        # typer's own answer to Ctrl-C is 1 or 130, depending on where it was caught.
+        raise exit_
+    except KeyboardInterrupt:
+        console.fail("interrupted; nothing was left behind")
+        sys.exit(130)
+    except Exception as error:  # the edge of the program: everything becomes one line
+        from liftkit.errors import LiftkitError
+
+        if console.settings.debug:
+            raise
+        if isinstance(error, LiftkitError):
+            console.fail(str(error))
+            sys.exit(error.exit_code)
+        console.fail(f"{type(error).__name__}: {error} (this is a fault of liftkit; run with --debug for the traceback)")
+        sys.exit(1)

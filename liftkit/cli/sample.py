@@ -1,0 +1,56 @@
+"""``liftkit sample``: images from a latent or a converted folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from liftkit.cli import console
+
+
+def sample(
+    folder: Annotated[str, typer.Argument(help="A latent or a converted pipeline: a folder, a Hub id, or 'demo'.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to paint; repeat for several.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images in all; prompts take turns.")] = 8,
+    seed: Annotated[int, typer.Option(help="Image i starts from seed + i, whatever the batch.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("samples.png"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps [default: the pipeline's]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale [default: the pipeline's]")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
+    columns: Annotated[int | None, typer.Option(min=1, help="Of the grid [default: by count]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
+) -> None:
+    """Sample images through the stock diffusers pipeline, for latent and converted folders alike.
+
+    Example: liftkit sample klein-pixel -p "a red seven on flower petals" -n 8 --seed 0 -o grid.png
+    """
+    from liftkit.checkpoint.model import find_model
+    from liftkit.convert.plan import choose_device
+    from liftkit.demo import TINY_KLEIN
+    from liftkit.sampling import check_picture, check_size, load_pipeline, save_grid
+    from liftkit.sampling import sample as run
+
+    check_picture(output)
+    chosen, why = choose_device(device)
+    model = find_model(str(TINY_KLEIN) if folder == "demo" else folder)
+    pipeline = load_pipeline(model, chosen)
+    check_size(pipeline, height, width)
+    prompts = [prompt[index % len(prompt)] for index in range(count)]
+    with console.Bars().stage(f"sample: {model.index['_class_name']} on {chosen}", count, "images") as advance:
+        images = run(
+            pipeline,
+            prompts,
+            seed=seed,
+            height=height,
+            width=width,
+            steps=steps,
+            guidance=guidance,
+            batch_size=batch_size,
+            advance=advance,
+        )
+    save_grid(images, output, columns)
+    console.out.print(f"{count} images in {output} ({chosen}: {why})")

@@ -1,0 +1,113 @@
+"""What a converted folder says about itself: the model card, the small pipeline file, the versions."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from liftkit.convert.execute import Conversion
+    from liftkit.convert.plan import Plan
+
+PACKAGES = ("liftkit", "torch", "diffusers", "transformers", "safetensors", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what took part, from package metadata."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def pipeline_file(stock: str) -> str:
+    """``pipeline.py``: lets a folder load by ``custom_pipeline`` where nobody imported liftkit."""
+    return f'''"""Load with DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)."""
+
+import liftkit  # noqa: F401  (teaches diffusers the pixel classes)
+from diffusers import {stock}
+
+
+class Pixel{stock}({stock}):
+    """The stock pipeline; its transformer, autoencoder and scheduler are liftkit's."""
+'''
+
+
+def source_header(plan: Plan) -> dict[str, str]:
+    """What the card takes over from the source's own: the licence fields of its front matter."""
+    card = plan.model.path / "README.md"
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    front = re.match(r"^---\n(.*?)\n---", text, re.DOTALL)
+    lines = front.group(1).splitlines() if front else []
+    wanted = ("license", "license_name", "license_link")
+    return {key: line.split(":", 1)[1].strip() for line in lines for key in wanted if line.startswith(f"{key}:")}
+
+
+def model_card(result: Conversion) -> str:
+    """README.md of a converted folder."""
+    plan, lift, proof = result.plan, result.lift, result.proof
+    licence = source_header(plan)
+    header = "".join(f"{key}: {value}\n" for key, value in licence.items())
+    if "/" in plan.model.source and not plan.model.source.startswith((".", "/", "~")):
+        header += f"base_model: {plan.model.source}\n"
+    name = plan.model.source.rstrip("/").rsplit("/", 1)[-1]
+    figures = result.figures.get("held_out") or result.figures.get("fitted") or {}
+    rows = "".join(f"| {label} | {value} |\n" for label, value in _rows(result, figures))
+    size = plan.options.resolution or 1024
+    return f"""---
+{header}library_name: diffusers
+tags: [pixel-diffusion, flow-matching, asymflow, liftkit]
+---
+
+# {name}, lifted to pixels
+
+A pixel flow model made from the latent flow model `{plan.model.source}` by
+[Asymmetric Flow](https://arxiv.org/abs/2605.12964): the input and output projections were rewritten, everything else
+is the source's own. Untrained, it paints s A z of what its source would paint; finetuning mends colour and fine detail.
+
+```python
+import liftkit
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{plan.output.name}")
+image = pipe("a prompt", height={size}, width={size}).images[0]
+```
+
+| what | value |
+|---|---|
+{rows}
+The proof ran both models from tied noise for {proof.steps} Euler steps on {proof.tokens[0]} x {proof.tokens[1]} tokens;
+deviations are relative to the largest value. See `alignment.html` for pictures and `liftkit.json` for provenance.
+
+{_licence_line(plan, licence)}
+"""
+
+
+def _rows(result: Conversion, figures: dict[str, float]) -> list[tuple[str, str]]:
+    lift, proof = result.lift, result.proof
+    rows = [
+        ("rank of the lift", f"{lift.rank} of {lift.dim}"),
+        ("scale s", f"{lift.scale:.4f}"),
+        ("pixel patch", f"{lift.patch_size} x {lift.patch_size}"),
+        ("colour", repr(lift.color)),
+        ("largest deviation from the source, full precision", f"{proof.exact:.1e}"),
+        (f"largest deviation from the source, stored as {proof.dtype}", f"{proof.stored:.1e}"),
+    ]
+    if figures:
+        rows += [
+            ("pixel energy captured (best subspace)", f"{figures['energy_captured']:.4f} ({figures['energy_best']:.4f})"),
+            ("pixel variance explained by the lift", f"{figures['r2_pixels']:.3f}"),
+            ("... by an unconstrained linear map", f"{figures['r2_pixels_linear']:.3f}"),
+        ]
+    return rows
+
+
+def _licence_line(plan: Plan, licence: dict[str, str]) -> str:
+    found = licence.get("license")
+    if found:
+        return f"The licence is the source's: {licence.get('license_name', found)}."
+    return f"The source states no licence in its card; the terms of `{plan.model.source}` apply."

@@ -1,0 +1,122 @@
+"""The surgery (Sec. 5.1): ``W_in' = W_in A^T`` and ``W_out' = A W_out``; nothing else in the network changes.
+
+Products are made in float64 and rounded once. Weights hold a patch in the architecture's own order, and the
+pixel model sees its pixels folded, so A is permuted to meet them (:func:`liftkit.tokens.token_order`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.errors import UsageError
+from liftkit.lift import Lift
+from liftkit.models.registry import architecture, lifted_class
+from liftkit.models.spec import Architecture, Config
+from liftkit.tokens import TokenOrder, token_order
+
+BASIS = "lift.basis"
+
+
+def native_basis(lift: Lift, order: TokenOrder) -> Tensor:
+    """A with rows and columns in the order of a projection that flattens patches as ``order``, (D, r) float64."""
+    rows = token_order(3, lift.latent_patch, order, fold=lift.fold)
+    columns = token_order(lift.latent_channels, lift.latent_patch, order)
+    return lift.basis.double()[rows.to(lift.basis.device)][:, columns.to(lift.basis.device)]
+
+
+def lift_input(weight: Tensor, basis: Tensor) -> Tensor:
+    """``W_in A^T``: a Linear (hidden, r) or a convolution (hidden, C, [1,] p, p) to pixel tokens; rounded once."""
+    product = weight.flatten(1).double() @ basis.to(weight.device).T
+    patch = weight.shape[2:]
+    return product.reshape(weight.shape[0], -1, *patch).to(weight.dtype)
+
+
+def lift_output(weight: Tensor, basis: Tensor) -> Tensor:
+    """``A W_out`` (or ``A b_out``): the rows of a weight (r, hidden) or bias (r,) to pixel tokens; rounded once."""
+    return (basis.to(weight.device) @ weight.double()).to(weight.dtype)
+
+
+def check_lift(spec: Architecture, config: Config, factor: int, lift: Lift) -> None:
+    """Whether a lift fits a transformer and its VAE.
+
+    Args:
+        spec: the architecture.
+        config: of the latent transformer.
+        factor: the VAE's downsampling factor.
+
+    Raises:
+        UsageError: naming the numbers that disagree.
+    """
+    patch = spec.latent_patch(config)
+    found = {"rank": lift.rank, "latent patch": lift.latent_patch, "pixel patch": lift.patch_size}
+    wanted = {"rank": spec.token_size(config), "latent patch": patch, "pixel patch": factor * patch}
+    wrong = [f"{key} {found[key]}, the model needs {wanted[key]}" for key in wanted if found[key] != wanted[key]]
+    if wrong:
+        raise UsageError(f"the lift does not fit {spec.name}: " + "; ".join(wrong) + "; fit one on this model")
+
+
+def lifted_tensors(spec: Architecture, read: Callable[[str], Tensor | None], lift: Lift) -> dict[str, Tensor]:
+    """The tensors that a conversion rewrites or adds, by name.
+
+    Args:
+        read: the source's tensor of a name, or None where there is none (a projection without bias).
+        lift: fits the model (see :func:`check_lift`).
+
+    Raises:
+        UsageError: if a projection's weight is missing or has an unexpected shape.
+    """
+    result = {}
+    for projection, side in spec.projections:
+        basis = native_basis(lift, projection.order)
+        weight = read(f"{projection.path}.weight")
+        width = None if weight is None else (weight[0].numel() if side == "input" else weight.shape[0])
+        if weight is None or width != lift.rank:
+            raise UsageError(
+                f"tensor {projection.path}.weight: expected {lift.rank} numbers per token, "
+                + ("it is missing" if weight is None else f"found {width} (shape {tuple(weight.shape)})")
+            )
+        apply = lift_input if side == "input" else lift_output
+        result[f"{projection.path}.weight"] = apply(weight, basis)
+        bias = read(f"{projection.path}.bias")
+        if side == "output" and bias is not None:
+            result[f"{projection.path}.bias"] = lift_output(bias, basis)
+    # Images are patchified channel first before the velocity is recovered; packed tokens keep the model's order.
+    state_order = spec.inputs[0].order if spec.layout == "tokens" else "cpq"
+    basis = native_basis(lift, state_order)
+    result[BASIS] = basis if result[f"{spec.inputs[0].path}.weight"].dtype == torch.float64 else basis.float()
+    return result
+
+
+def lifted_config(spec: Architecture, config: Config, lift: Lift) -> dict[str, Any]:
+    """The config of the pixel twin as it is stored: latent channels, plus what the lift adds."""
+    added = {"lift_rank": lift.rank, "lift_dim": lift.dim, "lift_scale": lift.scale}
+    return {**config, "_class_name": spec.lifted_name, **added}
+
+
+def convert_transformer(transformer: Any, lift: Lift) -> Any:
+    """A stock diffusers transformer in memory to its Asym twin.
+
+    Args:
+        transformer: of a supported class; it is left as it is, and its unchanged weights are shared, not copied.
+        lift: fitted to its latents.
+
+    Returns:
+        The Asym model, in the same dtype and mode.
+
+    Raises:
+        UsageError: if the class is not supported or the lift does not fit.
+    """
+    from accelerate import init_empty_weights
+
+    spec = architecture(type(transformer).__name__)
+    check_lift(spec, transformer.config, lift.fold, lift)
+    state: Mapping[str, Tensor] = transformer.state_dict()
+    with init_empty_weights(include_buffers=False):
+        twin = lifted_class(spec).from_config(lifted_config(spec, dict(transformer.config), lift))
+    twin.load_state_dict({**state, **lifted_tensors(spec, state.get, lift)}, strict=True, assign=True)
+    # What a state dict does not hold (rotary tables and the like) follows the source's device.
+    return twin.to(transformer.device).train(transformer.training)

@@ -1,0 +1,50 @@
+"""FLUX.2 (dev, klein 4B and 9B): tokens packed by the pipeline, no biases, sigma clock, reference tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from liftkit.models.spec import Architecture, Config, Grid, Projection, randn
+
+
+def _positions(grid: Grid, conditioning: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids (t, h, w, l): image tokens count rows and columns, text tokens their place in the sequence."""
+    image = torch.cartesian_prod(*(torch.arange(n) for n in (1, grid.rows, grid.columns, 1)))
+    text = torch.cartesian_prod(*(torch.arange(n) for n in (1, 1, 1, conditioning["encoder_hidden_states"].shape[1])))
+    return {
+        "img_ids": image.to(grid.device).expand(grid.batch, -1, -1),
+        "txt_ids": text.to(grid.device).expand(grid.batch, -1, -1),
+    }
+
+
+def _reference_tokens(arguments: Mapping[str, Any]) -> Tensor | None:
+    """Reference images sit at t >= 10; the tokens being denoised at t = 0."""
+    ids = arguments.get("img_ids")
+    return None if ids is None else ids[..., 0] != 0
+
+
+def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dict[str, Any]:
+    result: dict[str, Any] = {"encoder_hidden_states": randn(generator, batch, 7, config["joint_attention_dim"])}
+    if config.get("guidance_embeds"):
+        result["guidance"] = torch.full((batch,), 4.0)
+    return result
+
+
+FLUX2 = Architecture(
+    name="Flux2Transformer2DModel",
+    inputs=(Projection("x_embedder", "cpq"),),
+    outputs=(Projection("proj_out", "cpq"),),
+    layout="tokens",
+    # The pipeline folds 2 x 2 latents into a token; the transformer's own patch_size is 1.
+    latent_patch=lambda config: 2,
+    conditioning=_conditioning,
+    positions=_positions,
+    clean_tokens=_reference_tokens,
+    pipeline_latents=lambda state: F.pixel_unshuffle(state, 2),
+    reference=("norm_out",),
+)

@@ -1,0 +1,65 @@
+"""The latent space that a flow model was trained in: a VAE and the normalisation its pipeline applies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from liftkit.errors import UsageError
+
+SUPPORTED_VAES = ("AutoencoderKL", "AutoencoderKLFlux2")
+
+
+def vae_geometry(config: dict[str, Any]) -> tuple[int, int]:
+    """Downsampling factor f and latent channels C of a VAE, from its config.
+
+    Raises:
+        UsageError: if its class is not supported.
+    """
+    name = config.get("_class_name")
+    if name not in SUPPORTED_VAES:
+        raise UsageError(f"VAE class {name!r} is not supported; supported: {', '.join(SUPPORTED_VAES)}")
+    return 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
+
+
+class LatentSpace:
+    """Images to the *normalised* latents that the transformer sees, and back.
+
+    Args:
+        vae: a diffusers VAE with its weights.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+        config = {**vae.config, "_class_name": type(vae).__name__}
+        self.factor, self.channels = vae_geometry(config)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """sRGB (B, 3, H, W) in [-1, 1] to normalised latents (B, C, H / f, W / f): the mode of the posterior."""
+        latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().float()
+        mean, std = self._statistics(latents)
+        return (latents - mean) / std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents to sRGB in [-1, 1], clamped."""
+        mean, std = self._statistics(latents)
+        return self.vae.decode((latents * std + mean).to(self.vae.dtype)).sample.float().clamp(-1.0, 1.0)
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation that broadcast against latents (B, C, h, w)."""
+        config = self.vae.config
+        if type(self.vae).__name__ == "AutoencoderKL":
+            shift = config.shift_factor if config.get("shift_factor") is not None else 0.0
+            return latents.new_tensor(shift), latents.new_tensor(1.0 / config.scaling_factor)
+        # FLUX.2: batch-norm statistics of 2 x 2 patches; tile them back over the latent grid.
+        statistics = self.vae.bn
+        mean = statistics.running_mean.float()
+        std = (statistics.running_var.float() + config.batch_norm_eps).sqrt()
+        rows, columns = (size // 2 for size in latents.shape[-2:])
+        tiled = [F.pixel_shuffle(v.view(1, -1, 1, 1), 2).repeat(1, 1, rows, columns) for v in (mean, std)]
+        return tiled[0].to(latents.device), tiled[1].to(latents.device)

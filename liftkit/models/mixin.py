@@ -1,0 +1,161 @@
+"""The pixel twin of a transformer: the stock forward between two pure functions.
+
+``Asym<Stock>`` is a subclass of the stock class. Its forward scales the state by k, tells the network tau,
+calls the stock forward and recovers the velocity in float32. State-dict keys, LoRA, offloading, checkpointing
+and compilation are the stock class's own; the only addition is the buffer ``lift.basis``.
+
+On disk the config keeps the *latent* channel counts beside ``lift_rank`` and ``lift_dim``: the stock class then
+refuses the folder by a shape mismatch instead of making wrong images from it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from liftkit.asymflow import at_least_float32, calibrate, recover_velocity
+from liftkit.models.spec import Architecture
+from liftkit.tokens import patchify, unpatchify
+
+LIFT_KEYS = ("lift_rank", "lift_dim", "lift_scale")
+
+
+class LiftHead(nn.Module):
+    """Holds A in the transformer's own token order, (D, r) float32, whatever dtype the rest is cast to."""
+
+    basis: Tensor
+
+    def __init__(self, dim: int, rank: int) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.zeros(dim, rank, dtype=torch.float32))
+
+    def forward(self, u_cal: Tensor, x_t: Tensor, sigma: Tensor, scale: float) -> Tensor:
+        """Tokens in, the full velocity out, in float32 even under autocast."""
+        with torch.autocast(x_t.device.type, enabled=False):
+            return recover_velocity(u_cal, x_t, sigma, self.basis, scale)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LiftHead:
+        kept = self.basis
+        super()._apply(fn, recurse)
+        if self.basis.dtype not in (torch.float32, torch.float64):
+            self.basis = kept.to(self.basis.device)
+        return self
+
+
+class AsymMixin:
+    """What every Asym class adds to its stock class."""
+
+    architecture: ClassVar[Architecture]
+    _forward_names: ClassVar[tuple[str, ...]]
+    lift: LiftHead
+    config: Any
+    dtype: torch.dtype
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock forward's arguments and results; the output is the full velocity, in the state's dtype
+        or float32, whichever is wider, with the stock class's sign."""
+        spec = self.architecture
+        arguments = dict(zip(self._forward_names, args), **kwargs)
+        x_t, time = arguments[spec.state], arguments[spec.time]
+        sigma = spec.clock.sigma(at_least_float32(time)).reshape(-1).expand(x_t.shape[0])
+        scale = self.config.lift_scale
+        gain, tau = calibrate(sigma, scale)
+        gain = gain.reshape(-1, *(1,) * (x_t.ndim - 1))
+        clean = spec.clean_tokens(arguments)
+        if clean is not None:
+            gain = torch.where(clean.unsqueeze(-1), 1.0 / scale, gain)
+        arguments[spec.state] = (at_least_float32(x_t) * gain).to(self.dtype)
+        arguments[spec.time] = spec.clock.time(tau)
+        output = super().forward(**arguments)  # type: ignore[misc]
+        sample = output[0]
+        velocity = spec.sign * self._recover(spec.sign * sample, x_t, sigma)
+        if isinstance(output, tuple):
+            return (velocity, *output[1:])
+        output.sample = velocity
+        return output
+
+    def _recover(self, u_cal: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
+        scale = self.config.lift_scale
+        if self.architecture.layout == "tokens":
+            # Pipelines that put reference tokens first get back the denoised ones alone.
+            return self.lift(u_cal, x_t[:, -u_cal.shape[1] :], sigma, scale)
+        patch = self.architecture.token_patch(self.config)
+        tokens = self.lift(patchify(u_cal, patch), patchify(x_t, patch), sigma, scale)
+        return unpatchify(tokens, patch, *x_t.shape[-2:])
+
+    def to_json_string(self) -> str:
+        """The config as it is stored: with latent channel counts, so that the stock class refuses it."""
+        pixel = self._internal_dict  # type: ignore[has-type]
+        self._internal_dict = type(pixel)(channels_for(self.architecture, dict(pixel), latent=True))
+        try:
+            return super().to_json_string()  # type: ignore[misc]
+        finally:
+            self._internal_dict = pixel
+
+
+def channels_for(spec: Architecture, config: dict[str, Any], *, latent: bool) -> dict[str, Any]:
+    """A config with its channel counts as the latent or as the pixel model has them.
+
+    Args:
+        config: with ``lift_rank`` and ``lift_dim``; its channels may be either.
+
+    Raises:
+        ValueError: if the channels are neither.
+    """
+    rank, dim = config["lift_rank"], config["lift_dim"]
+    size = spec.token_size(config)
+    if size not in (rank, dim):
+        raise ValueError(
+            f"{spec.lifted_name}: a token of {size} numbers is neither the latent {rank} nor the pixel {dim} of its lift"
+        )
+    wanted = rank if latent else dim
+    scaled = {key: config[key] * wanted // size for key in spec.channel_keys if config.get(key) is not None}
+    return {**config, **scaled}
+
+
+def make_class(spec: Architecture, module: str) -> type:
+    """The Asym class of an architecture: stock signature plus ``lift_rank``, ``lift_dim`` and ``lift_scale``."""
+    import diffusers
+
+    stock = getattr(diffusers, spec.name)
+
+    def __init__(self: Any, *args: Any, lift_rank: int, lift_dim: int, lift_scale: float, **kwargs: Any) -> None:
+        config = inspect.signature(stock.__init__).bind(self, *args, **kwargs)
+        config.apply_defaults()
+        names = {key: value for key, value in config.arguments.items() if key != "self"}
+        added = {"lift_rank": lift_rank, "lift_dim": lift_dim, "lift_scale": lift_scale}
+        pixel = channels_for(spec, {**names, **added}, latent=False)
+        stock.__init__(self, **{key: pixel[key] for key in names})
+        self.register_to_config(**added)
+        self.lift = LiftHead(lift_dim, lift_rank)
+
+    parameters = list(inspect.signature(stock.__init__).parameters.values())
+    for name, annotation in zip(LIFT_KEYS, (int, int, float)):
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation))
+    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+    # Each class has a forward of its own, wrapped, because callers read its signature.
+    @functools.wraps(stock.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return AsymMixin.forward(self, *args, **kwargs)
+
+    in_full_precision = [*(stock._keep_in_fp32_modules or []), "lift"]
+    uncast = [*(stock._skip_layerwise_casting_patterns or []), "lift", *(p.path for p, _ in spec.projections)]
+    return type(
+        spec.lifted_name,
+        (AsymMixin, stock),
+        {
+            "__module__": module,
+            "__doc__": f"The pixel twin of ``{spec.name}``: see :mod:`liftkit.models.mixin`.",
+            "__init__": __init__,
+            "forward": forward,
+            "architecture": spec,
+            "_forward_names": tuple(inspect.signature(stock.forward).parameters)[1:],
+            "_keep_in_fp32_modules": in_full_precision,
+            "_skip_layerwise_casting_patterns": uncast,
+        },
+    )

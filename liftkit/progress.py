@@ -1,0 +1,31 @@
+"""How long work reports on itself, without knowing who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+Advance = Callable[[float], None]
+
+
+class Observer(Protocol):
+    """Listens to long work: the command line draws bars, tests keep a list, the default is silent."""
+
+    def stage(self, title: str, total: float | None, unit: str) -> AbstractContextManager[Advance]:
+        """A stage begins; the block is told how much was done. ``unit`` is ``images``, ``bytes`` or ``steps``."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+class Silent:
+    """Hears nothing."""
+
+    @contextmanager
+    def stage(self, title: str, total: float | None, unit: str) -> Iterator[Advance]:
+        """See :class:`Observer`."""
+        yield lambda amount: None
+
+    def note(self, text: str) -> None:
+        """See :class:`Observer`."""

@@ -1,0 +1,1 @@
+"""What was found, for people: pictures and pages that open offline."""

@@ -1,0 +1,76 @@
+"""Grids of images: one picture with labelled rows, and the same as data for a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a grid.
+
+    Args:
+        label: what it shows, a few words.
+        images: (n, 3, H, W) in [-1, 1].
+    """
+
+    label: str
+    images: Tensor
+
+
+def to_uint8(images: Tensor) -> Any:
+    """(n, 3, H, W) in [-1, 1] to a numpy array (n, H, W, 3) uint8."""
+    import torch
+
+    scaled = ((images.detach().float().cpu().clamp(-1, 1) + 1.0) * 127.5).round()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def grid(images: Tensor, columns: int, gap: int = 2) -> Any:
+    """Images (n, 3, H, W) in [-1, 1] side by side, row-major, as a Pillow image on a light ground."""
+    from PIL import Image
+
+    tiles = to_uint8(images)
+    count, height, width = tiles.shape[:3]
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    canvas = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), (245, 245, 245))
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        canvas.paste(Image.fromarray(tile), (column * (width + gap), row * (height + gap)))
+    return canvas
+
+
+def labelled(rows: list[Row], *, title: str, tile: int = 112) -> Any:
+    """One picture: a title, and for each row its label above its images, enlarged without smoothing to ``tile``."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    gap, margin = 4, 20
+    columns = max(len(row.images) for row in rows)
+    width = margin * 2 + columns * (tile + gap) - gap
+    band = 26
+    canvas = Image.new("RGB", (width, margin + 30 + len(rows) * (tile + band) + margin), (252, 252, 250))
+    draw = ImageDraw.Draw(canvas)
+    draw.text((margin, margin - 4), title, fill=(20, 20, 20), font=ImageFont.load_default(20))
+    top = margin + 30
+    for row in rows:
+        draw.text((margin, top + 6), row.label, fill=(70, 70, 70), font=ImageFont.load_default(14))
+        for column, array in enumerate(to_uint8(row.images)):
+            picture = Image.fromarray(array)
+            enlarged = picture.resize((tile, tile), Image.Resampling.NEAREST if tile >= picture.width else Image.Resampling.LANCZOS)
+            canvas.paste(enlarged, (margin + column * (tile + gap), top + band))
+        top += tile + band
+    return canvas
+
+
+def data_uri(image: Any) -> str:
+    """A Pillow image as a ``data:`` address of a PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
