@@ -54,7 +54,12 @@ class Demonstration:
 
 
 def run(
-    output: Path, *, seed: int, observer: Observer, on_plan: Callable[[Plan], None] = lambda plan: None, samples: int = 64
+    output: Path,
+    *,
+    seed: int,
+    observer: Observer,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    samples: int = 64,
 ) -> Demonstration:
     """Convert, sample both models from tied noise, write ``demo.png`` and ``demo.html``.
 

@@ -81,7 +81,9 @@ class Lift:
     def orthonormality(self) -> float:
         """max |A^T A - I|, computed in float64."""
         basis = self.basis.double()
-        return (basis.T @ basis - torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)).abs().max().item()
+        return (
+            (basis.T @ basis - torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)).abs().max().item()
+        )
 
     def raise_tokens(self, latent_tokens: Tensor) -> Tensor:
         """``s A z``: latent tokens (B, N, r) to pixel tokens (B, N, D)."""
@@ -125,4 +127,6 @@ class Lift:
                 figures=description["figures"],
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{path}: not a lift that this version reads ({error}); make one with liftkit convert") from error
+            raise UsageError(
+                f"{path}: not a lift that this version reads ({error}); make one with liftkit convert"
+            ) from error

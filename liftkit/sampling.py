@@ -30,7 +30,7 @@ def load_pipeline(folder: ModelFolder, device: str = "cpu", dtype: torch.dtype |
     if dtype is None:
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder.path, torch_dtype=dtype)
+        pipeline = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype)
     except (OSError, ValueError, AttributeError, ImportError) as error:
         raise UsageError(f"{folder.source}: diffusers cannot load it ({str(error).splitlines()[0]})") from error
     pipeline.set_progress_bar_config(disable=True)

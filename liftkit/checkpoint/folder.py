@@ -96,7 +96,9 @@ def link_or_copy(source: Path, target: Path, *, link: bool = False) -> None:
 
 def tree_size(path: Path) -> int:
     """Bytes of the files in a tree."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    )
 
 
 def sha256(path: Path) -> str:

@@ -107,9 +107,13 @@ def _entry(path: Path, name: str, value: Any) -> TensorEntry:
             raise TypeError
         size = tensor_bytes(dtype, tuple(shape))
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: tensor {name!r} has no valid dtype, shape and offsets; fetch the file again") from error
+        raise UsageError(
+            f"{path}: tensor {name!r} has no valid dtype, shape and offsets; fetch the file again"
+        ) from error
     if end - start != size:
-        raise UsageError(f"{path}: tensor {name!r} should take {size} bytes ({dtype} {shape}), its offsets say {end - start}")
+        raise UsageError(
+            f"{path}: tensor {name!r} should take {size} bytes ({dtype} {shape}), its offsets say {end - start}"
+        )
     return TensorEntry(dtype, tuple(shape), start, end)
 
 
@@ -118,7 +122,9 @@ def _check_layout(path: Path, tensors: dict[str, TensorEntry], payload: int) -> 
     for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
             what = "overlaps another" if entry.start < position else "leaves a gap before it"
-            raise UsageError(f"{path}: tensor {name!r} {what} (offset {entry.start}, expected {position}); fetch the file again")
+            raise UsageError(
+                f"{path}: tensor {name!r} {what} (offset {entry.start}, expected {position}); fetch the file again"
+            )
         position = entry.end
         if position > payload:
             raise UsageError(

@@ -70,5 +70,7 @@ def run() -> None:
         if isinstance(error, LiftkitError):
             console.fail(str(error))
             sys.exit(error.exit_code)
-        console.fail(f"{type(error).__name__}: {error} (this is a fault of liftkit; run with --debug for the traceback)")
+        console.fail(
+            f"{type(error).__name__}: {error} (this is a fault of liftkit; run with --debug for the traceback)"
+        )
         sys.exit(1)

@@ -36,6 +36,18 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def quiet_libraries() -> None:
+    """Our bars and lines say what matters: no notices, bars and warnings of the libraries below."""
+    import warnings
+
+    from diffusers.utils import logging
+
+    if not settings.debug:
+        warnings.simplefilter("ignore")
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def fail(message: str) -> None:
     """One line on stderr."""
     err.print(f"[bold red]error[/]: {escape(message)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from liftkit.convert.plan import Plan
 
 
-class Color(str, Enum):
+class Color(StrEnum):
     """Choices of ``--color``."""
 
     oklab = "oklab"
@@ -23,7 +23,7 @@ class Color(str, Enum):
     oklab_paper = "oklab-paper"
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """Choices of ``--dtype``."""
 
     auto = "auto"
@@ -36,15 +36,22 @@ def convert(
     model: Annotated[str, typer.Argument(help="A diffusers folder, or a Hub id such as organisation/name.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
     images: Annotated[
-        str | None, typer.Option(help="A folder of images to fit on (nested, any sizes), or 'demo' for the embedded data.")
+        str | None,
+        typer.Option(help="A folder of images to fit on (nested, any sizes), or 'demo' for the embedded data."),
     ] = None,
-    num_images: Annotated[int | None, typer.Option(min=1, help="Images to fit on [default: by tokens per image]")] = None,
-    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the images at most [default: the VAE's]")] = None,
+    num_images: Annotated[
+        int | None, typer.Option(min=1, help="Images to fit on [default: by tokens per image]")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Side of the images at most [default: the VAE's]")
+    ] = None,
     color: Annotated[
         Color, typer.Option(help="Colour space, normalised to the images; oklab-paper has the paper's constants.")
     ] = Color.oklab,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="Of the written transformer; auto keeps each tensor's own.")] = Dtype.auto,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of the written transformer; auto keeps each tensor's own.")
+    ] = Dtype.auto,
     seed: Annotated[int, typer.Option(help="Of the image order and the proof.")] = 0,
     lift: Annotated[Path | None, typer.Option(help="Reuse a saved lift (.safetensors) instead of fitting one.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -76,6 +83,7 @@ def convert(
         return
     from liftkit.convert.execute import execute
 
+    console.quiet_libraries()
     print_summary(execute(plan, console.Bars()))
 
 

@@ -11,9 +11,9 @@ from liftkit.cli import console
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model, the picture and the page.")] = Path(
-        "out/demo"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the model, the picture and the page.")
+    ] = Path("out/demo"),
     seed: Annotated[int, typer.Option(help="Of noise and images.")] = 0,
 ) -> None:
     """Convert the embedded tiny-klein and paint the same noise with both models.
@@ -23,6 +23,7 @@ def demo(
     from liftkit.cli.convert import print_plan, print_summary
     from liftkit.demo import run
 
+    console.quiet_libraries()
     result = run(output, seed=seed, observer=console.Bars(), on_plan=print_plan)
     print_summary(result.conversion)
     console.table(

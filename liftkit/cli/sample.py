@@ -34,6 +34,7 @@ def sample(
     from liftkit.sampling import check_picture, check_size, load_pipeline, save_grid
     from liftkit.sampling import sample as run
 
+    console.quiet_libraries()
     check_picture(output)
     chosen, why = choose_device(device)
     model = find_model(str(TINY_KLEIN) if folder == "demo" else folder)

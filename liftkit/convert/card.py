@@ -49,7 +49,7 @@ def source_header(plan: Plan) -> dict[str, str]:
 
 def model_card(result: Conversion) -> str:
     """README.md of a converted folder."""
-    plan, lift, proof = result.plan, result.lift, result.proof
+    plan, proof = result.plan, result.proof
     licence = source_header(plan)
     header = "".join(f"{key}: {value}\n" for key, value in licence.items())
     if "/" in plan.model.source and not plan.model.source.startswith((".", "/", "~")):
@@ -99,7 +99,10 @@ def _rows(result: Conversion, figures: dict[str, float]) -> list[tuple[str, str]
     ]
     if figures:
         rows += [
-            ("pixel energy captured (best subspace)", f"{figures['energy_captured']:.4f} ({figures['energy_best']:.4f})"),
+            (
+                "pixel energy captured (best subspace)",
+                f"{figures['energy_captured']:.4f} ({figures['energy_best']:.4f})",
+            ),
             ("pixel variance explained by the lift", f"{figures['r2_pixels']:.3f}"),
             ("... by an unconstrained linear map", f"{figures['r2_pixels_linear']:.3f}"),
         ]

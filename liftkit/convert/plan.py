@@ -200,7 +200,9 @@ def choose_device(wanted: str) -> tuple[str, str]:
     try:
         torch.empty(1, device=wanted)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {wanted}: not available here ({str(error).splitlines()[0]}); try auto or cpu") from error
+        raise UsageError(
+            f"--device {wanted}: not available here ({str(error).splitlines()[0]}); try auto or cpu"
+        ) from error
     return wanted, "as asked"
 
 
@@ -213,7 +215,9 @@ def _plan_tensors(plan: Plan) -> None:
             name = f"{projection.path}.{kind}"
             if name not in plan.weights.where:
                 if kind == "weight":
-                    raise UsageError(f"{plan.model.path / 'transformer'}: tensor {name!r} is missing; is the model complete?")
+                    raise UsageError(
+                        f"{plan.model.path / 'transformer'}: tensor {name!r} is missing; is the model complete?"
+                    )
                 continue
             entry = plan.weights.headers[plan.weights.where[name]].tensors[name]
             axis = 1 if side == "input" else 0
@@ -223,6 +227,8 @@ def _plan_tensors(plan: Plan) -> None:
     plan.rewritten["lift.basis"] = TensorEntry("F32", (plan.dim, plan.rank), 0, 4 * plan.dim * plan.rank)
     plan.kept = len(plan.weights.where) - (len(plan.rewritten) - 1)
     for header in plan.weights.headers.values():
-        here = {name: entry for name, entry in plan.rewritten.items() if plan.weights.where.get(name) == header.path.name}
+        here = {
+            name: entry for name, entry in plan.rewritten.items() if plan.weights.where.get(name) == header.path.name
+        }
         plan.transformer_bytes += rewritten_size(header, here, wanted)
     plan.transformer_bytes += plan.rewritten["lift.basis"].size

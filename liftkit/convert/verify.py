@@ -189,7 +189,7 @@ def _stock(spec: Architecture) -> Any:
 
 
 def _load(model: Any, folder: Path, device: str) -> Any:
-    loaded = model.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
+    loaded = model.from_pretrained(folder, subfolder="transformer", dtype=torch.float32)
     return loaded.to(device).eval()
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from liftkit.errors import UsageError
 
-ENDINGS = frozenset("bmp gif heic jfif jp2 jpeg jpg png ppm pgm tif tiff webp avif".split())
+ENDINGS = frozenset(
+    ("avif", "bmp", "gif", "heic", "jfif", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
+)
 
 
 @dataclass
@@ -129,7 +131,9 @@ class DemoImages:
 
         side = min(resolution, demo.SIZE) // multiple * multiple
         if side == 0:
-            raise UsageError(f"--images demo: the demo images of {demo.SIZE} pixels are smaller than a patch of {multiple}")
+            raise UsageError(
+                f"--images demo: the demo images of {demo.SIZE} pixels are smaller than a patch of {multiple}"
+            )
         for index in range(self.count):
             image, _ = demo.image_at(index, split=self.split, seed=self.seed)
             yield torch.from_numpy(np.ascontiguousarray(image[:side, :side].transpose(2, 0, 1)))

@@ -7,7 +7,7 @@ as it is: patch sizes, grids and position ids do not change.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class PixelAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     config_name = "config.json"
     _supports_gradient_checkpointing = False
-    _keep_in_fp32_modules = ["bn"]
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["bn"]
 
     @register_to_config
     def __init__(
@@ -83,9 +83,7 @@ class PixelAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     @classmethod
     def from_lift(cls, lift: Lift, sample_size: int = 1024) -> PixelAutoencoder:
         """The autoencoder of a lifted model."""
-        return cls(
-            fold=lift.fold, latent_patch=lift.latent_patch, color=lift.color.to_dict(), sample_size=sample_size
-        )
+        return cls(fold=lift.fold, latent_patch=lift.latent_patch, color=lift.color.to_dict(), sample_size=sample_size)
 
     @property
     def color(self) -> ColorSpace:
@@ -106,4 +104,4 @@ class PixelAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Encode and decode: the image again."""
-        return self.decode(self.encode(sample).latent_dist.mode(), return_dict=return_dict)
+        return self.decode(self.encode(sample, return_dict=False)[0].mode(), return_dict=return_dict)

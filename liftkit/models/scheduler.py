@@ -7,6 +7,7 @@ scheduler makes the same grid and maps it so; a shift m becomes m * s.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -16,16 +17,11 @@ from liftkit.asymflow import lift_sigma
 
 
 class LiftedScheduleMixin:
-    """Maps the sigmas and timesteps of a diffusers flow scheduler through the lift scale."""
+    """Maps the grid of a diffusers flow scheduler through the lift scale: sigma = s tau / (1 + (s - 1) tau)."""
 
     config: Any
     sigmas: Any
     timesteps: Any
-
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        """The base's arguments; its grid, mapped by sigma = s tau / (1 + (s - 1) tau)."""
-        super().set_timesteps(*args, **kwargs)  # type: ignore[misc]
-        self._lift_grid()
 
     def _lift_grid(self) -> None:
         device, steps = self.timesteps.device, len(self.timesteps)
@@ -47,9 +43,16 @@ def _lifted(stock: Any) -> Any:
             self._lift_grid()
 
     __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+    # Wrapped, because pipelines read its signature to see what a scheduler takes.
+    @functools.wraps(stock.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock.set_timesteps(self, *args, **kwargs)
+        self._lift_grid()
+
     name = f"Asym{stock.__name__}"
     doc = f"``{stock.__name__}`` on the noise levels of a lifted model; ``lift_scale`` is s."
-    attributes = {"__module__": __name__, "__doc__": doc, "__init__": __init__}
+    attributes = {"__module__": __name__, "__doc__": doc, "__init__": __init__, "set_timesteps": set_timesteps}
     return type(name, (LiftedScheduleMixin, stock), attributes)
 
 

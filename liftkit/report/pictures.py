@@ -63,7 +63,9 @@ def labelled(rows: list[Row], *, title: str, tile: int = 112) -> Any:
         draw.text((margin, top + 6), row.label, fill=(70, 70, 70), font=ImageFont.load_default(14))
         for column, array in enumerate(to_uint8(row.images)):
             picture = Image.fromarray(array)
-            enlarged = picture.resize((tile, tile), Image.Resampling.NEAREST if tile >= picture.width else Image.Resampling.LANCZOS)
+            enlarged = picture.resize(
+                (tile, tile), Image.Resampling.NEAREST if tile >= picture.width else Image.Resampling.LANCZOS
+            )
             canvas.paste(enlarged, (margin + column * (tile + gap), top + band))
         top += tile + band
     return canvas

@@ -8,13 +8,15 @@ import torch
 
 
 def main() -> None:
-    from tools.tiny_klein import autoencoder, flow, judge
+    from tools.tiny_klein import assemble, autoencoder, flow, judge, measure
 
     stages = {
         "vae": autoencoder.train,
         "oracle": judge.train,
         "flow": flow.train,
         "decoder": autoencoder.sharpen,
+        "assemble": assemble.assemble,
+        "measure": measure.measure,
     }
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_klein", description=__doc__)
     parser.add_argument("stage", choices=stages)

@@ -80,7 +80,8 @@ def sharpen(steps: int = 1100, batch_size: int = 16) -> None:
             output = vae.decode(latents).sample.float()
             real = [judge(target) for judge in critics]
             fake = [judge(output.detach()) for judge in critics]
-        critic_loss = sum(F.relu(1.0 - r.float()).mean() + F.relu(1.0 + f.float()).mean() for r, f in zip(real, fake))
+        hinges = [F.relu(1.0 - r.float()).mean() + F.relu(1.0 + f.float()).mean() for r, f in zip(real, fake)]
+        critic_loss = torch.stack(hinges).sum()
         descend(critic_optimizer, critic_loss, critics.parameters())
         with torch.autocast("cpu", torch.bfloat16):
             adversarial = -sum(judge(output).float().mean() for judge in critics)

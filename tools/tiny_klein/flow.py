@@ -43,7 +43,8 @@ def train(steps: int = 4600, batch_size: int = 48) -> None:
     torch.manual_seed(common.SEED)
     model = build()
     average = copy.deepcopy(model).requires_grad_(False)
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim == 2 and "blocks" in name else others).append(parameter)
     optimizers = [

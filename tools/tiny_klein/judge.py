@@ -27,7 +27,8 @@ def train(steps: int = 1500, batch_size: int = 64) -> None:
         batch = batch + 0.1 * torch.rand(len(batch), 1, 1, 1) * torch.randn_like(batch)
         with torch.autocast("cpu", torch.bfloat16):
             logits = oracle(batch)
-        loss = sum(F.cross_entropy(part.float(), targets[index, which]) for which, part in enumerate(logits))
+        losses = [F.cross_entropy(part.float(), targets[index, which]) for which, part in enumerate(logits)]
+        loss = torch.stack(losses).sum()
         autoencoder.descend(optimizer, loss, oracle.parameters())
         log(step, loss=loss.item())
     oracle.eval()

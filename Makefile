@@ -1,0 +1,60 @@
+# make demo and make test need python >= 3.11, pip, make and git, and make their own virtual environment.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test test-all lint format types bench tiny-klein clean
+
+demo: $(VENV)/ready
+	$(RUN)/liftkit demo
+
+test: lint types
+	$(RUN)/pytest -n 2 -m "not slow"
+
+test-all: lint types
+	$(RUN)/pytest -n 2
+
+lint: $(VENV)/ready
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+types: $(VENV)/ready
+	$(RUN)/mypy
+
+format: $(VENV)/ready
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+
+bench: $(VENV)/ready
+	for file in benchmarks/*.py; do $(RUN)/python $$file || exit 1; done
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("liftkit needs python >= 3.11, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	# torch first and at its pinned version, so that no other package's range chooses a newer build.
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+# The embedded checkpoint, from nothing, with one seed: about two hours on 2 cores. The flow and the decoder need
+# only the encoder and run side by side under make -j2.
+KLEIN := build/tiny-klein
+TRAIN := $(RUN)/python -u -m tools.tiny_klein
+
+tiny-klein: $(KLEIN)/flow.done $(KLEIN)/vae-sharp.safetensors $(KLEIN)/oracle.safetensors
+	$(TRAIN) assemble
+	$(TRAIN) measure
+
+$(KLEIN)/vae.safetensors: $(VENV)/ready
+	$(TRAIN) vae
+$(KLEIN)/oracle.safetensors: $(VENV)/ready
+	$(TRAIN) oracle --threads 1
+$(KLEIN)/vae-sharp.safetensors: $(KLEIN)/vae.safetensors
+	$(TRAIN) decoder --threads 1
+$(KLEIN)/flow.done: $(KLEIN)/vae.safetensors
+	$(TRAIN) flow --threads 1
+	touch $@
+
+clean:
+	rm -rf build out .venv .pytest_cache .ruff_cache .mypy_cache

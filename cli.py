@@ -1,0 +1,5 @@
+"""``python cli.py ...`` is ``liftkit ...``."""
+
+from liftkit.cli.app import run
+
+run()
