@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -101,16 +101,20 @@ def tree_size(path: Path) -> int:
     )
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(path: Path, progress: Callable[[int], None] = lambda count: None) -> str:
+    """Hexadecimal SHA-256 of a file; ``progress`` is told the bytes, piece by piece."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(8 * 1024 * 1024):
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()
 
 
-def manifest(folder: Path) -> dict[str, str]:
+def manifest(folder: Path, progress: Callable[[int], None] = lambda count: None) -> dict[str, str]:
     """SHA-256 of every file below a folder, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    return {path.relative_to(folder).as_posix(): sha256(path, progress) for path in files}
 
 
 def _sync(folder: Path) -> None:

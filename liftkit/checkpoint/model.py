@@ -50,6 +50,11 @@ class ModelFolder:
     source: str
     index: dict[str, Any]
 
+    @property
+    def name(self) -> str:
+        """What to call it: the Hub id, or the folder's name without its path."""
+        return self.source if not Path(self.source).exists() else self.path.resolve().name
+
     def class_of(self, component: str) -> str | None:
         """The class name of a component, or None where the pipeline has none."""
         entry = self.index.get(component)

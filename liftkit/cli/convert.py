@@ -11,8 +11,8 @@ import typer
 from liftkit.cli import console
 
 if TYPE_CHECKING:
-    from liftkit.convert.execute import Conversion
-    from liftkit.convert.plan import Plan
+    from liftkit.conversion.execute import Conversion
+    from liftkit.conversion.plan import Plan
 
 
 class Color(StrEnum):
@@ -63,7 +63,7 @@ def convert(
 
     Example: liftkit convert black-forest-labs/FLUX.2-klein-base-4B --images photos/ -o klein-pixel
     """
-    from liftkit.convert.plan import ConvertOptions, make_plan
+    from liftkit.conversion.plan import ConvertOptions, make_plan
 
     options = ConvertOptions(
         images=images,
@@ -81,7 +81,7 @@ def convert(
     if dry_run:
         console.out.print("dry run: nothing was written")
         return
-    from liftkit.convert.execute import execute
+    from liftkit.conversion.execute import execute
 
     console.quiet_libraries()
     print_summary(execute(plan, console.Bars()))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from liftkit.color import ColorSpace, Oklab, color_from_dict
 from liftkit.lift import Lift
+from liftkit.models.spec import HOME
 
 
 class Exact:
@@ -105,3 +106,6 @@ class PixelAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Encode and decode: the image again."""
         return self.decode(self.encode(sample, return_dict=False)[0].mode(), return_dict=return_dict)
+
+
+PixelAutoencoder.__module__ = HOME

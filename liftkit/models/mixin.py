@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from liftkit.asymflow import at_least_float32, calibrate, recover_velocity
-from liftkit.models.spec import Architecture
+from liftkit.models.spec import HOME, Architecture
 from liftkit.tokens import patchify, unpatchify
 
 LIFT_KEYS = ("lift_rank", "lift_dim", "lift_scale")
@@ -117,7 +117,7 @@ def channels_for(spec: Architecture, config: dict[str, Any], *, latent: bool) ->
     return {**config, **scaled}
 
 
-def make_class(spec: Architecture, module: str) -> type:
+def make_class(spec: Architecture) -> type:
     """The Asym class of an architecture: stock signature plus ``lift_rank``, ``lift_dim`` and ``lift_scale``."""
     import diffusers
 
@@ -149,7 +149,7 @@ def make_class(spec: Architecture, module: str) -> type:
         spec.lifted_name,
         (AsymMixin, stock),
         {
-            "__module__": module,
+            "__module__": HOME,
             "__doc__": f"The pixel twin of ``{spec.name}``: see :mod:`liftkit.models.mixin`.",
             "__init__": __init__,
             "forward": forward,

@@ -36,11 +36,11 @@ def is_lifted(class_name: str) -> bool:
 
 
 def __getattr__(name: str) -> Any:
-    """``Asym*`` classes are attributes of this module, built on first use, so that pickle and loaders find them."""
+    """``Asym*`` classes are attributes of this module, built on first use."""
     if name in _LIFTED:
         from liftkit.models.mixin import make_class
 
-        lifted = make_class(_LIFTED[name], module=__name__)
+        lifted = make_class(_LIFTED[name])
         globals()[name] = lifted
         return lifted
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

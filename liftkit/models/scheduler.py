@@ -14,6 +14,7 @@ from typing import Any
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from liftkit.asymflow import lift_sigma
+from liftkit.models.spec import HOME
 
 
 class LiftedScheduleMixin:
@@ -52,7 +53,7 @@ def _lifted(stock: Any) -> Any:
 
     name = f"Asym{stock.__name__}"
     doc = f"``{stock.__name__}`` on the noise levels of a lifted model; ``lift_scale`` is s."
-    attributes = {"__module__": __name__, "__doc__": doc, "__init__": __init__, "set_timesteps": set_timesteps}
+    attributes = {"__module__": HOME, "__doc__": doc, "__init__": __init__, "set_timesteps": set_timesteps}
     return type(name, (LiftedScheduleMixin, stock), attributes)
 
 

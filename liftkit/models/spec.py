@@ -19,6 +19,10 @@ from liftkit.tokens import TokenOrder
 
 Config = Mapping[str, Any]
 
+HOME = "diffusers"
+"""The module that our classes name as theirs: it answers for them (:mod:`liftkit._diffusers`), and pipelines that
+diffusers saves again then refer to them as to its own."""
+
 
 class Clock(Enum):
     """How a transformer is told the noise level."""

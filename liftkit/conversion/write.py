@@ -13,9 +13,9 @@ from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_
 from liftkit.checkpoint.folder import link_or_copy
 from liftkit.checkpoint.model import STEM
 from liftkit.checkpoint.rewrite import read_tensor, rewrite_file
-from liftkit.convert.card import pipeline_file
-from liftkit.convert.plan import Plan
-from liftkit.convert.surgery import BASIS, lifted_config, lifted_tensors
+from liftkit.conversion.card import pipeline_file
+from liftkit.conversion.plan import Plan
+from liftkit.conversion.surgery import BASIS, lifted_config, lifted_tensors
 from liftkit.lift import Lift
 from liftkit.models.autoencoder import PixelAutoencoder
 from liftkit.progress import Observer

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from liftkit.asymflow import calibrate, lift_sigma
-from liftkit.convert.surgery import lifted_tensors
+from liftkit.conversion.surgery import lifted_tensors
 from liftkit.errors import ProofError
 from liftkit.lift import Lift
 from liftkit.models.flow import FlowModel, euler, open_flow

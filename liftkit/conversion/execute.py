@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from liftkit.checkpoint.files import write_text
-from liftkit.checkpoint.folder import atomic_folder, manifest
-from liftkit.convert.card import model_card, versions
-from liftkit.convert.fitting import fit_plan, plan_images
-from liftkit.convert.plan import ConvertOptions, Plan, make_plan
-from liftkit.convert.verify import Proof, prove
-from liftkit.convert.write import write_components, write_transformer
+from liftkit.checkpoint.folder import atomic_folder, manifest, tree_size
+from liftkit.conversion.card import model_card, versions
+from liftkit.conversion.fitting import fit_plan, plan_images
+from liftkit.conversion.plan import ConvertOptions, Plan, make_plan
+from liftkit.conversion.verify import Proof, prove
+from liftkit.conversion.write import write_components, write_transformer
 from liftkit.data.images import ImageSource
 from liftkit.lift import Lift
 from liftkit.progress import Observer, Silent
@@ -59,7 +59,7 @@ def convert(
     Args:
         model: a diffusers folder or a Hub id.
         output: the folder to make.
-        options: see :class:`liftkit.convert.plan.ConvertOptions`; or give its fields as keywords.
+        options: see :class:`liftkit.conversion.plan.ConvertOptions`; or give its fields as keywords.
         observer: hears of the progress.
 
     Raises:
@@ -107,28 +107,34 @@ def _write_report(result: Conversion, images: ImageSource | None, building: Path
         "fit": {key: value for key, value in result.lift.figures.items() if key != "alignment"},
         "alignment": result.figures,
         "proof": result.proof.to_dict(),
-        "images": images.describe() if images is not None else {"source": "lift", "name": str(plan.options.lift)},
+        "images": _describe(plan.options, images),
     }
     write_text(building / "alignment.json", json.dumps(figures, indent=2) + "\n")
-    name = plan.model.source.rstrip("/").rsplit("/", 1)[-1]
+    name = plan.model.name.rsplit("/", 1)[-1]
     write_text(building / "alignment.html", alignment_page(f"{name}, lifted to pixels", figures, result.gallery))
     write_text(building / "README.md", model_card(result))
-    with observer.stage("write: checksums", None, "files"):
-        record = {
-            "format": "liftkit.conversion",
-            "version": 1,
-            "source": {
-                "model": plan.model.source,
-                "class": plan.spec.name,
-                "pipeline": plan.model.index["_class_name"],
-            },
-            "options": _plain_options(plan.options),
-            "versions": versions(),
-            **{key: figures[key] for key in ("rank", "dim", "scale", "color", "fit", "proof", "images")},
-            "sha256": manifest(building),
-        }
+    with observer.stage("write: checksums", tree_size(building), "bytes") as advance:
+        checksums = manifest(building, advance)
+    source = {"model": plan.model.name, "class": plan.spec.name, "pipeline": plan.model.index["_class_name"]}
+    record = {
+        "format": "liftkit.conversion",
+        "version": 1,
+        "source": source,
+        "options": _plain_options(plan.options),
+        "versions": versions(),
+        **{key: figures[key] for key in ("rank", "dim", "scale", "color", "fit", "proof", "images")},
+        "sha256": checksums,
+    }
     write_text(building / "liftkit.json", json.dumps(record, indent=2) + "\n")
 
 
+def _describe(options: ConvertOptions, images: ImageSource | None) -> dict[str, Any]:
+    if images is not None:
+        return images.describe()
+    return {"source": "lift", "name": options.lift.name if options.lift else ""}
+
+
 def _plain_options(options: ConvertOptions) -> dict[str, Any]:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    """Options as plain data; of paths the name alone, for the folder may be published."""
+    paths = {"images": Path(options.images).name if options.images else None}
+    return {**vars(options), **paths, "lift": options.lift.name if options.lift else None}

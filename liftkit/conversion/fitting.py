@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from liftkit.color import SRGB, ColorSpace, Oklab
-from liftkit.convert.plan import Plan
+from liftkit.conversion.plan import Plan
 from liftkit.data.images import ImageSource, batches, open_images
 from liftkit.errors import UsageError
 from liftkit.fit.alignment import alignment

@@ -116,7 +116,7 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
     options = _choose(options, folder, factor * spec.latent_patch(config), reasons)
     plan = Plan(folder, output, spec, config, weights, factor, options, {}, 0, 0, 0, reasons)
     if options.lift is not None:
-        from liftkit.convert.surgery import check_lift
+        from liftkit.conversion.surgery import check_lift
 
         plan.lift = Lift.load(options.lift)
         check_lift(spec, config, factor, plan.lift)

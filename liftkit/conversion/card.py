@@ -6,9 +6,11 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from liftkit.checkpoint.model import read_json
+
 if TYPE_CHECKING:
-    from liftkit.convert.execute import Conversion
-    from liftkit.convert.plan import Plan
+    from liftkit.conversion.execute import Conversion
+    from liftkit.conversion.plan import Plan
 
 PACKAGES = ("liftkit", "torch", "diffusers", "transformers", "safetensors", "numpy")
 
@@ -52,9 +54,9 @@ def model_card(result: Conversion) -> str:
     plan, proof = result.plan, result.proof
     licence = source_header(plan)
     header = "".join(f"{key}: {value}\n" for key, value in licence.items())
-    if "/" in plan.model.source and not plan.model.source.startswith((".", "/", "~")):
-        header += f"base_model: {plan.model.source}\n"
-    name = plan.model.source.rstrip("/").rsplit("/", 1)[-1]
+    source = plan.model.name
+    if "/" in source:
+        header += f"base_model: {source}\n"
     figures = result.figures.get("held_out") or result.figures.get("fitted") or {}
     rows = "".join(f"| {label} | {value} |\n" for label, value in _rows(result, figures))
     size = plan.options.resolution or 1024
@@ -63,9 +65,9 @@ def model_card(result: Conversion) -> str:
 tags: [pixel-diffusion, flow-matching, asymflow, liftkit]
 ---
 
-# {name}, lifted to pixels
+# {source.rsplit("/", 1)[-1]}, lifted to pixels
 
-A pixel flow model made from the latent flow model `{plan.model.source}` by
+A pixel flow model made from the latent flow model `{source}` by
 [Asymmetric Flow](https://arxiv.org/abs/2605.12964): the input and output projections were rewritten, everything else
 is the source's own. Untrained, it paints s A z of what its source would paint; finetuning mends colour and fine detail.
 
@@ -74,7 +76,7 @@ import liftkit
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{plan.output.name}")
-image = pipe("a prompt", height={size}, width={size}).images[0]
+image = pipe("a prompt", height={size}, width={size}{_text_length(plan)}).images[0]
 ```
 
 | what | value |
@@ -113,4 +115,11 @@ def _licence_line(plan: Plan, licence: dict[str, str]) -> str:
     found = licence.get("license")
     if found:
         return f"The licence is the source's: {licence.get('license_name', found)}."
-    return f"The source states no licence in its card; the terms of `{plan.model.source}` apply."
+    return f"The source states no licence in its card; the terms of `{plan.model.name}` apply."
+
+
+def _text_length(plan: Plan) -> str:
+    """The pipeline argument that a tokenizer of few tokens needs."""
+    path = plan.model.path / "tokenizer" / "tokenizer_config.json"
+    limit = read_json(path).get("model_max_length", 512) if path.is_file() else 512
+    return f", max_sequence_length={limit}" if limit < 256 else ""

@@ -1,0 +1,88 @@
+"""Shared fixtures; one thread per worker, offline, seeded."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests import tiny
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", params=sorted(tiny.PIPELINES))
+def architecture(request: pytest.FixtureRequest) -> str:
+    """Name of each tiny pipeline in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny latent pipelines on disk; not to be changed."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    return {name: tiny.save(make(), root / name) for name, make in tiny.PIPELINES.items()}
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty smooth images of several sizes and formats, nested."""
+    root = tmp_path_factory.mktemp("images")
+    (root / "inner").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        size = (16 + 4 * (index % 3), 20)
+        small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        kind = ("png", "jpg", "webp", "bmp")[index % 4]
+        small.resize(size, Image.Resampling.BICUBIC).save(
+            root / ("inner" if index % 2 else ".") / f"{index:02d}.{kind}"
+        )
+    return root
+
+
+@pytest.fixture(scope="session")
+def converted(
+    model_folders: dict[str, Path], image_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The tiny pipelines, converted through the public function; not to be changed."""
+    import liftkit
+
+    root = tmp_path_factory.mktemp("converted")
+    for name, folder in model_folders.items():
+        liftkit.convert(str(folder), root / name, images=str(image_folder), device="cpu")
+    return {name: root / name for name in model_folders}
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: exit code, stdout and stderr (unwrapped)."""
+    from liftkit.cli import app
+
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["liftkit", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            app.run()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else 0 if exit_.code is None else 1
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

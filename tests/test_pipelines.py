@@ -1,0 +1,212 @@
+"""Theorem 1 through the stock pipelines with guidance, and the ways in which a converted folder is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+import liftkit
+from liftkit.demo import lower
+from liftkit.lift import Lift
+from liftkit.models.scheduler import AsymUniPCMultistepScheduler
+from tests import tiny
+
+
+def load(folder: Path, **choices: Any) -> Any:
+    kind = "sd3" if "Diffusion3" in (folder / "model_index.json").read_text() else "flux2"
+    pipeline = DiffusionPipeline.from_pretrained(folder, **dict.fromkeys(tiny.TEXT_SIDE[kind]), **choices)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def exact_twin(latent: Any, lift: Lift, folder: Path) -> Any:
+    """A converted pipeline whose projections are not rounded and whose lift is given."""
+    pixel = load(folder)
+    pixel.register_modules(transformer=liftkit.convert_transformer(latent.transformer, lift))
+    return pixel
+
+
+def states(name: str, pipeline: Any, noise: torch.Tensor, **choices: Any) -> torch.Tensor:
+    """The final state of a stock pipeline run, image-shaped."""
+    flow = liftkit.open_flow(pipeline.transformer)
+    height, width = noise.shape[-2:]
+    factor = 1 if flow.is_pixel else tiny.FACTOR
+    output = pipeline(
+        **tiny.prompt_arguments(name, len(noise)),
+        latents=flow.pipeline_state(noise),
+        height=height * factor,
+        width=width * factor,
+        guidance_scale=3.0,
+        output_type="latent",
+        **choices,
+    ).images
+    if name == "flux2" and not flow.is_pixel:
+        # The pipeline hands out latents after undoing the batch norm.
+        mean, std = pipeline.vae.bn.running_mean, pipeline.vae.bn.running_var + pipeline.vae.config.batch_norm_eps
+        folded = torch.nn.functional.pixel_unshuffle(output, 2)
+        folded = (folded - mean.view(1, -1, 1, 1)) / std.sqrt().view(1, -1, 1, 1)
+        output = torch.nn.functional.pixel_shuffle(folded, 2)
+    return torch.nn.functional.pixel_shuffle(output, tiny.FACTOR) if flow.is_pixel else output
+
+
+def deviation(lift: Lift, latent: torch.Tensor, pixel: torch.Tensor) -> float:
+    height, width = pixel.shape[-2:]
+    lifted = liftkit.unpatchify(lift.raise_tokens(liftkit.patchify(latent, 2)), tiny.PATCH, height, width)
+    return ((pixel - lifted).abs().max() / lifted.abs().max()).item()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20)], ids=["square", "wide"])
+@pytest.mark.parametrize("shifting", ["static", "dynamic"])
+def test_theorem_1_through_the_stock_pipeline(
+    architecture: str, size: tuple[int, int], shifting: str, model_folders: dict[str, Path], converted: dict[str, Path]
+) -> None:
+    latent = load(model_folders[architecture])
+    lift = Lift.load(converted[architecture] / "lift.safetensors")
+    pixel = exact_twin(latent, lift, converted[architecture])
+    if shifting == "dynamic":
+        for pipeline in (latent, pixel):
+            config = {**pipeline.scheduler.config, "use_dynamic_shifting": True, "shift_terminal": 0.02}
+            pipeline.scheduler = type(pipeline.scheduler).from_config(config)
+    noise = torch.randn(2, 3, *size)
+    z = states(architecture, latent, lower(lift, noise), num_inference_steps=6)
+    x = states(architecture, pixel, noise, num_inference_steps=6)
+    assert deviation(lift, z, x) < 1e-4
+
+
+def test_theorem_1_with_unipc(model_folders: dict[str, Path], converted: dict[str, Path]) -> None:
+    """A data-prediction multistep solver: log((1 - sigma) / sigma) shifts by the constant log s.
+
+    The stock class tells the network a rounded time; ours with scale 1 is the stock solver that does not.
+    """
+    latent = load(model_folders["flux2"])
+    lift = Lift.load(converted["flux2"] / "lift.safetensors")
+    pixel = exact_twin(latent, lift, converted["flux2"])
+    for pipeline, scale in ((latent, 1.0), (pixel, lift.scale)):
+        config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0, "lift_scale": scale}
+        pipeline.scheduler = AsymUniPCMultistepScheduler.from_config(config)
+    noise = torch.randn(1, 3, 12, 20)
+    z = states("flux2", latent, lower(lift, noise), num_inference_steps=8)
+    x = states("flux2", pixel, noise, num_inference_steps=8)
+    assert deviation(lift, z, x) < 1e-4
+
+
+def test_the_schedule_matters(model_folders: dict[str, Path], converted: dict[str, Path]) -> None:
+    """With the latent model's own scheduler the pixel samples are others: the shift times s is not decoration."""
+    latent = load(model_folders["flux2"])
+    lift = Lift.load(converted["flux2"] / "lift.safetensors")
+    pixel = exact_twin(latent, lift, converted["flux2"])
+    pixel.scheduler = latent.scheduler
+    noise = torch.randn(1, 3, 12, 12)
+    z = states("flux2", latent, lower(lift, noise), num_inference_steps=6)
+    assert deviation(lift, z, states("flux2", pixel, noise, num_inference_steps=6)) > 1e-3
+
+
+def test_a_static_shift_is_multiplied_by_s() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from liftkit.models.scheduler import AsymFlowMatchEulerDiscreteScheduler
+
+    lifted = AsymFlowMatchEulerDiscreteScheduler(shift=3.0, lift_scale=2.5)
+    stock = FlowMatchEulerDiscreteScheduler(shift=7.5)
+    sigmas = torch.linspace(1, 0.1, 10).tolist()
+    for scheduler in (lifted, stock):
+        scheduler.set_timesteps(sigmas=sigmas)
+    torch.testing.assert_close(lifted.sigmas, stock.sigmas)
+    torch.testing.assert_close(lifted.timesteps, stock.timesteps)
+    again = AsymFlowMatchEulerDiscreteScheduler.from_config(lifted.config)
+    assert again.config.lift_scale == 2.5
+
+
+def test_pictures_come_out(architecture: str, converted: dict[str, Path]) -> None:
+    pipeline = load(converted[architecture])
+    output = pipeline(**tiny.prompt_arguments(architecture), height=12, width=20, num_inference_steps=2)
+    assert output.images[0].size == (20, 12)
+
+
+def test_image_editing_runs_unmodified(converted: dict[str, Path]) -> None:
+    from PIL import Image
+
+    pipeline = load(converted["flux2"])
+    arguments = tiny.prompt_arguments("flux2")
+    image = Image.new("RGB", (16, 16), "orange")
+    # The stock image processor refuses pictures below 64 pixels a side; references may be larger than the output.
+    output = pipeline(image=image.resize((64, 64)), **arguments, height=16, width=16, num_inference_steps=2)
+    assert output.images[0].size == (16, 16)
+
+
+def test_autoencoder_is_lossless_and_looks_like_a_vae(architecture: str, converted: dict[str, Path]) -> None:
+    pipeline = load(converted[architecture])
+    images = torch.rand(2, 3, 12, 20) * 2 - 1
+    code = pipeline.vae.encode(images).latent_dist
+    assert code.mode().shape == (2, 3 * tiny.FACTOR**2, 6, 10)
+    assert torch.equal(code.sample(), code.mode())
+    torch.testing.assert_close(pipeline.vae.decode(code.mode()).sample, images, atol=2e-5, rtol=0)
+    assert pipeline.vae_scale_factor == tiny.FACTOR
+    with pytest.raises(ValueError, match="power of two"):
+        liftkit.PixelAutoencoder(fold=3)
+
+
+@pytest.mark.filterwarnings("ignore:.*dtype.*")
+def test_bf16_pipeline(converted: dict[str, Path]) -> None:
+    pipeline = load(converted["flux2"], dtype=torch.bfloat16)
+    assert pipeline.transformer.dtype == torch.bfloat16
+    assert pipeline.transformer.lift.basis.dtype == torch.float32
+    arguments = {key: value.bfloat16() for key, value in tiny.prompt_arguments("flux2").items()}
+    images = pipeline(**arguments, height=16, width=16, num_inference_steps=2, output_type="pt").images
+    assert torch.isfinite(images).all()
+
+
+LOADERS = {
+    "import liftkit first": "import liftkit\nfrom diffusers import DiffusionPipeline",
+    "import liftkit last": "from diffusers import DiffusionPipeline\nimport liftkit",
+    "custom pipeline": "from diffusers import DiffusionPipeline\n"
+    "choices = {'custom_pipeline': folder, 'trust_remote_code': True}",
+}
+
+
+@pytest.mark.parametrize("how", sorted(LOADERS))
+def test_loads_in_a_fresh_process(how: str, converted: dict[str, Path]) -> None:
+    folder = str(converted["flux2"])
+    program = f"""
+folder, choices, none = {folder!r}, {{}}, {{"text_encoder": None, "tokenizer": None}}
+{LOADERS[how]}
+pipe = DiffusionPipeline.from_pretrained(folder, **none, **choices)
+print(type(pipe).__name__, type(pipe.transformer).__name__, type(pipe.vae).__name__, type(pipe.scheduler).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    names = done.stdout.split()
+    assert names[0] in ("Flux2KleinPipeline", "PixelFlux2KleinPipeline")
+    assert names[1:] == ["AsymFlux2Transformer2DModel", "PixelAutoencoder", "AsymFlowMatchEulerDiscreteScheduler"]
+
+
+def test_without_liftkit_loading_fails_loudly(converted: dict[str, Path]) -> None:
+    program = (
+        "from diffusers import DiffusionPipeline, Flux2Transformer2DModel\n"
+        f"for load in (lambda: DiffusionPipeline.from_pretrained({str(converted['flux2'])!r}, text_encoder=None, tokenizer=None),\n"
+        f"             lambda: Flux2Transformer2DModel.from_pretrained({str(converted['flux2'] / 'transformer')!r})):\n"
+        "    try:\n        load()\n    except Exception:\n        continue\n"
+        "    raise SystemExit('loaded silently')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_saves_again(converted: dict[str, Path], tmp_path: Path) -> None:
+    """What diffusers saves of a converted pipeline loads again."""
+    pipeline = load(converted["sd3"])
+    pipeline.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    exported = json.loads((converted["sd3"] / "model_index.json").read_text())
+    parts = ("transformer", "vae", "scheduler")
+    assert {part: index[part] for part in parts} == {part: exported[part] for part in parts}
+    again = load(tmp_path)
+    for key, value in pipeline.transformer.state_dict().items():
+        assert torch.equal(again.transformer.state_dict()[key], value)
