@@ -90,7 +90,7 @@ class Lift:
         return self.scale * (latent_tokens @ self.basis.to(latent_tokens).T)
 
     def save(self, path: str | Path) -> None:
-        """Write ``.safetensors`` with the basis in float32 and everything else as JSON metadata, atomically."""
+        """Write ``.safetensors`` with the basis as it is and everything else as JSON metadata, atomically."""
         from liftkit.checkpoint.files import write_safetensors
 
         description = {
@@ -102,7 +102,7 @@ class Lift:
             "color": self.color.to_dict(),
             "figures": self.figures,
         }
-        write_safetensors(Path(path), {"basis": self.basis.float()}, {"lift": json.dumps(description)})
+        write_safetensors(Path(path), {"basis": self.basis}, {"lift": json.dumps(description)})
 
     @classmethod
     def load(cls, path: str | Path) -> Lift:

@@ -61,10 +61,10 @@ class ModelFolder:
         return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
     def config(self, component: str) -> dict[str, Any]:
-        """A component's config, with its ``_class_name``."""
+        """A component's config, with the ``_class_name`` that the pipeline loads it as."""
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
         config = read_json(self.path / component / name)
-        return {"_class_name": self.class_of(component), **config}
+        return {**config, "_class_name": self.class_of(component)}
 
     def weights(self, component: str) -> Weights:
         """The checked weight files of a diffusers component.

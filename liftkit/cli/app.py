@@ -16,6 +16,8 @@ from liftkit.cli.convert import convert
 from liftkit.cli.demo import demo
 from liftkit.cli.sample import sample
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="liftkit",
     help="Turn a pretrained latent flow model into a pixel flow model.",
@@ -57,11 +59,12 @@ def run() -> None:
     try:
         app()
     except SystemExit as exit_:
-        # typer's own answer to Ctrl-C is 1 or 130, depending on where it was caught.
-        raise exit_
+        if exit_.code == INTERRUPTED:  # typer's own answer to Ctrl-C
+            console.fail("interrupted")
+        raise
     except KeyboardInterrupt:
-        console.fail("interrupted; nothing was left behind")
-        sys.exit(130)
+        console.fail("interrupted")
+        sys.exit(INTERRUPTED)
     except Exception as error:  # the edge of the program: everything becomes one line
         from liftkit.errors import LiftkitError
 

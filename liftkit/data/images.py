@@ -86,7 +86,6 @@ class ImageFolder:
         return islice(self._readable(resolution, multiple), self.count)
 
     def _readable(self, resolution: int, multiple: int) -> Iterator[Tensor]:
-        self.skipped = Skipped()
         with ThreadPoolExecutor(max_workers=4) as pool:
             pending = iter(self.files)
             ahead = [(path, pool.submit(load_image, path, resolution, multiple)) for path in islice(pending, 16)]
@@ -100,7 +99,9 @@ class ImageFolder:
                     image = future.result()
                 except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
                     # Pillow reports broken files by all of these.
-                    (self.skipped.too_small if isinstance(error, TooSmall) else self.skipped.unreadable).append(name)
+                    names = self.skipped.too_small if isinstance(error, TooSmall) else self.skipped.unreadable
+                    if name not in names:  # a source may be read more than once
+                        names.append(name)
                     continue
                 yield image
 
