@@ -27,7 +27,7 @@ from liftkit.tokens import patchify, unpatchify
 
 TINY_KLEIN = Path(__file__).parent / "assets" / "tiny-klein"
 SHOWN = 8
-STEPS, GUIDANCE = 16, 3.0
+STEPS, GUIDANCE = 16, 4.0
 
 
 @dataclass
