@@ -76,7 +76,7 @@ import liftkit
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{plan.output.name}")
-image = pipe("a prompt", height={size}, width={size}{_text_length(plan)}).images[0]
+image = pipe(prompt="a prompt", height={size}, width={size}{_text_length(plan)}).images[0]
 ```
 
 | what | value |

@@ -130,8 +130,10 @@ repository builds it from nothing with one seed and prints these figures.
 from diffusers import Flux2KleinPipeline
 
 pipe = Flux2KleinPipeline.from_pretrained("liftkit/assets/tiny-klein")
-image = pipe("a red seven on flower petals", height=64, width=64, num_inference_steps={STEPS}, guidance_scale={found["best"]},
-             max_sequence_length={text.MAX_TOKENS}).images[0]
+image = pipe(
+    prompt="a red seven on flower petals", height=64, width=64, num_inference_steps={STEPS},
+    guidance_scale={found["best"]}, max_sequence_length={text.MAX_TOKENS},
+).images[0]
 ```
 
 It was trained with {text.MAX_TOKENS} text tokens; the pipeline's default of 512 is outside of what it knows.
