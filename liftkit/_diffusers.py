@@ -54,15 +54,20 @@ def _teach(diffusers: ModuleType) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Sees diffusers being imported, lets it load, and teaches it."""
+    """Sees diffusers being imported or looked for, and puts a loader that teaches it around its own."""
+
+    searching = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "diffusers":
+        if fullname != "diffusers" or self.searching:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        self.searching = True
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self.searching = False
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader)
         return spec
@@ -77,6 +82,8 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
+        # Only now: who merely asks whether diffusers is there does not import it.
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
         # diffusers puts a lazy module in its own place.
         _teach(sys.modules["diffusers"])
 

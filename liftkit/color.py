@@ -47,12 +47,14 @@ class ColorSpace:
         self.std = float(std)
 
     def encode(self, images: Tensor) -> Tensor:
-        """sRGB (B, 3, H, W) in [-1, 1] -> the normalised space, same shape, float32 or float64."""
-        return (self._from_srgb(at_least_float32(images)) - self._mean_like(images)) / self.std
+        """sRGB (B, 3, H, W) in [-1, 1] -> the normalised space, same shape, float32 or float64 even under autocast."""
+        with torch.autocast(images.device.type, enabled=False):
+            return (self._from_srgb(at_least_float32(images)) - self._mean_like(images)) / self.std
 
     def decode(self, colors: Tensor) -> Tensor:
-        """The normalised space (B, 3, H, W) -> sRGB in [-1, 1], clamped to the gamut."""
-        return self._to_srgb(at_least_float32(colors) * self.std + self._mean_like(colors))
+        """The normalised space (B, 3, H, W) -> sRGB in [-1, 1], clamped to the gamut, in the same precision."""
+        with torch.autocast(colors.device.type, enabled=False):
+            return self._to_srgb(at_least_float32(colors) * self.std + self._mean_like(colors))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for configs and metadata; :func:`color_from_dict` reads it."""

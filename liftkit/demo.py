@@ -17,11 +17,11 @@ from liftkit.conversion.execute import Conversion, execute
 from liftkit.conversion.plan import ConvertOptions, Plan, make_plan
 from liftkit.data import demo as data
 from liftkit.data.oracle import Verdicts, judge, load_oracle
+from liftkit.errors import UsageError
 from liftkit.lift import Lift
-from liftkit.models.flow import open_flow
 from liftkit.progress import Observer
-from liftkit.report.pages import figures_table, gallery, page, proof_table
-from liftkit.report.pictures import Row, labelled
+from liftkit.report.pages import figures_table, gallery, page, proof_table, verdict_block
+from liftkit.report.pictures import Row, gallery_rows, labelled
 from liftkit.sampling import load_pipeline, sample, state_noise
 from liftkit.tokens import patchify, unpatchify
 
@@ -68,6 +68,8 @@ def run(
         seed: of noise, images and prompts.
         samples: images per model that the oracle judges; the first ones are shown.
     """
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output}: is a file; the demo needs a folder")
     output.mkdir(parents=True, exist_ok=True)
     options = ConvertOptions(images="demo", seed=seed, overwrite=True, device="cpu")
     plan = make_plan(str(TINY_KLEIN), output / "pixel-klein", options)
@@ -78,8 +80,9 @@ def run(
         latent, pixel = tied_samples(conversion, [s.prompt for s in scenes], seed, advance)
     oracle = load_oracle()
     verdicts = [judge(oracle, images, scenes) for images in (latent, pixel)]
+    shown = [row for row in gallery_rows(conversion.lift) if row.label.startswith(("Image", "VAE", "Lift"))]
     rows = [
-        *conversion.gallery,
+        *shown,
         Row("Latent model: samples of tiny-klein", latent[:SHOWN]),
         Row("Pixel model, untrained: the same noise and prompts, without a VAE", pixel[:SHOWN]),
     ]
@@ -103,7 +106,7 @@ def tied_samples(
     lift = conversion.lift
     choices: dict[str, Any] = {"steps": STEPS, "guidance": GUIDANCE, "batch_size": 16, "advance": advance}
     pipeline = load_pipeline(find_model(str(conversion.output)))
-    noise = state_noise(open_flow(pipeline.transformer), len(prompts), data.SIZE, data.SIZE, lift.fold, seed)
+    noise = state_noise(pipeline.flow, len(prompts), data.SIZE, data.SIZE, lift.fold, seed)
     pixel = sample(pipeline, prompts, noise=noise, **choices)
     pipeline = load_pipeline(conversion.plan.model)
     return sample(pipeline, prompts, noise=lower(lift, noise), **choices), pixel
@@ -119,6 +122,7 @@ def lower(lift: Lift, noise: Tensor) -> Tensor:
 def _page(result: Demonstration, rows: list[Row], prompts: list[str]) -> str:
     """The demo's page: pictures, what the oracle says, alignment and proof."""
     conversion = result.conversion
+    alignment = conversion.lift.figures["alignment"]
     lead = (
         "A latent flow model was turned into a pixel flow model by rewriting two linear layers. "
         "Nothing was trained; the next step is finetuning, which mends colour and fine detail."
@@ -134,7 +138,7 @@ def _page(result: Demonstration, rows: list[Row], prompts: list[str]) -> str:
         + f"<h2>Do the samples obey their prompts?</h2><p>Share of {result.samples} samples in which an oracle, trained on "
         + 'real images, reads what the prompt asked for.</p><table><tr><th>Model</th><th class="number">digit</th>'
         + f'<th class="number">colour</th><th class="number">background</th></tr>{verdicts}</table>'
-        + f"<h2>How well latents and pixels align</h2>{figures_table(conversion.figures)}"
+        + f"<h2>How well latents and pixels align</h2>{verdict_block(alignment['verdict'])}{figures_table(alignment)}"
         + f"<h2>The converted model does what its source does</h2>{proof_table(conversion.proof.to_dict())}"
     )
     return page("tiny-klein, lifted from latents to pixels", lead, body)

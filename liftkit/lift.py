@@ -15,9 +15,11 @@ from liftkit.errors import UsageError
 
 FORMAT = "liftkit.lift"
 FORMAT_VERSION = 1
+PICTURE = "picture."
 
 
-@dataclass(frozen=True)
+# Tensors have no single truth value: lifts are compared by what they do, not by ==.
+@dataclass(frozen=True, eq=False)
 class Lift:
     """An orthonormal basis and a scale, with the geometry that gives them meaning.
 
@@ -28,7 +30,8 @@ class Lift:
         patch_size: P, side of the pixel patch of one token.
         latent_patch: side of the latent patch of one token; the VAE's factor is ``patch_size / latent_patch``.
         color: the space in which pixels are meant.
-        figures: what the fit found about itself (plain numbers and strings).
+        figures: what the fit found about itself (plain data).
+        pictures: rows of a few images that show it, by name, (n, 3, H, W) uint8; may be empty.
 
     Raises:
         ValueError: if shapes, geometry or orthonormality do not hold.
@@ -39,7 +42,8 @@ class Lift:
     patch_size: int = 16
     latent_patch: int = 2
     color: ColorSpace = field(default_factory=Oklab)
-    figures: dict[str, Any] = field(default_factory=dict, compare=False)
+    figures: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.basis.ndim != 2 or self.basis.shape[0] != 3 * self.patch_size**2:
@@ -47,7 +51,7 @@ class Lift:
                 f"lift: the basis has shape {tuple(self.basis.shape)}; a {self.patch_size} x {self.patch_size} "
                 f"RGB patch needs ({3 * self.patch_size**2}, rank)"
             )
-        if self.rank > self.dim or self.patch_size % self.latent_patch:
+        if self.latent_patch < 1 or self.rank > self.dim or self.patch_size % self.latent_patch:
             raise ValueError(
                 f"lift: rank {self.rank} of {self.dim}, pixel patch {self.patch_size}, latent patch "
                 f"{self.latent_patch}: the rank must not exceed {self.dim} and the patches must divide"
@@ -102,7 +106,8 @@ class Lift:
             "color": self.color.to_dict(),
             "figures": self.figures,
         }
-        write_safetensors(Path(path), {"basis": self.basis}, {"lift": json.dumps(description)})
+        pictures = {f"{PICTURE}{name}": images for name, images in self.pictures.items()}
+        write_safetensors(Path(path), {"basis": self.basis, **pictures}, {"lift": json.dumps(description)})
 
     @classmethod
     def load(cls, path: str | Path) -> Lift:
@@ -125,6 +130,7 @@ class Lift:
                 latent_patch=int(description["latent_patch"]),
                 color=color_from_dict(description["color"]),
                 figures=description["figures"],
+                pictures={k.removeprefix(PICTURE): v for k, v in tensors.items() if k.startswith(PICTURE)},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.errors import UsageError
 from liftkit.models.flow import FlowModel, open_flow
+from liftkit.progress import Observer
 
 
-def load_pipeline(folder: ModelFolder, device: str = "cpu", dtype: torch.dtype | None = None) -> Any:
+@dataclass
+class Loaded:
+    """A stock pipeline, and what its folder says about calling it.
+
+    Args:
+        pipeline: of diffusers.
+        size: the image side that its autoencoder was made for, in pixels.
+        text_length: text tokens to ask for, where its tokenizer knows fewer than the pipeline's default.
+    """
+
+    pipeline: Any
+    size: int
+    text_length: int | None = None
+
+    @property
+    def flow(self) -> FlowModel:
+        """The transformer as a :class:`FlowModel`."""
+        return open_flow(self.pipeline.transformer)
+
+
+def load_pipeline(folder: ModelFolder, device: str = "cpu", dtype: torch.dtype | None = None) -> Loaded:
     """The stock pipeline of a folder.
 
     Args:
@@ -30,17 +53,11 @@ def load_pipeline(folder: ModelFolder, device: str = "cpu", dtype: torch.dtype |
     if dtype is None:
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype)
-    except (OSError, ValueError, AttributeError, ImportError) as error:
+        pipeline = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         raise UsageError(f"{folder.source}: diffusers cannot load it ({str(error).splitlines()[0]})") from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
-
-
-def native_size(pipeline: Any) -> int:
-    """The image side that a pipeline's autoencoder was made for, in pixels."""
-    size = pipeline.vae.config.get("sample_size", 1024)
-    return size[0] if isinstance(size, (list, tuple)) else size
+    return Loaded(pipeline.to(device), folder.image_size(), folder.text_length())
 
 
 def state_noise(flow: FlowModel, count: int, height: int, width: int, factor: int, seed: int) -> Tensor:
@@ -59,7 +76,7 @@ def state_noise(flow: FlowModel, count: int, height: int, width: int, factor: in
 
 @torch.no_grad()
 def sample(
-    pipeline: Any,
+    model: Loaded,
     prompts: list[str],
     *,
     noise: Tensor | None = None,
@@ -70,26 +87,28 @@ def sample(
     guidance: float | None = None,
     batch_size: int = 8,
     advance: Any = lambda amount: None,
+    **more: Any,
 ) -> Tensor:
     """Images for prompts.
 
     Args:
-        pipeline: a stock pipeline over a latent or a lifted transformer.
+        model: a stock pipeline over a latent or a lifted transformer.
         prompts: one image each.
         noise: starting states, image-shaped (see :func:`state_noise`); drawn from ``seed`` if left out.
         height, width: in pixels; the autoencoder's own size if left out.
         steps, guidance: the pipeline's own defaults if left out.
         advance: told the images done.
+        more: further arguments of the pipeline.
 
     Returns:
         (n, 3, H, W) in [-1, 1], on the CPU.
     """
-    flow = open_flow(pipeline.transformer)
-    height, width = height or native_size(pipeline), width or native_size(pipeline)
+    pipeline, flow = model.pipeline, model.flow
+    height, width = height or model.size, width or model.size
     if noise is None:
         noise = state_noise(flow, len(prompts), height, width, pipeline.vae_scale_factor, seed)
     known = inspect.signature(pipeline.__call__).parameters
-    choices = {"num_inference_steps": steps, "guidance_scale": guidance, "max_sequence_length": text_length(pipeline)}
+    choices = {"num_inference_steps": steps, "guidance_scale": guidance, "max_sequence_length": model.text_length}
     arguments = {key: value for key, value in choices.items() if value is not None and key in known}
     images = []
     for start in range(0, len(prompts), batch_size):
@@ -101,19 +120,42 @@ def sample(
             latents=flow.pipeline_state(noise[part].to(pipeline.device)),
             output_type="pt",
             **arguments,
+            **more,
         )
         images.append(output.images.float().cpu() * 2.0 - 1.0)
         advance(len(images[-1]))
     return torch.cat(images)
 
 
-def text_length(pipeline: Any) -> int | None:
-    """Text tokens to ask for: fewer than the pipeline's default where the tokenizer says that it knows fewer."""
-    default = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
-    limit = getattr(getattr(pipeline, "tokenizer", None), "model_max_length", None)
-    if default is None or not isinstance(default.default, int) or limit is None or limit >= default.default:
-        return None
-    return int(limit)
+@torch.no_grad()
+def latent_samples(
+    model: ModelFolder, prompts: list[str], resolution: int, device: str, seed: int, observer: Observer
+) -> Tensor:
+    """The final, still normalised latents of a latent model's own samples, (n, C, h, w) on the CPU.
+
+    They are taken from the stock pipeline after its last step, before it undoes the normalisation.
+    """
+    loaded = load_pipeline(model, device)
+    flow = loaded.flow
+    last: list[Tensor] = []
+    side = resolution // loaded.pipeline.vae_scale_factor
+
+    def keep(pipe: Any, step: int, _: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        if step == pipe.num_timesteps - 1:
+            last.append(flow.state_of_pipeline(values["latents"].float().cpu(), side, side))
+        return {}
+
+    with observer.stage("fit: sampling the latent model", len(prompts), "images") as advance:
+        sample(
+            loaded,
+            prompts,
+            seed=seed,
+            height=resolution,
+            width=resolution,
+            advance=advance,
+            callback_on_step_end=keep,
+        )
+    return torch.cat(last)
 
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -131,14 +173,14 @@ def check_picture(path: Path) -> None:
         raise UsageError(f"{path.absolute().parent}: no such folder; make it first")
 
 
-def check_size(pipeline: Any, height: int | None, width: int | None) -> None:
+def check_size(model: Loaded, height: int | None, width: int | None) -> None:
     """Whether an image size is made of whole tokens.
 
     Raises:
         UsageError: naming the flag.
     """
-    flow = open_flow(pipeline.transformer)
-    side = flow.token_side if flow.is_pixel else flow.token_side * pipeline.vae_scale_factor
+    flow = model.flow
+    side = flow.token_side if flow.is_pixel else flow.token_side * model.pipeline.vae_scale_factor
     for flag, value in (("--height", height), ("--width", width)):
         if value is not None and value % side:
             raise UsageError(f"{flag} {value}: not a multiple of the {side} pixels of one token")

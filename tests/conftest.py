@@ -70,9 +70,13 @@ def converted(
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in this process: exit code, stdout and stderr (unwrapped)."""
-    from liftkit.cli import app
+    from rich.console import Console
 
-    monkeypatch.setenv("COLUMNS", "1000")
+    from liftkit.cli import app, console
+
+    for name, stderr in (("out", False), ("err", True)):
+        wide = Console(stderr=stderr, width=1000, highlight=False, soft_wrap=True)
+        monkeypatch.setattr(console, name, wide)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["liftkit", *map(str, arguments)])

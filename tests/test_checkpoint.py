@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
+from shutil import copyfile
 
+import huggingface_hub
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,9 +20,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load, load_file, save, save_file
 
 from liftkit.checkpoint.files import atomic_file, write_text
-from liftkit.checkpoint.folder import atomic_folder
+from liftkit.checkpoint.folder import SUFFIX, atomic_folder, check_target
 from liftkit.checkpoint.header import encode_header, read_header
-from liftkit.checkpoint.model import read_weights
+from liftkit.checkpoint.model import STEM, ModelFolder, find_model, read_weights
 from liftkit.checkpoint.rewrite import copy_range, read_tensor, rewrite_file
 from liftkit.errors import LiftkitError, UsageError
 
@@ -213,3 +220,283 @@ def test_a_disk_that_refuses(tmp_path: Path) -> None:
     with pytest.raises(LiftkitError, match=r"big.safetensors: No space left on device; nothing was left behind"):
         write()
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_a_library_is_one_line(tmp_path: Path) -> None:
+    """OSErrors of diffusers and the Hub have no strerror, and several lines."""
+    with pytest.raises(LiftkitError, match=r"first line second line; nothing"), atomic_folder(tmp_path / "out"):
+        raise OSError("first line\n\n  second line")
+    with pytest.raises(LiftkitError, match=r"\(no room\); nothing"), atomic_file(tmp_path / "a"):
+        raise OSError("no room")
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------- replacing an output
+
+
+def fill(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_text("old")
+    return folder
+
+
+def make(target: Path, **choices: bool) -> None:
+    with atomic_folder(target, **choices) as building:
+        (building / "new").write_text("new")
+
+
+def content(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def dead_process() -> int:
+    gone = [sys.executable, "-c", "import os; print(os.getpid())"]
+    return int(subprocess.run(gone, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("names", [(), ("liftkit.json", "old")])
+def test_liftkit_s_own_folders_and_empty_ones_are_replaced_when_told(names: tuple[str, ...], tmp_path: Path) -> None:
+    target = fill(tmp_path / "out", *names)
+    with pytest.raises(UsageError, match="exists already"):
+        make(target)
+    assert content(target) == sorted(names)
+    make(target, overwrite=True)
+    assert content(target) == ["new"]
+    assert content(tmp_path) == ["out"]
+
+
+def test_other_folders_are_never_replaced(tmp_path: Path) -> None:
+    target = fill(tmp_path / "out", "thesis.tex")
+    for act in (make, check_target):
+        with pytest.raises(UsageError, match=r"no liftkit.json, .*; remove it or choose another output"):
+            act(target, overwrite=True)
+    assert content(target) == ["thesis.tex"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        make(tmp_path / "file", overwrite=True)
+
+
+def test_a_folder_that_appears_during_the_work_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="exists already"), atomic_folder(tmp_path / "out"):
+        fill(tmp_path / "out", "precious")
+    assert content(tmp_path / "out") == ["precious"]
+    assert content(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("crash", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_a_failed_replacement_puts_the_old_folder_back(
+    crash: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename, done = fill(tmp_path / "out", "liftkit.json"), os.rename, []
+
+    def fragile(source: Path, destination: Path) -> None:
+        done.append(source)
+        if len(done) == 2:
+            raise crash
+        rename(source, destination)
+
+    monkeypatch.setattr("os.rename", fragile)
+    with pytest.raises((LiftkitError, KeyboardInterrupt)):
+        make(target, overwrite=True)
+    assert len(done) == 3
+    assert content(target) == ["liftkit.json"]
+    assert content(tmp_path) == ["out"]
+
+
+def test_a_run_killed_between_the_renames_loses_nothing(tmp_path: Path) -> None:
+    target = fill(tmp_path / "out", "liftkit.json")
+    program = f"""
+import os
+from pathlib import Path
+from liftkit.checkpoint.folder import atomic_folder
+rename = os.rename
+def kill(source, destination):
+    rename(source, destination)
+    os._exit(9)
+os.rename = kill
+with atomic_folder(Path({str(target)!r}), overwrite=True):
+    pass
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
+    assert not target.exists()
+    assert len(content(tmp_path)) == 2
+    with pytest.raises(UsageError, match="exists already"):
+        check_target(target, overwrite=False)
+    assert content(target) == ["liftkit.json"]
+    assert content(tmp_path) == ["out"]
+
+
+def test_what_killed_runs_left_is_swept(tmp_path: Path) -> None:
+    gone, target = dead_process(), fill(tmp_path / "out", "liftkit.json")
+    fill(tmp_path / f".out.{gone}{SUFFIX}", "half")
+    fill(tmp_path / f".out.{gone}.old{SUFFIX}", "older")
+    fill(tmp_path / f".out.{os.getpid()}{SUFFIX}", "half")
+    kept = [f".out.{os.getppid()}{SUFFIX}", f".out.{gone}.{os.getppid()}{SUFFIX}"]
+    for name in kept:
+        fill(tmp_path / name)
+    make(target, overwrite=True)
+    assert content(target) == ["new"]
+    assert content(tmp_path) == sorted([*kept, "out"]), "a run that lives, and another folder's, keep theirs"
+
+
+def test_a_link_stays_and_the_folder_behind_it_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    fill(tmp_path / "disk" / "real", "liftkit.json")
+    (tmp_path / "link").symlink_to(Path("disk") / "real")
+    make(tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert content(tmp_path / "disk" / "real") == ["new"]
+    (tmp_path / "dangling").symlink_to(Path("disk") / "later")
+    make(tmp_path / "dangling")
+    assert content(tmp_path / "disk") == ["later", "real"]
+    assert content(tmp_path) == ["dangling", "disk", "link"]
+
+
+def test_the_working_folder_as_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = fill(tmp_path / "out")
+    monkeypatch.chdir(target)
+    make(Path("."), overwrite=True)
+    assert content(target) == ["new"]
+    assert content(tmp_path) == ["out"]
+
+
+# --------------------------------------------------------------------------- variants, names, the Hub
+
+
+def weigh(folder: Path, *names: str, shard: str = "") -> Path:
+    """Files of one tensor each, called ``a``, and for an index the shard that it names."""
+    for name in names:
+        if name.endswith(".json"):
+            (folder / name).write_text(json.dumps({"metadata": {}, "weight_map": {"a": shard}}))
+        else:
+            save_file({"a": torch.zeros(2)}, folder / name)
+    return folder
+
+
+INDEX, SINGLE, VARIANT = (f"{STEM}{end}" for end in (".safetensors.index.json", ".safetensors", ".fp16.safetensors"))
+VARIANT_INDEX, SHARD = f"{STEM}.safetensors.index.fp16.json", f"{STEM}-00001-of-00001.safetensors"
+VARIANT_SHARD = f"{STEM}.fp16-00001-of-00001.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("names", "shard", "expected"),
+    [
+        ((SINGLE,), "", (SINGLE, False, None)),
+        ((SINGLE, VARIANT), "", (SINGLE, False, None)),
+        ((INDEX, SHARD), SHARD, (SHARD, True, None)),
+        ((INDEX, SHARD, SINGLE), SHARD, (SHARD, True, None)),
+        ((INDEX, SHARD, VARIANT_INDEX, VARIANT_SHARD), SHARD, (SHARD, True, None)),
+        ((SINGLE, VARIANT_INDEX, VARIANT_SHARD), VARIANT_SHARD, (SINGLE, False, None)),
+        ((VARIANT,), "", (VARIANT, False, "fp16")),
+        ((VARIANT_INDEX, VARIANT_SHARD), VARIANT_SHARD, (VARIANT_SHARD, True, "fp16")),
+        ((VARIANT_INDEX, VARIANT_SHARD, VARIANT), VARIANT_SHARD, (VARIANT_SHARD, True, "fp16")),
+    ],
+)
+def test_which_files_are_the_weights(
+    names: tuple[str, ...], shard: str, expected: tuple[str, bool, str | None], tmp_path: Path
+) -> None:
+    weights = read_weights(weigh(tmp_path, *names, shard=shard))
+    assert ([*weights.headers], weights.sharded, weights.variant) == ([expected[0]], *expected[1:])
+    assert torch.equal(weights.read("a"), torch.zeros(2))
+    assert weights.read("b") is None
+
+
+def test_two_variants_leave_no_choice(tmp_path: Path) -> None:
+    weigh(tmp_path, VARIANT, f"{STEM}.bf16.safetensors")
+    with pytest.raises(UsageError, match="several variants"):
+        read_weights(tmp_path)
+    with pytest.raises(UsageError, match="is missing; is the model folder complete"):
+        read_weights(weigh(Path(tempfile.mkdtemp(dir=tmp_path)), VARIANT_SHARD, SHARD))
+
+
+def test_a_model_s_name_holds_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "klein")
+    (tmp_path / "klein" / "model_index.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "klein")
+    assert {find_model(name).name for name in ("~/klein", ".", "../klein", str(tmp_path / "klein"))} == {"klein"}
+    assert ModelFolder(tmp_path, "org/name", {}).name == "org/name"
+    with pytest.raises(UsageError, match="no such folder"):
+        find_model("~nobody-of-this-name/klein")
+
+
+@pytest.mark.parametrize(
+    ("limit", "others", "expected"),
+    [
+        (12, {}, 12),
+        (77, {"tokenizer_2": ["transformers", "T5TokenizerFast"]}, None),
+        (77, {"tokenizer_2": [None, None]}, 77),
+        (512, {}, None),
+        (10**30, {}, None),
+        (1e30, {}, None),
+        (None, {}, None),
+        ("12", {}, None),
+    ],
+)
+def test_text_length(limit: object, others: dict[str, object], expected: int | None, tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path, "m", {"tokenizer": ["transformers", "Qwen2Tokenizer"], **others})
+    assert folder.text_length() is None
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+    assert folder.text_length() == expected
+
+
+@pytest.mark.parametrize(("size", "expected"), [(512, 512), ([768, 512], 768), (None, 1024), (..., 1024)])
+def test_image_size(size: object, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({} if size is ... else {"sample_size": size}))
+    assert ModelFolder(tmp_path, "m", {"vae": ["diffusers", "AutoencoderKL"]}).image_size() == expected
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[str]]:
+    """A Hub with one repository; tells which files have been fetched."""
+    files = (
+        "transformer/config.json",
+        "transformer/x.safetensors",
+        "vae/config.json",
+        "vae/x.safetensors",
+        "vae/x.bin",
+    )
+    store, cache = tmp_path / "store", tmp_path / "cache"
+    for name in (*files, "whole.safetensors", "LICENSE.md", "README.md", "_extra/a.json", "safety/x.safetensors"):
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_text("{}")
+    parts = {"transformer": ["diffusers", "T"], "vae": ["diffusers", "V"], "safety": [None, None], "_extra": ["a", "b"]}
+    (store / "model_index.json").write_text(json.dumps({"_class_name": "P", **parts}))
+
+    def snapshot_download(model: str, allow_patterns: list[str]) -> str:
+        for path in (path for path in store.rglob("*") if path.is_file()):
+            name = path.relative_to(store).as_posix()
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (cache / name).parent.mkdir(parents=True, exist_ok=True)
+                copyfile(path, cache / name)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return lambda: {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file()}
+
+
+def test_configs_are_fetched_and_checked_before_weights(hub: Callable[[], set[str]]) -> None:
+    def refuse(folder: ModelFolder) -> None:
+        assert folder.class_of("transformer") == "T"
+        assert folder.config("vae") == {"_class_name": "V"}
+        raise UsageError("will not do")
+
+    with pytest.raises(UsageError, match="will not do"):
+        find_model("org/name", refuse)
+    assert hub() == {"model_index.json", "transformer/config.json", "vae/config.json"}
+    assert find_model("org/name").name == "org/name"
+    whole = {"transformer/x.safetensors", "vae/x.safetensors", "README.md", "LICENSE.md"}
+    assert hub() == whole | {"model_index.json", "transformer/config.json", "vae/config.json"}
+
+
+@pytest.mark.parametrize("kind", ["HTTPError", "EntryNotFoundError", "HFValidationError", "OfflineModeIsEnabled"])
+def test_errors_of_the_hub_are_one_line_with_all_their_advice(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: str, **choices: object) -> str:
+        raise getattr(huggingface_hub.errors, kind)("401 Client Error.\n\nAccess is restricted. Please log in.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UsageError, match=r"401 Client Error. Access is restricted. Please log in.\)$"):
+        find_model("org/name")

@@ -79,11 +79,12 @@ def test_the_folder_says_what_it_is(architecture: str, converted: dict[str, Path
     assert all(sha256(folder / name) == digest for name, digest in record["sha256"].items())
     assert record["proof"]["exact"] < 1e-4
     assert record["versions"]["torch"]
-    figures = json.loads((folder / "alignment.json").read_text())["alignment"]
-    assert figures["fitted"]["images"] + figures["held_out"]["images"] == 40
-    assert 0 < figures["held_out"]["energy_captured"] <= figures["held_out"]["energy_best"] <= 1
+    report = json.loads((folder / "alignment.json").read_text())
+    assert report["alignment"]["images"] == 40
+    values = {name: entry["value"] for name, entry in report["alignment"]["figures"].items()}
+    assert 0 < values["energy_captured"] <= values["energy_best"] <= 1
     page = (folder / "alignment.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 6
     assert "http" not in page.replace("http-equiv", "")
     assert "from_pretrained" in (folder / "README.md").read_text()
     for path in folder.rglob("*"):
@@ -168,9 +169,26 @@ def test_existing_output_is_kept_unless_told(cli: Cli, model: Path, image_folder
     arguments = ("convert", model, "--images", image_folder, "-o", target, "--device", "cpu")
     failed(cli(*arguments), "exists already", "--overwrite")
     assert (target / "precious").read_text() == "mine"
+    failed(cli(*arguments, "--overwrite"), "liftkit")
+    assert (target / "precious").read_text() == "mine", "a folder that liftkit did not make is never replaced"
+    (target / "precious").unlink()
     assert cli(*arguments, "--overwrite")[0] == 0
-    assert not (target / "precious").exists()
-    assert (target / "liftkit.json").exists()
+    first = (target / "liftkit.json").read_bytes()
+    assert cli(*arguments, "--overwrite", "--seed", 1)[0] == 0
+    assert (target / "liftkit.json").read_bytes() != first
+
+
+@pytest.mark.parametrize("where", ["itself", "above"])
+def test_the_source_is_never_replaced(where: str, cli: Cli, klein: Path, image_folder: Path) -> None:
+    (klein / "liftkit.json").write_text("{}")
+    (klein.parent / "liftkit.json").write_text("{}")
+    target = klein if where == "itself" else klein.parent
+    failed(
+        cli("convert", klein, "--images", image_folder, "-o", target, "--overwrite"),
+        "holds the model",
+        "another output",
+    )
+    assert (klein / WEIGHTS).exists()
 
 
 def test_licence_is_inherited(klein: Path, image_folder: Path, tmp_path: Path) -> None:
@@ -268,7 +286,7 @@ def spoil_other_vae(model: Path) -> None:
 SPOILED = {
     spoil_truncate: ("truncated", WEIGHTS),
     spoil_pointer: ("git-lfs pointer", "git lfs pull"),
-    spoil_pickle: ("pickled weights", "safetensors"),
+    spoil_pickle: ("pickle, which liftkit never opens", "safe_serialization"),
     spoil_disguised_pickle: ("pickle, which liftkit never opens",),
     spoil_missing_weights: ("is missing; is the model folder complete",),
     spoil_missing_projection: ("x_embedder.weight", "missing"),
@@ -330,7 +348,7 @@ def test_unreadable_images_among_good_ones_are_counted_named_and_skipped(
     assert code == 0
     assert "1 unreadable (inner/broken.jpg)" in err
     assert "1 smaller than a patch (tiny.png)" in err
-    assert json.loads((tmp_path / "out" / "liftkit.json").read_text())["fit"]["images"] <= 40
+    assert json.loads((tmp_path / "out" / "alignment.json").read_text())["alignment"]["images"] == 40
 
 
 def test_lifts_that_do_not_fit(cli: Cli, model: Path, tmp_path: Path) -> None:

@@ -128,6 +128,16 @@ def test_colour_round_trip_and_description(space: liftkit.color.ColorSpace) -> N
     assert color_from_dict(space.to_dict()) == space
 
 
+@pytest.mark.parametrize("space", [Oklab(), SRGB((0.1, 0, 0), 0.5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_colour_keeps_its_precision_under_autocast(space: liftkit.color.ColorSpace, dtype: torch.dtype) -> None:
+    images = (torch.rand(2, 3, 8, 8) * 2 - 1).to(dtype)
+    colors = space.encode(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(space.encode(images), colors)
+        torch.testing.assert_close(space.decode(colors), images.float(), atol=2e-5, rtol=0)
+
+
 def test_colour_is_clamped_to_the_gamut_and_differentiable_at_black() -> None:
     assert Oklab().decode(torch.full((1, 3, 2, 2), 40.0)).abs().max() <= 1.0
     black = torch.full((1, 3, 2, 2), -1.0, requires_grad=True)

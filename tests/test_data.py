@@ -60,7 +60,7 @@ def test_the_oracle_reads_real_images_and_is_not_flattered_by_wrong_prompts() ->
 
 def test_folders_are_read_in_a_seeded_order(image_folder: Path) -> None:
     def first(seed: int) -> list[torch.Tensor]:
-        return list(ImageFolder(image_folder, 5, seed).images(16, 4))
+        return [image for _, image in ImageFolder(image_folder, 5, seed).images(16, 4)]
 
     assert all(torch.equal(a, b) for a, b in zip(first(0), first(0)))
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first(0), first(1)))
@@ -68,7 +68,9 @@ def test_folders_are_read_in_a_seeded_order(image_folder: Path) -> None:
 
 
 def test_batches_hold_images_of_one_size(image_folder: Path) -> None:
-    found = list(batches(ImageFolder(image_folder).images(64, 4), 4))
+    pairs = list(batches(ImageFolder(image_folder).images(64, 4), 4))
+    assert torch.cat([places for places, _ in pairs]).tolist() == list(range(40))
+    found = [batch for _, batch in pairs]
     assert sum(len(batch) for batch in found) == 40
     assert all(batch.shape[2] % 4 == 0 and batch.min() >= -1 and batch.max() <= 1 for batch in found)
     assert len({batch.shape[2] for batch in found}) > 1

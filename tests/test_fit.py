@@ -11,7 +11,7 @@ from scipy.linalg import orthogonal_procrustes
 
 import liftkit
 from liftkit.color import Oklab
-from liftkit.fit.alignment import alignment
+from liftkit.fit.alignment import figures as figures_of
 from liftkit.fit.stream import fitted_color, normalised
 from tests import tiny
 
@@ -44,7 +44,7 @@ def test_procrustes_agrees_with_scipy() -> None:
     z, x = (torch.randn(1, 300, 12, dtype=torch.float64) for _ in range(2))
     square = liftkit.TokenMoments(12, 12)
     square.update(z, x)
-    basis, _ = liftkit.fit.procrustes.procrustes_basis(square.cross)
+    basis = liftkit.fit.procrustes.polar(square.cross.T)
     expected, _ = orthogonal_procrustes(z[0].numpy(), x[0].numpy())
     np.testing.assert_allclose(basis.numpy().T, expected, atol=1e-9)
 
@@ -123,16 +123,23 @@ def test_figures_equal_what_tokens_say() -> None:
     z, x = z + 0.2, x + 0.1
     found = moments((z, x))
     lift = liftkit.fit_procrustes(found)
-    figures = alignment(lift, found)
+    figures = figures_of(lift, found)
     variance = (x - x.mean(dim=1, keepdim=True)).square().sum()
     residual = (x - lift.raise_tokens(z)).square()
     assert figures["r2_pixels"] == pytest.approx((1 - residual.sum() / variance).item(), rel=1e-9)
-    assert figures["lift_mse"] == pytest.approx(residual.mean().item(), rel=1e-9)
+    best = (x - figures["scale_lsq"] * z @ lift.basis.T).square().sum()
+    assert figures["r2_pixels_lsq"] == pytest.approx((1 - best / variance).item(), rel=1e-9)
+    assert best < residual.sum()
     design = torch.cat([z[0], torch.ones(400, 1, dtype=torch.float64)], dim=1)
     ceiling = (x[0] - design @ torch.linalg.lstsq(design, x[0]).solution).square().sum()
     assert figures["r2_pixels_linear"] == pytest.approx((1 - ceiling / variance).item(), rel=1e-6)
-    back = (z - x @ lift.basis / lift.scale).square().sum() / (z - z.mean(dim=1, keepdim=True)).square().sum()
-    assert figures["r2_latents"] == pytest.approx((1 - back).item(), rel=1e-9)
+    design = torch.cat([x[0] @ lift.basis, torch.ones(400, 1, dtype=torch.float64)], dim=1)
+    back = (z[0] - design @ torch.linalg.lstsq(design, z[0]).solution).square().sum(dim=0)
+    explained = 1 - back / (z[0] - z[0].mean(dim=0)).square().sum(dim=0)
+    assert figures["r2_latents"] == pytest.approx(explained.mean().item(), rel=1e-6)
+    aligned = (z * (x @ lift.basis)).sum() / (z.norm() * (x @ lift.basis).norm())
+    assert figures["cosine"] == pytest.approx(aligned.item(), rel=1e-9)
+    assert figures["scale_gap"] == pytest.approx(1 - aligned.item(), rel=1e-9)
     captured = (x @ lift.basis).square().sum() / x.square().sum()
     assert figures["energy_captured"] == pytest.approx(captured.item(), rel=1e-9)
     best = torch.linalg.svdvals(x[0]).square()

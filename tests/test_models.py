@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import liftkit
 from liftkit.conversion.surgery import native_basis
@@ -148,9 +149,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(name: str) -> None:
         call(twin, batch=2).square().mean().backward()
         return [p.grad.clone() for p in twin.parameters() if p.grad is not None]
 
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return torch.utils.checkpoint.checkpoint(*arguments, use_reentrant=False)
+
+    calls: list[Any] = []
     plain = gradients()
-    twin.enable_gradient_checkpointing()
+    assert not twin.is_gradient_checkpointing
+    twin.enable_gradient_checkpointing(counted)
     again = gradients()
+    assert twin.is_gradient_checkpointing
+    assert len(calls) == 2, "one call a block"
     assert len(plain) == len(again) > 10
     for a, b in zip(plain, again):
         torch.testing.assert_close(a, b)

@@ -31,9 +31,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise LiftkitError(f"{path}: cannot be written ({error.strerror}); nothing was left behind") from error
+        raise LiftkitError(f"{path}: cannot be written ({reason(error)}); nothing was left behind") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reason(error: Exception) -> str:
+    """What an error says, on one line: the disk's own words, or a library's, which may take several lines."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
 def sync_folder(folder: Path) -> None:
@@ -74,3 +79,22 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return load_file(path), header.metadata
     except SafetensorError as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def check_file(path: Path | None, ending: str) -> None:
+    """Whether a file can be written there.
+
+    Raises:
+        UsageError: if it is a folder, has another ending, or its folder is missing or not writable.
+    """
+    if path is None:
+        return
+    if path.suffix != ending:
+        raise UsageError(f"{path}: expected a name that ends in {ending}")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; give a file name")
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise UsageError(f"{parent}: no such folder; make it first")
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"{parent}: not writable; choose another place")

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from liftkit.checkpoint.files import sync_folder
+from liftkit.checkpoint.files import reason, sync_folder
 from liftkit.errors import LiftkitError, UsageError
 
 SUFFIX = ".liftkit-partial"
+RECORD = "liftkit.json"
+"""The manifest in every folder that a conversion makes: what tells it from a user's own."""
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
-    """Whether an output folder may be made.
+    """Whether an output folder may be made; what killed runs left of it is put in order first.
 
     Raises:
-        UsageError: if it exists (and may not be replaced), or its parent does not or cannot be written.
+        UsageError: if it exists and may not be replaced, or its parent does not exist or cannot be written.
     """
-    if target.exists() and not overwrite:
-        raise UsageError(f"{target}: exists already; choose another output or pass --overwrite")
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"{target}: is a file; the output is a folder")
-    parent = target.absolute().parent
-    if not parent.is_dir():
-        raise UsageError(f"{parent}: no such folder; make it first")
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"{parent}: not writable; choose another output")
+    place = _place(target)
+    if not place.parent.is_dir():
+        raise UsageError(f"{place.parent}: no such folder; make it first")
+    if not os.access(place.parent, os.W_OK):
+        raise UsageError(f"{place.parent}: not writable; choose another output")
+    _sweep(place)
+    _check_free(target, overwrite)
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -38,7 +39,7 @@ def check_space(target: Path, needed: int) -> None:
     Raises:
         UsageError: with both numbers.
     """
-    free = shutil.disk_usage(target.absolute().parent).free
+    free = shutil.disk_usage(_place(target).parent).free
     if needed > free:
         raise UsageError(
             f"{target}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free on that disk; "
@@ -50,48 +51,37 @@ def check_space(target: Path, needed: int) -> None:
 def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary sibling that takes ``target``'s place when the block ends well, and goes otherwise.
 
-    Leftovers of runs that were killed are removed first.
+    Where ``target`` is a link, the folder behind it is replaced and the link stays.
 
     Raises:
         UsageError: see :func:`check_target`.
         LiftkitError: if the disk refuses.
     """
     check_target(target, overwrite=overwrite)
-    _sweep(target)
-    building = target.with_name(f".{target.name}.{os.getpid()}{SUFFIX}")
+    place = _place(target)
+    building = _sibling(place)
     try:
         building.mkdir()
         yield building
         _sync(building)
-        if target.exists():
-            # Between these two renames a crash leaves the old folder beside its name, never a mixture.
-            retired = target.with_name(f".{target.name}.{os.getpid()}.old{SUFFIX}")
-            os.rename(target, retired)
-            os.rename(building, target)
-            shutil.rmtree(retired)
-        else:
-            os.rename(building, target)
-        sync_folder(target.absolute().parent)
+        # Again: much can have happened since the work began.
+        _check_free(target, overwrite)
+        _replace(place, building)
+        sync_folder(place.parent)
     except OSError as error:
-        raise LiftkitError(f"{error.filename or target}: {error.strerror}; nothing was left behind") from error
+        raise LiftkitError(f"{error.filename or target}: {reason(error)}; nothing was left behind") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def link_or_copy(source: Path, target: Path, *, link: bool = False) -> None:
-    """Copy a file or a tree (links followed), or hard-link its files where asked and possible."""
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a file or a folder; links are followed, and modes are the umask's."""
     if source.is_dir():
         target.mkdir(exist_ok=True)
         for child in sorted(source.iterdir()):
-            link_or_copy(child, target / child.name, link=link)
-        return
-    if link:
-        try:
-            os.link(source.resolve(), target)
-            return
-        except OSError:
-            pass
-    shutil.copyfile(source, target)
+            copy_tree(child, target / child.name)
+    else:
+        shutil.copyfile(source, target)
 
 
 def tree_size(path: Path) -> int:
@@ -127,15 +117,72 @@ def _sync(folder: Path) -> None:
     sync_folder(folder)
 
 
-def _sweep(target: Path) -> None:
-    """Remove what killed runs left beside a target."""
-    for leftover in target.absolute().parent.glob(f".{target.name}.*{SUFFIX}"):
-        owner = leftover.name.removeprefix(f".{target.name}.").split(".")[0]
-        if owner.isdigit() and not _alive(int(owner)):
+def _place(target: Path) -> Path:
+    """Where a target really is: ``.`` has no name to rename, and a link is not the folder behind it."""
+    return Path(os.path.realpath(target))
+
+
+def _check_free(target: Path, overwrite: bool) -> None:
+    """Whether nothing is at a target, or something that may be replaced."""
+    place = _place(target)
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise UsageError(f"{target}: is a file; the output is a folder")
+    if os.path.ismount(place):
+        raise UsageError(f"{target}: is a mount point, which cannot be renamed; choose a folder inside it")
+    if not overwrite:
+        raise UsageError(f"{target}: exists already; choose another output or pass --overwrite")
+    if any(place.iterdir()) and not (place / RECORD).is_file():
+        raise UsageError(
+            f"{target}: holds files but no {RECORD}, so it is no folder that liftkit made; "
+            "remove it or choose another output"
+        )
+
+
+def _sibling(place: Path, kind: str = "") -> Path:
+    """A name beside a folder for this process; :func:`_sweep` knows it."""
+    return place.with_name(f".{place.name}.{os.getpid()}{kind}{SUFFIX}")
+
+
+def _replace(place: Path, building: Path) -> None:
+    """Rename a finished folder to its place, and remove the one that was there."""
+    if not place.exists():
+        os.rename(building, place)
+        return
+    retired = _sibling(place, ".old")
+    try:
+        os.rename(place, retired)
+        os.rename(building, place)
+    finally:
+        _settle(retired, place)
+
+
+def _settle(retired: Path, place: Path) -> None:
+    """End a replacement, however far it came: the old folder goes once its place is taken, else it returns."""
+    if place.exists():
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        os.rename(retired, place)
+
+
+def _sweep(place: Path) -> None:
+    """Put in order what killed runs left beside a folder: half-made ones go, one set aside returns to its place."""
+    pattern = re.compile(rf"\.{re.escape(place.name)}\.(\d+)(\.old)?{re.escape(SUFFIX)}")
+    for leftover in sorted(place.parent.glob(f".*{SUFFIX}")):
+        match = pattern.fullmatch(leftover.name)
+        if match is None or _alive(int(match[1])):
+            continue
+        if match[2]:
+            _settle(leftover, place)
+        else:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _alive(process: int) -> bool:
+    """Whether another process of this number runs; in containers, a run that was killed often had this one's own."""
+    if process == os.getpid():
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:

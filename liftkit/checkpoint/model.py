@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from liftkit.checkpoint.files import reason
 from liftkit.checkpoint.header import Header, read_header
+from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.errors import UsageError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 STEM = "diffusion_pytorch_model"
+# As diffusers names them, the preferred kind first; a shard's own name is neither.
+_INDEX = re.compile(rf"{STEM}\.safetensors\.index(?:\.(?P<variant>[^.]+))?\.json")
+_SINGLE = re.compile(rf"{STEM}(?:\.(?P<variant>(?![^.]*-\d+-of-\d+\.)[^.]+))?\.safetensors")
+LONG_PROMPT = 512
+"""Text tokens that a pipeline asks of its tokenizer by itself."""
+DEFAULT_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -20,20 +34,18 @@ class Weights:
     Args:
         headers: one per shard, by file name, in order.
         where: the shard of each tensor.
+        sharded: whether there is an index, were it of one shard.
+        variant: of the files' names, such as ``fp16``; what diffusers needs to find them.
     """
 
     headers: dict[str, Header]
     where: dict[str, str]
+    sharded: bool = False
+    variant: str | None = None
 
-    @property
-    def sharded(self) -> bool:
-        """Whether there is an index."""
-        return len(self.headers) > 1
-
-    @property
-    def size(self) -> int:
-        """Bytes of all tensors."""
-        return sum(entry.size for header in self.headers.values() for entry in header.tensors.values())
+    def read(self, name: str) -> Tensor | None:
+        """One tensor, read alone, in its own dtype; None where there is none of that name."""
+        return read_tensor(self.headers[self.where[name]], name) if name in self.where else None
 
 
 @dataclass(frozen=True)
@@ -53,12 +65,20 @@ class ModelFolder:
     @property
     def name(self) -> str:
         """What to call it: the Hub id, or the folder's name without its path."""
-        return self.source if not Path(self.source).exists() else self.path.resolve().name
+        local = Path(os.path.expanduser(self.source)).exists()
+        return self.source if _is_hub_id(self.source) and not local else self.path.resolve().name
+
+    @property
+    def components(self) -> list[str]:
+        """The folders of what the pipeline is made of; optional parts that it goes without are left out."""
+        return [name for name in self.index if self.class_of(name)]
 
     def class_of(self, component: str) -> str | None:
         """The class name of a component, or None where the pipeline has none."""
         entry = self.index.get(component)
-        return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if component.startswith("_") or not isinstance(entry, list) or len(entry) != 2:
+            return None
+        return entry[1] if isinstance(entry[1], str) else None
 
     def config(self, component: str) -> dict[str, Any]:
         """A component's config, with the ``_class_name`` that the pipeline loads it as."""
@@ -74,30 +94,42 @@ class ModelFolder:
         """
         return read_weights(self.path / component)
 
+    def image_size(self) -> int:
+        """The side in pixels that the VAE was made for: its ``sample_size``, one number or two, else 1024."""
+        size = self.config("vae").get("sample_size")
+        size = size[0] if isinstance(size, list) and size else size
+        return size if isinstance(size, int) and size > 0 else DEFAULT_SIZE
 
-def find_model(model: str, *, download: bool = True) -> ModelFolder:
+    def text_length(self) -> int | None:
+        """Text tokens to ask the pipeline for, where its only tokenizer knows fewer than the usual 512; else None."""
+        path = self.path / "tokenizer" / "tokenizer_config.json"
+        if not path.is_file() or any(name.startswith("tokenizer_") for name in self.components):
+            return None
+        limit = read_json(path).get("model_max_length")
+        return limit if isinstance(limit, int) and 0 < limit < LONG_PROMPT else None
+
+
+def find_model(model: str, check: Callable[[ModelFolder], object] = lambda folder: None) -> ModelFolder:
     """A model folder from a path or a Hub id.
 
     Args:
         model: a diffusers folder, or ``organisation/name`` on the Hub. The Hub's cache, offline mode and token
             are honoured.
-        download: False refuses anything that is not a local folder.
+        check: called with a Hub model when its configs have come and its weights have not, so that a model that
+            will not do fails before gigabytes are fetched.
 
     Raises:
-        UsageError: if it is no diffusers pipeline.
+        UsageError: if it is no diffusers pipeline, or the Hub does not give it.
     """
-    path = Path(model).expanduser()
-    if not path.exists() and download and _is_hub_id(model):
-        path = _from_hub(model)
+    # os.path leaves a ~ of nobody's as it is, where pathlib fails.
+    path = Path(os.path.expanduser(model))
+    if not path.exists() and _is_hub_id(model):
+        return _from_hub(model, check)
     if path.is_file():
         raise UsageError(f"{model}: a single file; liftkit reads diffusers folders (with model_index.json)")
     if not path.is_dir():
         raise UsageError(f"{model}: no such folder, and no Hub id of the form organisation/name")
-    if not (path / "model_index.json").is_file():
-        inner = [p.parent.name for p in sorted(path.glob("*/model_index.json"))]
-        hint = f"; did you mean {path / inner[0]}?" if inner else ""
-        raise UsageError(f"{model}: no diffusers pipeline: model_index.json is missing{hint}")
-    return ModelFolder(path, model, read_json(path / "model_index.json"))
+    return _open(path, model)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -109,8 +141,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); is the model folder complete?") from error
-    except ValueError as error:
+        raise UsageError(f"{path}: cannot be read ({reason(error)}); is the model folder complete?") from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: no valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a JSON object, found {type(content).__name__}")
@@ -118,21 +150,29 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> Weights:
-    """See :meth:`ModelFolder.weights`."""
-    indexes = sorted(folder.glob(f"{STEM}.safetensors.index*.json"))
-    single = folder / f"{STEM}.safetensors"
-    if indexes:
-        return _read_sharded(folder, indexes[0])
-    if not single.exists():
-        variants = sorted(folder.glob(f"{STEM}.*.safetensors"))
-        if len(variants) != 1:
-            raise UsageError(_no_weights(folder, [path.name for path in variants]))
-        single = variants[0]
-    header = read_header(single)
-    return Weights({single.name: header}, dict.fromkeys(header.tensors, single.name))
+    """See :meth:`ModelFolder.weights`; the plain weights, or the only variant where there are none."""
+    files = _weight_files(folder)
+    variant = None if None in files or len(files) != 1 else next(iter(files))
+    if variant not in files:
+        raise UsageError(_no_weights(folder, [path.name for path in files.values()]))
+    path = files[variant]
+    if path.suffix == ".json":
+        return _read_sharded(folder, path, variant)
+    header = read_header(path)
+    return Weights({path.name: header}, dict.fromkeys(header.tensors, path.name), sharded=False, variant=variant)
 
 
-def _read_sharded(folder: Path, index: Path) -> Weights:
+def _weight_files(folder: Path) -> dict[str | None, Path]:
+    """The index, or else the single file, of every variant; that of the plain weights under None."""
+    names = sorted(path.name for path in folder.glob(f"{STEM}*"))
+    found: dict[str | None, Path] = {}
+    for pattern in (_INDEX, _SINGLE):
+        for match in filter(None, map(pattern.fullmatch, names)):
+            found.setdefault(match["variant"], folder / match[0])
+    return found
+
+
+def _read_sharded(folder: Path, index: Path, variant: str | None) -> Weights:
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise UsageError(f"{index}: it has no weight_map; fetch the file again")
@@ -150,12 +190,12 @@ def _read_sharded(folder: Path, index: Path) -> Weights:
         raise UsageError(
             f"{index}: tensor {key!r} should be in {where.get(key, 'no shard')}, it is in {found.get(key, 'none')}"
         )
-    return Weights(headers, found)
+    return Weights(headers, found, sharded=True, variant=variant)
 
 
 def _no_weights(folder: Path, variants: list[str]) -> str:
     if variants:
-        return f"{folder}: several weight files ({', '.join(variants)}); keep one variant in the folder"
+        return f"{folder}: several variants of the weights ({', '.join(variants)}); keep one in the folder"
     pickles = [path.name for ending in ("bin", "pt", "ckpt", "pth") for path in sorted(folder.glob(f"*.{ending}"))]
     if pickles:
         return f"{folder}: only pickled weights ({pickles[0]}), which liftkit never opens; save as safetensors first"
@@ -166,13 +206,30 @@ def _is_hub_id(model: str) -> bool:
     return model.count("/") == 1 and not model.startswith((".", "/", "~")) and "\\" not in model
 
 
-def _from_hub(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _open(path: Path, source: str) -> ModelFolder:
+    if not (path / "model_index.json").is_file():
+        inner = [p.parent.name for p in sorted(path.glob("*/model_index.json"))]
+        hint = f"; did you mean {path / inner[0]}?" if inner else ""
+        raise UsageError(f"{source}: no diffusers pipeline: model_index.json is missing{hint}")
+    return ModelFolder(path, source, read_json(path / "model_index.json"))
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
+
+def _from_hub(model: str, check: Callable[[ModelFolder], object]) -> ModelFolder:
+    """First the configs; then, of the components that the index lists, what diffusers and transformers load."""
+    folder = _open(_fetch(model, ["model_index.json", "*/config.json", "*/scheduler_config.json"]), model)
+    check(folder)
+    endings = ("json", "safetensors", "txt", "model", "jinja")
+    parts = [f"{component}/*.{ending}" for component in folder.components for ending in endings]
+    return _open(_fetch(model, ["model_index.json", "README.md", "LICENSE*", *parts]), model)
+
+
+def _fetch(model: str, patterns: list[str]) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    # All that the client calls an error; its HTTPError is that of the HTTP library it is built on.
+    named = (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    failures: tuple[type[Exception], ...] = (OSError, *named)
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*.bin"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{model}: no such folder, and the Hub did not give it ({reason})") from error
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except failures as error:
+        raise UsageError(f"{model}: no such folder, and the Hub did not give it ({reason(error)})") from error

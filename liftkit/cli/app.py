@@ -14,6 +14,8 @@ import typer
 from liftkit.cli import console
 from liftkit.cli.convert import convert
 from liftkit.cli.demo import demo
+from liftkit.cli.fit import fit
+from liftkit.cli.report import report
 from liftkit.cli.sample import sample
 
 INTERRUPTED = 130
@@ -26,6 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(convert)
+app.command()(fit)
+app.command()(report)
 app.command()(sample)
 app.command()(demo)
 

@@ -106,8 +106,8 @@ class Bars:
         with Progress(*columns, console=err) as progress:
             task = progress.add_task(escape(title), total=total, unit=unit)
             yield lambda amount: progress.advance(task, amount)
-            progress.update(task, total=progress.tasks[0].completed if total is None else total)
-            progress.update(task, completed=progress.tasks[0].total)
+            # A stage that had enough before its end is done all the same.
+            progress.update(task, total=progress.tasks[0].completed)
 
     def note(self, text: str) -> None:
         """See :class:`liftkit.progress.Observer`."""

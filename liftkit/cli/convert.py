@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,15 +12,41 @@ from liftkit.cli import console
 
 if TYPE_CHECKING:
     from liftkit.conversion.execute import Conversion
-    from liftkit.conversion.plan import Plan
+    from liftkit.conversion.plan import ConvertOptions, Plan, Subject
+    from liftkit.fit.engine import FitOptions
+    from liftkit.lift import Lift
 
 
 class Color(StrEnum):
     """Choices of ``--color``."""
 
+    auto = "auto"
     oklab = "oklab"
     srgb = "srgb"
     oklab_paper = "oklab-paper"
+
+
+class Kind(StrEnum):
+    """Choices of ``--kind``."""
+
+    procrustes = "procrustes"
+    pca = "pca"
+    jacobian = "jacobian"
+
+
+class Scale(StrEnum):
+    """Choices of ``--scale``."""
+
+    norm = "norm"
+    lsq = "lsq"
+
+
+class Latents(StrEnum):
+    """Choices of ``--latents``."""
+
+    images = "images"
+    normal = "normal"
+    model = "model"
 
 
 class Dtype(StrEnum):
@@ -32,31 +58,65 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+def number_of_images(text: str | None) -> int | Literal["auto"] | None:
+    """``--num-images``: a number, ``auto``, or not given."""
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if not text.isdigit() or int(text) < 1:
+        from liftkit.errors import UsageError
+
+        raise UsageError(f"--num-images {text}: expected a number of images, or 'auto'")
+    return int(text)
+
+
+Model = Annotated[str, typer.Argument(help="A diffusers folder, or a Hub id such as organisation/name.")]
+Images = Annotated[
+    str | None, typer.Option(help="A folder of images to fit on (nested, any sizes), or 'demo' for the embedded data.")
+]
+NumImages = Annotated[
+    str | None,
+    typer.Option(help="Images to fit on; auto stops when the fit has converged [default: by tokens per image]"),
+]
+Resolution = Annotated[int | None, typer.Option(min=1, help="Side of the images at most [default: the VAE's]")]
+KindOption = Annotated[
+    Kind, typer.Option(help="Procrustes on pairs, the PCA subspace, or the decoder's mean Jacobian.")
+]
+ScaleOption = Annotated[Scale, typer.Option(help="norm matches energy, as the paper; lsq minimises the squared error.")]
+LatentsOption = Annotated[
+    Latents,
+    typer.Option(help="Encode images; or decode normal latents or the model's own samples, and need no images."),
+]
+Prompts = Annotated[Path | None, typer.Option(help="Prompts, one a line, for --latents model.")]
+ColorOption = Annotated[
+    Color,
+    typer.Option(help="Colour space, normalised to the images; auto compares; oklab-paper has the paper's constants."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the image order, of drawn latents and of the proof.")]
+
+
 def convert(
-    model: Annotated[str, typer.Argument(help="A diffusers folder, or a Hub id such as organisation/name.")],
+    model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
-    images: Annotated[
-        str | None,
-        typer.Option(help="A folder of images to fit on (nested, any sizes), or 'demo' for the embedded data."),
-    ] = None,
-    num_images: Annotated[
-        int | None, typer.Option(min=1, help="Images to fit on [default: by tokens per image]")
-    ] = None,
-    resolution: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images at most [default: the VAE's]")
-    ] = None,
-    color: Annotated[
-        Color, typer.Option(help="Colour space, normalised to the images; oklab-paper has the paper's constants.")
-    ] = Color.oklab,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
+    images: Images = None,
+    num_images: NumImages = None,
+    resolution: Resolution = None,
+    kind: KindOption = Kind.procrustes,
+    scale: ScaleOption = Scale.norm,
+    latents: LatentsOption = Latents.images,
+    prompts: Prompts = None,
+    color: ColorOption = Color.oklab,
+    device: Device = "auto",
     dtype: Annotated[
         Dtype, typer.Option(help="Of the written transformer; auto keeps each tensor's own.")
     ] = Dtype.auto,
-    seed: Annotated[int, typer.Option(help="Of the image order and the proof.")] = 0,
+    seed: Seed = 0,
     lift: Annotated[Path | None, typer.Option(help="Reuse a saved lift (.safetensors) instead of fitting one.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel="Dangerous options")
+        bool, typer.Option("--overwrite", help="Replace an earlier conversion.", rich_help_panel="Dangerous options")
     ] = False,
 ) -> None:
     """Turn a latent flow model into a pixel model: plan, fit, surgery, write, prove.
@@ -67,8 +127,12 @@ def convert(
 
     options = ConvertOptions(
         images=images,
-        num_images=num_images,
+        num_images=number_of_images(num_images),
         resolution=resolution,
+        kind=kind.value,
+        scale=scale.value,
+        latents=latents.value,
+        prompts=prompts,
         color=color.value,
         device=device,
         dtype=dtype.value,
@@ -91,19 +155,15 @@ def print_plan(plan: Plan) -> None:
     """What would happen."""
     options = plan.options
     rewritten = ", ".join(f"{name} {tuple(entry.shape)}" for name, entry in plan.rewritten.items())
-    if plan.lift is not None:
-        source = f"reuse {options.lift}"
-    else:
-        source = f"{options.num_images} images at most ({plan.reasons['num_images']}), {options.images}"
+    copied = "copied byte for byte" if options.dtype == "auto" else f"cast to {options.dtype}"
     console.table(
         "Plan",
         [
             ("model", f"{plan.model.source} ({plan.model.index['_class_name']}, {plan.spec.name})"),
             ("lift", f"rank {plan.rank} of {plan.dim}: latent patches {plan.latent_patch} x {plan.latent_patch}, "
-                     f"pixel patches {plan.factor * plan.latent_patch} x {plan.factor * plan.latent_patch}"),
-            ("fit", source),
-            ("resolution", f"{options.resolution} ({plan.reasons['resolution']})"),
-            ("kept", f"{plan.kept} tensors, copied byte for byte"),
+                     f"pixel patches {plan.side} x {plan.side}"),
+            *data_rows(plan, options, plan.lift is not None),
+            ("kept", f"{plan.kept} tensors, {copied}"),
             ("rewritten", rewritten),
             ("transformer", console.size(plan.transformer_bytes)),
             ("disk", f"{console.size(plan.needed_bytes)} for {plan.output}"),
@@ -112,22 +172,48 @@ def print_plan(plan: Plan) -> None:
     )  # fmt: skip
 
 
+def data_rows(subject: Subject, options: ConvertOptions | FitOptions, reused: bool = False) -> list[tuple[str, str]]:
+    """What a fit would use, and why."""
+    if reused:
+        return [("fit", f"reuse {getattr(options, 'lift', None)}")]
+    what = {"images": str(options.images), "normal": "normal latents, decoded", "model": "the model's own samples"}
+    count = "until converged" if options.num_images == "auto" else f"{options.num_images} at most"
+    return [
+        ("fit", f"{options.kind}, {options.scale} scale, {options.color}"),
+        ("data", f"{what[options.latents]}, {count} ({subject.reasons['num_images']})"),
+        ("resolution", f"{options.resolution} ({subject.reasons['resolution']})"),
+    ]
+
+
+def lift_rows(lift: Lift) -> list[tuple[str, str]]:
+    """What a lift is and how well it aligns."""
+    mean = ", ".join(f"{value:.4f}" for value in lift.color.mean)
+    rows = [("lift", f"rank {lift.rank} of {lift.dim}, scale {lift.scale:.4f}, {lift.color.name} "
+                     f"(mean {mean}, std {lift.color.std:.4f})")]  # fmt: skip
+    alignment = lift.figures.get("alignment")
+    if alignment is None:
+        return rows
+    figures = {name: entry["value"] for name, entry in alignment["figures"].items()}
+    if alignment["color_reason"] != "as asked":
+        rows.append(("colour", alignment["color_reason"]))
+    return rows + [
+        ("energy captured", f"{figures['energy_captured']:.2%} of the pixels' (best subspace: {figures['energy_best']:.2%})"),
+        ("explained", f"{figures['r2_pixels']:.1%} of pixel variance by the lift, "
+                      f"{figures['r2_pixels_linear']:.1%} by any linear map"),
+        ("verdict", alignment["verdict"]["text"]),
+        *(("to try", advice) for advice in alignment["verdict"]["advice"]),
+    ]  # fmt: skip
+
+
 def print_summary(result: Conversion) -> None:
     """What came out, and what to do next."""
-    lift, proof, output = result.lift, result.proof, result.output
-    figures = result.figures.get("held_out") or result.figures.get("fitted")
-    rows = [("lift", f"rank {lift.rank} of {lift.dim}, scale {lift.scale:.4f}, {lift.color}")]
-    if figures:
-        rows += [
-            ("energy captured", f"{figures['energy_captured']:.2%} of the pixels' (best subspace: {figures['energy_best']:.2%})"),
-            ("explained", f"{figures['r2_pixels']:.1%} of pixel variance by the lift, "
-                          f"{figures['r2_pixels_linear']:.1%} by any linear map"),
-        ]  # fmt: skip
-    rows += [
+    proof, output = result.proof, result.output
+    rows = [
+        *lift_rows(result.lift),
         ("proof", f"deviation {proof.exact:.1e} in full precision, {proof.stored:.1e} as stored in {proof.dtype} "
                   f"({proof.steps} steps)"),
         ("model", str(output)),
-        ("pictures", str(output / "alignment.html")),
+        ("report", str(output / "alignment.html")),
         ("next", f'liftkit sample {output} -p "a prompt" -o samples.png'),
     ]  # fmt: skip
     console.table("Converted", rows)

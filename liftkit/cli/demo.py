@@ -14,7 +14,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the model, the picture and the page.")
     ] = Path("out/demo"),
-    seed: Annotated[int, typer.Option(help="Of noise and images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of noise and images.")] = 0,
 ) -> None:
     """Convert the embedded tiny-klein and paint the same noise with both models.
 

@@ -14,7 +14,7 @@ def sample(
     folder: Annotated[str, typer.Argument(help="A latent or a converted pipeline: a folder, a Hub id, or 'demo'.")],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to paint; repeat for several.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images in all; prompts take turns.")] = 8,
-    seed: Annotated[int, typer.Option(help="Image i starts from seed + i, whatever the batch.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Image i starts from seed + i, whatever the batch.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("samples.png"),
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps [default: the pipeline's]")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale [default: the pipeline's]")] = None,

@@ -6,8 +6,6 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from liftkit.checkpoint.model import read_json
-
 if TYPE_CHECKING:
     from liftkit.conversion.execute import Conversion
     from liftkit.conversion.plan import Plan
@@ -57,9 +55,8 @@ def model_card(result: Conversion) -> str:
     source = plan.model.name
     if "/" in source:
         header += f"base_model: {source}\n"
-    figures = result.figures.get("held_out") or result.figures.get("fitted") or {}
-    rows = "".join(f"| {label} | {value} |\n" for label, value in _rows(result, figures))
-    size = plan.options.resolution or 1024
+    rows = "".join(f"| {label} | {value} |\n" for label, value in _rows(result))
+    size = plan.model.image_size()
     return f"""---
 {header}library_name: diffusers
 tags: [pixel-diffusion, flow-matching, asymflow, liftkit]
@@ -75,7 +72,7 @@ is the source's own. Untrained, it paints s A z of what its source would paint; 
 import liftkit
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{plan.output.name}")
+pipe = DiffusionPipeline.from_pretrained("{plan.output.resolve().name}")
 image = pipe(prompt="a prompt", height={size}, width={size}{_text_length(plan)}).images[0]
 ```
 
@@ -89,7 +86,7 @@ deviations are relative to the largest value. See `alignment.html` for pictures 
 """
 
 
-def _rows(result: Conversion, figures: dict[str, float]) -> list[tuple[str, str]]:
+def _rows(result: Conversion) -> list[tuple[str, str]]:
     lift, proof = result.lift, result.proof
     rows = [
         ("rank of the lift", f"{lift.rank} of {lift.dim}"),
@@ -99,16 +96,16 @@ def _rows(result: Conversion, figures: dict[str, float]) -> list[tuple[str, str]
         ("largest deviation from the source, full precision", f"{proof.exact:.1e}"),
         (f"largest deviation from the source, stored as {proof.dtype}", f"{proof.stored:.1e}"),
     ]
-    if figures:
-        rows += [
-            (
-                "pixel energy captured (best subspace)",
-                f"{figures['energy_captured']:.4f} ({figures['energy_best']:.4f})",
-            ),
-            ("pixel variance explained by the lift", f"{figures['r2_pixels']:.3f}"),
-            ("... by an unconstrained linear map", f"{figures['r2_pixels_linear']:.3f}"),
-        ]
-    return rows
+    alignment = lift.figures.get("alignment")
+    if not alignment:
+        return rows
+    value = {name: entry["value"] for name, entry in alignment["figures"].items()}
+    return [
+        *rows,
+        ("pixel energy captured (best subspace)", f"{value['energy_captured']:.4f} ({value['energy_best']:.4f})"),
+        ("pixel variance explained by the lift", f"{value['r2_pixels']:.3f}"),
+        ("... by an unconstrained linear map", f"{value['r2_pixels_linear']:.3f}"),
+    ]
 
 
 def _licence_line(plan: Plan, licence: dict[str, str]) -> str:
@@ -120,6 +117,5 @@ def _licence_line(plan: Plan, licence: dict[str, str]) -> str:
 
 def _text_length(plan: Plan) -> str:
     """The pipeline argument that a tokenizer of few tokens needs."""
-    path = plan.model.path / "tokenizer" / "tokenizer_config.json"
-    limit = read_json(path).get("model_max_length", 512) if path.is_file() else 512
-    return f", max_sequence_length={limit}" if limit < 256 else ""
+    limit = plan.model.text_length()
+    return "" if limit is None else f", max_sequence_length={limit}"

@@ -1,122 +1,80 @@
-"""The fit of a plan: a lift, its figures and a few pictures."""
+"""The data of a fit: the model's VAE, and images, drawn latents or the model's own samples for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from pathlib import Path
 
 import torch
 
-from liftkit.color import SRGB, ColorSpace, Oklab
-from liftkit.conversion.plan import Plan
-from liftkit.data.images import ImageSource, batches, open_images
+from liftkit.conversion.plan import MOST_IMAGES, Plan, Subject
+from liftkit.data import demo
+from liftkit.data.images import open_images
 from liftkit.errors import UsageError
-from liftkit.fit.alignment import alignment
-from liftkit.fit.procrustes import fit_procrustes
-from liftkit.fit.stream import Collected, collect, fitted_color, normalised
+from liftkit.fit.engine import FitOptions, fit_collected, fit_pass
+from liftkit.fit.pairs import EncodedImages, PairSource, given_latents, normal_latents
 from liftkit.lift import Lift
 from liftkit.models.latents import LatentSpace
 from liftkit.progress import Observer
-from liftkit.report.pictures import Row
-from liftkit.tokens import patchify, unpatchify
-
-PIXELS_AT_ONCE = 4 * 1024 * 1024
+from liftkit.sampling import latent_samples
 
 
-@dataclass
-class Fit:
-    """A lift, its figures and pictures."""
-
-    lift: Lift
-    figures: dict[str, Any]
-    gallery: list[Row]
-
-
-def plan_images(plan: Plan) -> ImageSource | None:
-    """The images of a plan, or None where a saved lift needs none."""
-    options = plan.options
-    return open_images(options.images, options.num_images or 0, options.seed) if options.images else None
-
-
-def fit_plan(plan: Plan, source: ImageSource | None, observer: Observer) -> Fit:
-    """The lift of a plan: a given one, or fitted to the latents of images."""
-    if source is None:
-        assert plan.lift is not None
-        return Fit(plan.lift, plan.lift.figures.get("alignment", {}), [])
-    space = open_latents(plan)
+def fit_plan(plan: Plan, observer: Observer) -> tuple[Lift, str]:
+    """The lift of a plan, given or fitted, and a line on images that could not be used (or nothing)."""
     if plan.lift is not None:
-        figures = plan.lift.figures.get("alignment", {})
-        return Fit(plan.lift, figures, pictures(space, source, plan.lift, plan.options.resolution or 0))
-    options = plan.options
-    assert options.resolution is not None
-    name, fixed = color_choice(options.color)
-    collected = collect(
-        space,
-        source,
-        name,
-        latent_patch=plan.latent_patch,
-        resolution=options.resolution,
-        batch_size=max(1, min(16, len(source) // 8, PIXELS_AT_ONCE // options.resolution**2)),
-        observer=observer,
-    )
-    lift, figures = fit_collected(plan, collected, name, fixed)
-    return Fit(lift, figures, pictures(space, source, lift, options.resolution))
+        return plan.lift, ""
+    source = open_source(plan, plan.options, observer)
+    collection = fit_pass(source, plan.options, plan.latent_patch, observer=observer)
+    lift = fit_collected(collection, plan.options, plan.latent_patch, source, observer)
+    return lift, source.skipped.summary()
 
 
-def fit_collected(
-    plan: Plan, collected: Collected, space: type[ColorSpace], fixed: ColorSpace | None
-) -> tuple[Lift, dict[str, Any]]:
-    """Fit on moments of plain colour values, and take the figures on both halves."""
-    color = fixed or fitted_color(space, collected.fitted)
-    try:
-        fitted = normalised(collected.fitted, color)
-        lift = fit_procrustes(fitted, latent_patch=plan.latent_patch, color=color)
-    except ValueError as error:
-        raise UsageError(f"--images {plan.options.images}: {error}") from error
-    figures = {"fitted": alignment(lift, fitted)}
-    if collected.held_out.count:
-        figures["held_out"] = alignment(lift, normalised(collected.held_out, color))
-    lift.figures["alignment"] = figures
-    return lift, figures
-
-
-def color_choice(name: str) -> tuple[type[ColorSpace], ColorSpace | None]:
-    """The colour space of a ``--color`` name, and it with the paper's constants where those are asked for.
+def open_source(subject: Subject, options: FitOptions, observer: Observer) -> PairSource:
+    """Where the pairs of a fit come from; ``options`` have their automatic choices made.
 
     Raises:
-        UsageError: if there is no such name.
+        UsageError: if there are no images, or no prompts.
     """
-    choices: dict[str, tuple[type[ColorSpace], ColorSpace | None]] = {
-        "oklab": (Oklab, None),
-        "srgb": (SRGB, None),
-        "oklab-paper": (Oklab, Oklab()),
-    }
-    if name not in choices:
-        raise UsageError(f"--color {name}: unknown; choose {', '.join(choices)}")
-    return choices[name]
+    assert options.resolution is not None
+    space = open_latents(subject, options.device)
+    count = MOST_IMAGES if options.num_images == "auto" else options.num_images or 0
+    if options.latents == "images":
+        assert options.images is not None
+        source = open_images(options.images, count, options.seed)
+        return EncodedImages(space, source, options.resolution, subject.latent_patch)
+    if options.latents == "normal":
+        return normal_latents(space, options.resolution, count, options.seed)
+    prompts = read_prompts(options.prompts)
+    prompts = [prompts[index % len(prompts)] for index in range(count)]
+    latents = latent_samples(subject.model, prompts, options.resolution, options.device, options.seed, observer)
+    described = {"source": "model samples", "prompts": len(set(prompts)), "resolution": options.resolution}
+    return given_latents(space, latents, {**described, "seed": options.seed})
 
 
-@torch.no_grad()
-def pictures(space: LatentSpace, source: ImageSource, lift: Lift, resolution: int, count: int = 8) -> list[Row]:
-    """A few images of a source, their VAE reconstructions and their lift s A z."""
-    stream = source.images(resolution, lift.patch_size)
-    images = next(batches(islice(stream, count), count)).to(space.vae.device)
-    height, width = images.shape[-2:]
-    latents = space.encode(images)
-    tokens = lift.raise_tokens(patchify(latents, lift.latent_patch))
-    lifted = lift.color.decode(unpatchify(tokens, lift.patch_size, height, width))
-    return [
-        Row("Images: as they are", images),
-        Row("VAE: encoded and decoded, what the latent model can show at best", space.decode(latents)),
-        Row("Lift s A z: the latents carried into pixels by one rotation and one scale", lifted),
-    ]
+def read_prompts(path: Path | None) -> list[str]:
+    """Prompts, one a line; those of the demo data where there is no file.
+
+    Raises:
+        UsageError: if the file holds none.
+    """
+    if path is None:
+        return [scene.prompt for scene in demo.all_scenes()]
+    prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise UsageError(f"--prompts {path}: the file holds no prompt")
+    return prompts
 
 
-def open_latents(plan: Plan) -> LatentSpace:
-    """The source's VAE, in float32 on the plan's device."""
+def open_latents(subject: Subject, device: str) -> LatentSpace:
+    """The model's VAE, in float32 on a device.
+
+    Raises:
+        UsageError: if diffusers cannot load it.
+    """
     import diffusers
 
-    vae_class = getattr(diffusers, plan.model.class_of("vae") or "")
-    vae = vae_class.from_pretrained(plan.model.path, subfolder="vae", dtype=torch.float32)
-    return LatentSpace(vae.to(plan.options.device).eval().requires_grad_(False))
+    vae_class = getattr(diffusers, subject.model.class_of("vae") or "")
+    try:
+        vae = vae_class.from_pretrained(subject.model.path, subfolder="vae", dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{subject.model.path / 'vae'}: cannot be loaded ({str(error).splitlines()[0]})") from error
+    return LatentSpace(vae.to(device).eval().requires_grad_(False))

@@ -2,93 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from liftkit.checkpoint.folder import check_space, check_target, tree_size
-from liftkit.checkpoint.header import TensorEntry, tensor_bytes
+from liftkit.checkpoint.header import TensorEntry, read_header, tensor_bytes
 from liftkit.checkpoint.model import ModelFolder, Weights, find_model
 from liftkit.checkpoint.rewrite import rewritten_size
 from liftkit.errors import UsageError
+from liftkit.fit.engine import FitOptions, color_names
 from liftkit.lift import Lift
 from liftkit.models.latents import vae_geometry
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
 
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
+Options = TypeVar("Options", bound=FitOptions)
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 # Enough token pairs that sampling noise in A is far below its misfit, and enough images that no one scene rules.
 ENOUGH_TOKENS, FEWEST_IMAGES, MOST_IMAGES = 131_072, 256, 2048
+REPORT_BYTES = 48_000_000
 
 
 @dataclass
-class ConvertOptions:
+class ConvertOptions(FitOptions):
     """What a user can choose; the command line and :func:`liftkit.convert` share it.
 
+    Beside the choices of a fit (:class:`liftkit.fit.engine.FitOptions`):
+
     Args:
-        images: a folder of images, or ``demo``; not needed with ``lift``.
-        num_images: how many to fit on; None decides from the tokens per image.
-        resolution: side of the fitted images at most; None takes the VAE's own.
-        color: ``oklab`` or ``srgb``, normalised to the images; ``oklab-paper`` has the paper's constants.
-        device: ``auto``, ``cpu``, ``cuda``, ``mps``, ...
         dtype: of the written transformer: ``auto`` keeps every tensor's own.
-        seed: of the image order and the proof.
         overwrite: replace an existing output.
         lift: reuse a saved lift instead of fitting one.
         proof_steps: Euler steps of the proof.
     """
 
-    images: str | None = None
-    num_images: int | None = None
-    resolution: int | None = None
-    color: Literal["oklab", "srgb", "oklab-paper"] = "oklab"
-    device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    seed: int = 0
     overwrite: bool = False
     lift: Path | None = None
     proof_steps: int = 8
 
 
 @dataclass
-class Plan:
-    """What a conversion would do.
+class Subject:
+    """A model that a lift can be fitted to, checked.
 
     Args:
         model: the source.
-        output: the target folder.
         spec: its architecture.
         config: the transformer's config.
-        weights: the transformer's files.
         factor: f of the VAE.
-        options: as given, with every automatic choice made.
-        rewritten: tensors that change, by name, as they will be.
-        kept: number of tensors whose bytes are copied.
-        transformer_bytes: of the new transformer.
-        needed_bytes: disk that the whole output takes.
         reasons: why an automatic choice fell as it did, by name.
-        lift: a given lift, checked.
     """
 
     model: ModelFolder
-    output: Path
     spec: Architecture
     config: dict[str, Any]
-    weights: Weights
     factor: int
-    options: ConvertOptions
-    rewritten: dict[str, TensorEntry]
-    kept: int
-    transformer_bytes: int
-    needed_bytes: int
-    reasons: dict[str, str] = field(default_factory=dict)
-    lift: Lift | None = None
+    reasons: dict[str, str] = field(default_factory=dict, kw_only=True)
 
     @property
     def latent_patch(self) -> int:
         """Side of a token's patch on the VAE's grid."""
         return self.spec.latent_patch(self.config)
+
+    @property
+    def side(self) -> int:
+        """P, side of a token's pixel patch."""
+        return self.factor * self.latent_patch
 
     @property
     def rank(self) -> int:
@@ -98,7 +80,32 @@ class Plan:
     @property
     def dim(self) -> int:
         """D."""
-        return 3 * (self.factor * self.latent_patch) ** 2
+        return 3 * self.side**2
+
+
+@dataclass
+class Plan(Subject):
+    """What a conversion would do.
+
+    Args:
+        output: the target folder.
+        weights: the transformer's files.
+        options: as given, with every automatic choice made.
+        rewritten: tensors that change, by name, as they will be.
+        kept: number of tensors whose bytes are copied.
+        transformer_bytes: of the new transformer.
+        needed_bytes: disk that the whole output takes.
+        lift: a given lift, checked.
+    """
+
+    output: Path
+    weights: Weights
+    options: ConvertOptions
+    rewritten: dict[str, TensorEntry] = field(default_factory=dict)
+    kept: int = 0
+    transformer_bytes: int = 0
+    needed_bytes: int = 0
+    lift: Lift | None = None
 
 
 def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
@@ -108,28 +115,94 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
         UsageError: if the model, the options, the lift, the target or the disk will not do.
     """
     check_target(output, overwrite=options.overwrite)
-    folder = find_model(model)
-    spec, config, factor = _check_model(folder)
-    weights = folder.weights("transformer")
-    folder.weights("vae")
-    reasons: dict[str, str] = {}
-    options = _choose(options, folder, factor * spec.latent_patch(config), reasons)
-    plan = Plan(folder, output, spec, config, weights, factor, options, {}, 0, 0, 0, reasons)
-    if options.lift is not None:
+    subject = inspect_model(model)
+    _check_apart(output, {"the model": subject.model.path, "--images": options.images, "--lift": options.lift})
+    weights = subject.model.weights("transformer")
+    if options.rank is not None:
+        raise UsageError("--rank is for training from scratch; a conversion has the rank of its latents")
+    chosen = choose(options, subject)
+    plan = Plan(**vars(subject), output=output, weights=weights, options=chosen)
+    if chosen.lift is not None:
         from liftkit.conversion.surgery import check_lift
 
-        plan.lift = Lift.load(options.lift)
-        check_lift(spec, config, factor, plan.lift)
-    elif options.images is None:
-        raise UsageError("--images is missing: give a folder of images, 'demo', or a fitted lift by --lift")
-    elif options.images != "demo" and not Path(options.images).expanduser().is_dir():
-        raise UsageError(f"--images {options.images}: no such folder; give a folder of images, or 'demo'")
+        plan.lift = Lift.load(chosen.lift)
+        check_lift(plan.spec, plan.config, plan.factor, plan.lift)
+    else:
+        check_sources(chosen)
     _plan_tensors(plan)
-    # The source's VAE stays beside the new model, and every other component comes along.
-    others = sum(tree_size(path) for path in folder.path.iterdir() if path.name != "transformer")
-    plan.needed_bytes = plan.transformer_bytes + others + 2 * sum(e.size for e in plan.rewritten.values()) + 4_000_000
+    # The source's VAE stays beside the new model, every other component comes along, the reference holds the
+    # projections and the output norm again, and the report a few pictures.
+    others = sum(tree_size(subject.model.path / name) for name in subject.model.components if name != "transformer")
+    kept_apart = 2 * sum(entry.size for entry in plan.rewritten.values()) + _size_of(plan, plan.spec.reference)
+    plan.needed_bytes = plan.transformer_bytes + others + kept_apart + REPORT_BYTES
     check_space(output, plan.needed_bytes)
     return plan
+
+
+def inspect_model(model: str) -> Subject:
+    """A model that a lift can be fitted to.
+
+    Raises:
+        UsageError: if it is no flow pipeline that liftkit knows.
+    """
+    folder = find_model(model)
+    spec, config, factor = _check_model(folder)
+    folder.weights("vae")
+    _check_components(folder)
+    return Subject(folder, spec, config, factor)
+
+
+def check_sources(options: FitOptions) -> None:
+    """Whether the options say what to fit on.
+
+    Raises:
+        UsageError: naming the flag that is missing or wrong.
+    """
+    if options.latents == "model" and options.prompts is None and options.images != "demo":
+        raise UsageError("--latents model needs --prompts FILE, one prompt a line")
+    if options.prompts is not None and not options.prompts.is_file():
+        raise UsageError(f"--prompts {options.prompts}: no such file")
+    if options.latents != "images":
+        return
+    if options.images is None:
+        raise UsageError(
+            "--images is missing: give a folder of images, or 'demo'; or fit without any by --latents normal"
+        )
+    if options.images != "demo" and not Path(options.images).expanduser().is_dir():
+        raise UsageError(f"--images {options.images}: no such folder; give a folder of images, or 'demo'")
+
+
+def _check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
+    """Whether the output is none of the inputs, and holds none: replacing it must not remove what it is made from."""
+    target = output.resolve()
+    for name, path in inputs.items():
+        if path is None or path == "demo":
+            continue
+        source = Path(path).expanduser().resolve()
+        if source == target or target in source.parents:
+            raise UsageError(f"{output}: holds {name} ({path}); choose another output")
+
+
+def _check_components(folder: ModelFolder) -> None:
+    """Whether every component is there and its weights are whole: they are copied as they are."""
+    for name in folder.components:
+        path = folder.path / name
+        if not path.is_dir():
+            raise UsageError(f"{path}: missing, though model_index.json lists it; is the model folder complete?")
+        weights = sorted(path.glob("*.safetensors"))
+        pickles = sorted(found for ending in ("bin", "pt", "ckpt") for found in path.glob(f"*.{ending}"))
+        if pickles and not weights:
+            raise UsageError(
+                f"{pickles[0]}: a pickle, which liftkit never opens; save the model with safe_serialization=True"
+            )
+        for file in weights:
+            read_header(file)
+
+
+def _size_of(plan: Plan, modules: tuple[str, ...]) -> int:
+    """Bytes of the source's tensors below some modules."""
+    entries = (header.tensors.items() for header in plan.weights.headers.values())
+    return sum(e.size for each in entries for name, e in each if name.startswith(tuple(f"{m}." for m in modules)))
 
 
 def _check_model(folder: ModelFolder) -> tuple[Architecture, dict[str, Any], int]:
@@ -139,17 +212,26 @@ def _check_model(folder: ModelFolder) -> tuple[Architecture, dict[str, Any], int
         other = next((part for part in ("unet", "prior") if folder.class_of(part)), None)
         found = f"its network is a {other} ({folder.class_of(other)})" if other else "it has no transformer"
         raise UsageError(f"{folder.source}: {found}; liftkit converts flow transformers")
+    if "quantization_config" in folder.config("transformer"):
+        raise UsageError(
+            f"{folder.source}: the transformer is quantised; convert the full-precision checkpoint, then quantise"
+        )
     if is_lifted(name):
         raise UsageError(f"{folder.source}: already a pixel model ({name})")
     spec = architecture(name)
     if folder.class_of("vae") is None:
         raise UsageError(f"{folder.source}: the pipeline has no VAE; a lift needs the latents' own autoencoder")
     config = folder.config("transformer")
-    factor, channels = vae_geometry(folder.config("vae"))
-    patch = spec.latent_patch(config)
-    if channels * patch * patch != spec.token_size(config):
+    try:
+        factor, channels = vae_geometry(folder.config("vae"))
+        patch, size = spec.latent_patch(config), spec.token_size(config)
+    except (KeyError, TypeError) as error:
         raise UsageError(
-            f"{folder.source}: the transformer's tokens have {spec.token_size(config)} numbers, the VAE's latents give "
+            f"{folder.source}: the config of transformer or VAE lacks {error}; is the model complete?"
+        ) from error
+    if channels * patch * patch != size:
+        raise UsageError(
+            f"{folder.source}: the transformer's tokens have {size} numbers, the VAE's latents give "
             f"{channels} x {patch} x {patch} = {channels * patch * patch}; inpainting and control variants are not supported"
         )
     _check_flow(folder)
@@ -158,7 +240,9 @@ def _check_model(folder: ModelFolder) -> tuple[Architecture, dict[str, Any], int
 
 def _check_flow(folder: ModelFolder) -> None:
     name = folder.class_of("scheduler")
-    prediction = folder.config("scheduler").get("prediction_type", "flow_prediction") if name else None
+    # Multistep solvers serve other models too, and by default predict noise.
+    default = "flow_prediction" if name == FLOW_SCHEDULERS[0] else "epsilon"
+    prediction = folder.config("scheduler").get("prediction_type", default) if name else None
     if name not in FLOW_SCHEDULERS or prediction != "flow_prediction":
         what = f"{name} with {prediction}" if name in FLOW_SCHEDULERS else str(name)
         raise UsageError(
@@ -167,20 +251,29 @@ def _check_flow(folder: ModelFolder) -> None:
         )
 
 
-def _choose(options: ConvertOptions, folder: ModelFolder, side: int, reasons: dict[str, str]) -> ConvertOptions:
-    """Make the automatic choices, each with its reason."""
-    from dataclasses import replace
+def choose(options: Options, subject: Subject) -> Options:
+    """Make the automatic choices; their reasons go to the subject.
 
-    native = folder.config("vae").get("sample_size", 1024)
-    resolution = options.resolution or (native[0] if isinstance(native, list) else native)
-    reasons["resolution"] = "as asked" if options.resolution else "the VAE's own sample_size"
-    if resolution < side:
-        raise UsageError(f"--resolution {resolution}: smaller than the {side} x {side} pixels of one token")
-    tokens = (resolution // side) ** 2
+    Raises:
+        UsageError: if a choice is out of range.
+    """
+    color_names(options.color)
+    resolution = options.resolution or subject.model.image_size()
+    if resolution < subject.side:
+        raise UsageError(
+            f"--resolution {resolution}: smaller than the {subject.side} x {subject.side} pixels of one token"
+        )
+    resolution -= resolution % subject.side
+    tokens = (resolution // subject.side) ** 2
     count = options.num_images or max(FEWEST_IMAGES, min(MOST_IMAGES, -(-ENOUGH_TOKENS // tokens)))
-    reasons["num_images"] = "as asked" if options.num_images else f"at least {ENOUGH_TOKENS} tokens, {tokens} an image"
     device, why = choose_device(options.device)
-    reasons["device"] = why
+    subject.reasons |= {
+        "resolution": "as asked" if options.resolution else "the VAE's own sample_size",
+        "num_images": "as asked"
+        if options.num_images
+        else f"for {ENOUGH_TOKENS} tokens, {tokens} an image of full size",
+        "device": why,
+    }
     return replace(options, resolution=resolution, num_images=count, device=device)
 
 
@@ -198,7 +291,7 @@ def choose_device(wanted: str) -> tuple[str, str]:
                 return name, f"{name} is available"
         return "cpu", "no GPU is available"
     try:
-        torch.empty(1, device=wanted)
+        torch.empty(1, device=wanted).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(
             f"--device {wanted}: not available here ({str(error).splitlines()[0]}); try auto or cpu"

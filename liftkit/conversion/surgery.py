@@ -1,7 +1,8 @@
 """The surgery (Sec. 5.1): ``W_in' = W_in A^T`` and ``W_out' = A W_out``; nothing else in the network changes.
 
-Products are made in float64 and rounded once. Weights hold a patch in the architecture's own order, and the
-pixel model sees its pixels folded, so A is permuted to meet them (:func:`liftkit.tokens.token_order`).
+Products are made in float64, on the CPU because not every device has it, and rounded once. Weights hold a patch in
+the architecture's own order, and the pixel model sees its pixels folded, so A is permuted to meet them
+(:func:`liftkit.tokens.token_order`).
 """
 
 from __future__ import annotations
@@ -22,22 +23,21 @@ BASIS = "lift.basis"
 
 
 def native_basis(lift: Lift, order: TokenOrder) -> Tensor:
-    """A with rows and columns in the order of a projection that flattens patches as ``order``, (D, r) float64."""
+    """A with rows and columns in the order of a projection that flattens patches as ``order``, (D, r) float64, CPU."""
     rows = token_order(3, lift.latent_patch, order, fold=lift.fold)
     columns = token_order(lift.latent_channels, lift.latent_patch, order)
-    return lift.basis.double()[rows.to(lift.basis.device)][:, columns.to(lift.basis.device)]
+    return lift.basis.cpu().double()[rows][:, columns]
 
 
 def lift_input(weight: Tensor, basis: Tensor) -> Tensor:
     """``W_in A^T``: a Linear (hidden, r) or a convolution (hidden, C, [1,] p, p) to pixel tokens; rounded once."""
-    product = weight.flatten(1).double() @ basis.to(weight.device).T
-    patch = weight.shape[2:]
-    return product.reshape(weight.shape[0], -1, *patch).to(weight.dtype)
+    product = weight.flatten(1).cpu().double() @ basis.cpu().T
+    return product.reshape(weight.shape[0], -1, *weight.shape[2:]).to(weight.dtype).to(weight.device)
 
 
 def lift_output(weight: Tensor, basis: Tensor) -> Tensor:
     """``A W_out`` (or ``A b_out``): the rows of a weight (r, hidden) or bias (r,) to pixel tokens; rounded once."""
-    return (basis.to(weight.device) @ weight.double()).to(weight.dtype)
+    return (basis.cpu() @ weight.cpu().double()).to(weight.dtype).to(weight.device)
 
 
 def check_lift(spec: Architecture, config: Config, factor: int, lift: Lift) -> None:
@@ -59,12 +59,15 @@ def check_lift(spec: Architecture, config: Config, factor: int, lift: Lift) -> N
         raise UsageError(f"the lift does not fit {spec.name}: " + "; ".join(wrong) + "; fit one on this model")
 
 
-def lifted_tensors(spec: Architecture, read: Callable[[str], Tensor | None], lift: Lift) -> dict[str, Tensor]:
-    """The tensors that a conversion rewrites or adds, by name.
+def lifted_tensors(
+    spec: Architecture, read: Callable[[str], Tensor | None], lift: Lift, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The tensors that a conversion rewrites or adds, by name, on the CPU.
 
     Args:
         read: the source's tensor of a name, or None where there is none (a projection without bias).
         lift: fits the model (see :func:`check_lift`).
+        dtype: of the result; None takes each source tensor's own. The basis is float32 beside anything narrower.
 
     Raises:
         UsageError: if a projection's weight is missing or has an unexpected shape.
@@ -80,15 +83,22 @@ def lifted_tensors(spec: Architecture, read: Callable[[str], Tensor | None], lif
                 + ("it is missing" if weight is None else f"found {width} (shape {tuple(weight.shape)})")
             )
         apply = lift_input if side == "input" else lift_output
-        result[f"{projection.path}.weight"] = apply(weight, basis)
+        result[f"{projection.path}.weight"] = _rounded(apply, weight, basis, dtype)
         bias = read(f"{projection.path}.bias")
         if side == "output" and bias is not None:
-            result[f"{projection.path}.bias"] = lift_output(bias, basis)
+            result[f"{projection.path}.bias"] = _rounded(lift_output, bias, basis, dtype)
     # Images are patchified channel first before the velocity is recovered; packed tokens keep the model's order.
     state_order = spec.inputs[0].order if spec.layout == "tokens" else "cpq"
     basis = native_basis(lift, state_order)
     result[BASIS] = basis if result[f"{spec.inputs[0].path}.weight"].dtype == torch.float64 else basis.float()
     return result
+
+
+def _rounded(
+    apply: Callable[[Tensor, Tensor], Tensor], tensor: Tensor, basis: Tensor, dtype: torch.dtype | None
+) -> Tensor:
+    """A product in float64, rounded to ``dtype`` or to the tensor's own."""
+    return apply(tensor.cpu().double(), basis).to(dtype or tensor.dtype)
 
 
 def lifted_config(spec: Architecture, config: Config, lift: Lift) -> dict[str, Any]:

@@ -4,14 +4,15 @@ Start the pixel model at noise eps and the latent model at ``A^T eps``; walk noi
 ``tau = k(sigma) sigma``. Then ``A^T (k x_t) = z_tau`` after every Euler step, and ``x_0 = s A z_0`` at the end.
 This holds for any network and whatever it is told, so that random conditioning proves as much as a prompt.
 
-Two runs are made, both in float32. With the projections computed in full precision the identity must hold to
-rounding, which proves the method, the geometry and every unchanged tensor. With the projections as stored
+First the stored projections are compared with the products, bit for bit. Then two runs are made, both in float32. With
+the projections computed in full precision the identity must hold to rounding, which proves the method, the geometry and
+every unchanged tensor (rounded in the source too, where another dtype was asked for). With the projections as stored
 (rounded once to the checkpoint's dtype) the deviation measures what that rounding costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ import torch
 from torch import Tensor
 
 from liftkit.asymflow import calibrate, lift_sigma
+from liftkit.checkpoint.model import Weights, read_weights
+from liftkit.checkpoint.rewrite import torch_dtype
 from liftkit.conversion.surgery import lifted_tensors
-from liftkit.errors import ProofError
+from liftkit.errors import LiftkitError, ProofError
 from liftkit.lift import Lift
 from liftkit.models.flow import FlowModel, euler, open_flow
 from liftkit.models.registry import lifted_class
@@ -80,34 +83,88 @@ def prove(
         lift: the lift that was used.
 
     Raises:
-        ProofError: if a deviation is beyond its tolerance.
+        ProofError: if a stored projection is not the product, or a deviation is beyond its tolerance.
+        LiftkitError: if the device's memory does not hold a model in float32.
     """
     observer = observer or Silent()
-    latent = _load(_stock(spec), source, device)
-    with observer.stage("prove: sampling both models", 3 * steps, "steps") as advance:
-        run = TiedRun(spec, dict(latent.config), lift, steps, seed, device)
-        reference = run.sample_latent(open_flow(latent))
-        advance(steps)
-        exact_tensors = lifted_tensors(spec, latent.state_dict().get, lift)
-        del latent
-        twin = _load(lifted_class(spec), converted, device)
-        stored = run.deviation(open_flow(twin), reference)
-        advance(steps)
-        with _replaced(twin, exact_tensors):
+    weights = read_weights(source / "transformer")
+    stored = read_weights(converted / "transformer")
+    products = lifted_tensors(spec, weights.read, lift, torch.float64)
+    check_stored(stored, products)
+    try:
+        with full_precision(), observer.stage("prove: sampling both models", 3 * steps, "steps") as advance:
+            latent = _load(_stock(spec), source, device, weights.variant)
+            round_as_stored(latent, stored, products)
+            run = TiedRun(spec, dict(latent.config), lift, steps, seed, device)
+            reference = run.sample_latent(open_flow(latent))
+            advance(steps)
+            del latent
+            twin = _load(lifted_class(spec), converted, device, stored.variant)
+            as_stored = run.deviation(open_flow(twin), reference)
+            advance(steps)
+            full = {name: product.float() for name, product in products.items()}
+            twin.load_state_dict({**twin.state_dict(), **full}, strict=True)
             exact = run.deviation(open_flow(twin), reference)
-        advance(steps)
-    dtype = stored_dtype(converted, spec)
-    proof = Proof(exact, stored, steps, GRID, str(dtype).removeprefix("torch."))
+            advance(steps)
+    except torch.OutOfMemoryError as error:
+        raise LiftkitError(
+            f"--device {device}: not enough memory for the proof, which needs the transformer in float32; use --device cpu"
+        ) from error
+    dtype = stored_dtype(stored, f"{spec.outputs[0].path}.weight")
+    proof = Proof(exact, as_stored, steps, GRID, str(dtype).removeprefix("torch."))
+    _check_deviations(proof, STORED_TOLERANCE.get(dtype, EXACT_TOLERANCE))
+    return proof
+
+
+def check_stored(stored: Weights, products: dict[str, Tensor]) -> None:
+    """Whether the stored projections are the products in float64, rounded once: bit for bit.
+
+    Raises:
+        ProofError: naming the tensor that is not.
+    """
+    for name, product in products.items():
+        found = stored.read(name)
+        if found is None or not torch.equal(found, product.to(found.dtype)):
+            what = "is missing" if found is None else f"is not source times lift, rounded to {found.dtype}"
+            raise ProofError(f"the proof failed: the stored tensor {name!r} {what}; the output was discarded")
+
+
+def stored_dtype(stored: Weights, name: str) -> torch.dtype:
+    """The dtype in which a tensor is stored."""
+    return torch_dtype(stored.headers[stored.where[name]].tensors[name].dtype)
+
+
+@torch.no_grad()
+def round_as_stored(latent: Any, stored: Weights, products: Container[str]) -> None:
+    """Round what a conversion only copies to the dtype in which it was stored: what ``--dtype`` costs is no fault."""
+    for name, tensor in latent.state_dict().items():
+        if name in stored.where and name not in products:
+            tensor.copy_(tensor.to(stored_dtype(stored, name)))
+
+
+def _check_deviations(proof: Proof, stored_tolerance: float) -> None:
     for value, allowed, what in (
-        (exact, EXACT_TOLERANCE, "in full precision"),
-        (stored, STORED_TOLERANCE[dtype], f"as stored in {proof.dtype}"),
+        (proof.exact, EXACT_TOLERANCE, "in full precision"),
+        (proof.stored, stored_tolerance, f"as stored in {proof.dtype}"),
     ):
         if not value <= allowed:
             raise ProofError(
                 f"the proof failed: the pixel model {what} deviates from its source by {value:.2e} of the range, "
                 f"allowed {allowed:.0e}; the output was discarded"
             )
-    return proof
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 products with all their bits on CUDA too: the ten of TF32 would be taken for a fault."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class TiedRun:
@@ -172,34 +229,12 @@ def relative(value: Tensor, reference: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def stored_dtype(folder: Path, spec: Architecture) -> torch.dtype:
-    """The dtype in which a folder stores its projections."""
-    from liftkit.checkpoint.model import read_weights
-    from liftkit.checkpoint.rewrite import torch_dtype
-
-    weights = read_weights(folder / "transformer")
-    name = f"{spec.outputs[0].path}.weight"
-    return torch_dtype(weights.headers[weights.where[name]].tensors[name].dtype)
-
-
 def _stock(spec: Architecture) -> Any:
     import diffusers
 
     return getattr(diffusers, spec.name)
 
 
-def _load(model: Any, folder: Path, device: str) -> Any:
-    loaded = model.from_pretrained(folder, subfolder="transformer", dtype=torch.float32)
+def _load(model: Any, folder: Path, device: str, variant: str | None) -> Any:
+    loaded = model.from_pretrained(folder, subfolder="transformer", dtype=torch.float32, variant=variant)
     return loaded.to(device).eval()
-
-
-@contextmanager
-def _replaced(model: Any, tensors: dict[str, Tensor]) -> Iterator[None]:
-    """The model with some of its tensors replaced for a while."""
-    state = model.state_dict()
-    kept = {name: state[name].clone() for name in tensors}
-    model.load_state_dict(tensors, strict=False)
-    try:
-        yield
-    finally:
-        model.load_state_dict(kept, strict=False)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
-from liftkit.checkpoint.folder import link_or_copy
-from liftkit.checkpoint.model import STEM
-from liftkit.checkpoint.rewrite import read_tensor, rewrite_file
+from liftkit.checkpoint.folder import copy_tree
+from liftkit.checkpoint.header import read_header
+from liftkit.checkpoint.model import STEM, Weights
+from liftkit.checkpoint.rewrite import rewrite_file
 from liftkit.conversion.card import pipeline_file
 from liftkit.conversion.plan import Plan
 from liftkit.conversion.surgery import BASIS, lifted_config, lifted_tensors
@@ -22,15 +24,15 @@ from liftkit.progress import Observer
 
 
 def write_components(plan: Plan, lift: Lift, building: Path) -> None:
-    """Everything but the transformer: index, pixel autoencoder, scheduler, and the source's other components."""
+    """Everything but the transformer: index, pixel autoencoder, scheduler, and the source's other parts and licence."""
     source = plan.model
     for path in sorted(source.path.iterdir()):
-        if path.is_dir() and path.name in source.index and path.name not in ("transformer", "vae", "scheduler"):
-            link_or_copy(path, building / path.name)
+        part = path.is_dir() and path.name in source.index and path.name not in ("transformer", "vae", "scheduler")
+        if part or (path.is_file() and path.name.startswith("LICENSE")):
+            copy_tree(path, building / path.name)
     (building / "latent").mkdir()
-    link_or_copy(source.path / "vae", building / "latent" / "vae")
-    size = source.config("vae").get("sample_size", 1024)
-    autoencoder = PixelAutoencoder.from_lift(lift, sample_size=size[0] if isinstance(size, list) else size)
+    copy_tree(source.path / "vae", building / "latent" / "vae")
+    autoencoder = PixelAutoencoder.from_lift(lift, sample_size=source.image_size())
     autoencoder.save_pretrained(building / "vae")
     (building / "vae" / f"{STEM}.safetensors").chmod(0o666 & ~_umask())
     scheduler = {**source.config("scheduler"), "lift_scale": lift.scale}
@@ -55,25 +57,22 @@ def write_transformer(plan: Plan, lift: Lift, building: Path, observer: Observer
     """
     target = building / "transformer"
     target.mkdir()
-    originals = {name: read_tensor(plan.weights.headers[shard], name) for name, shard in _reference(plan).items()}
-    changed = lifted_tensors(plan.spec, originals.get, lift)
+    originals = {name: tensor for name in _reference(plan) if (tensor := plan.weights.read(name)) is not None}
     dtype = None if plan.options.dtype == "auto" else getattr(torch, plan.options.dtype)
-    if dtype is not None:
-        # Cast from the float64 product, not from a rounded one.
-        wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in originals.items()}
-        changed = {
-            k: v.to(torch.float32 if k == BASIS else dtype)
-            for k, v in lifted_tensors(plan.spec, wide.get, lift).items()
-        }
+    changed = lifted_tensors(plan.spec, originals.get, lift, dtype)
     home = plan.weights.where[f"{plan.spec.inputs[0].path}.weight"]
     where = {**plan.weights.where, BASIS: home}
+    names = plain_names(plan.weights)
     with observer.stage("write: transformer", plan.transformer_bytes, "bytes") as advance:
         for name, header in plan.weights.headers.items():
             here = {key: tensor for key, tensor in changed.items() if where[key] == name}
-            rewrite_file(header, target / _plain(name), here, dtype=dtype, progress=advance)
+            rewrite_file(header, target / names[name], here, dtype=dtype, progress=advance)
     if plan.weights.sharded:
-        size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
-        index = {"metadata": {"total_size": size}, "weight_map": {key: _plain(shard) for key, shard in where.items()}}
+        written = [entry for name in names.values() for entry in read_header(target / name).tensors.values()]
+        index = {
+            "metadata": {"total_size": sum(entry.size for entry in written)},
+            "weight_map": {key: names[shard] for key, shard in where.items()},
+        }
         write_text(target / f"{STEM}.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
     config = lifted_config(plan.spec, plan.config, lift)
     write_text(target / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -85,17 +84,20 @@ def reference_tensors(folder: Path) -> dict[str, Tensor]:
     return read_safetensors(folder / "latent" / "reference.safetensors")[0]
 
 
-def _reference(plan: Plan) -> dict[str, str]:
-    """The tensors of the projections and of the modules that finetuning trains in full, and their shards."""
+def plain_names(weights: Weights) -> dict[str, str]:
+    """New names of weight files, by their old ones: without the variant of ``stem.fp16-00001-of-2.safetensors``, for
+    which nobody will ask; as they are where two would get the same name."""
+    if weights.variant is None:
+        return {name: name for name in weights.headers}
+    tag = re.compile(rf"^({STEM})\.{re.escape(weights.variant)}(?=(-\d+-of-\d+)?\.safetensors$)")
+    names = {name: tag.sub(r"\1", name) for name in weights.headers}
+    return names if len(set(names.values())) == len(names) else {name: name for name in names}
+
+
+def _reference(plan: Plan) -> list[str]:
+    """The tensors of the projections and of the modules that finetuning trains in full."""
     paths = [projection.path for projection, _ in plan.spec.projections] + list(plan.spec.reference)
-    return {name: shard for name, shard in plan.weights.where.items() if any(name.startswith(f"{p}.") for p in paths)}
-
-
-def _plain(name: str) -> str:
-    """A shard's file name without a variant: ``model.fp16-00001-of-2.safetensors`` holds no fp16 file's sibling."""
-    stem, rest = name[: len(STEM)], name[len(STEM) :]
-    numbered = rest.find("-")
-    return stem + (rest[numbered:] if numbered >= 0 else ".safetensors")
+    return [name for name in plan.weights.where if any(name.startswith(f"{path}.") for path in paths)]
 
 
 def _umask() -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 
 from liftkit.errors import UsageError
 
-ENDINGS = frozenset(
-    ("avif", "bmp", "gif", "heic", "jfif", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
-)
+# Formats that Pillow opens but that are no pictures, or need other programs to draw.
+NO_PICTURES = {".pdf", ".ps", ".eps", ".wmf", ".emf", ".h5", ".hdf", ".grib", ".bufr", ".mpg", ".mpeg", ".fits", ".fit"}
+
+
+DECODERS = 4
 
 
 @dataclass
@@ -47,8 +51,17 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def images(self, resolution: int, multiple: int) -> Iterator[Tensor]:
-        """Images as uint8 (3, H, W), sides at most ``resolution`` and divisible by ``multiple``."""
+    def images(self, resolution: int, multiple: int, which: range | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Images with their places in the order.
+
+        Args:
+            resolution: sides at most, in pixels.
+            multiple: sides are divisible by this.
+            which: places to take; all if left out. Images that cannot be used are skipped.
+
+        Yields:
+            The place, and uint8 (3, H, W).
+        """
 
     def describe(self) -> dict[str, Any]:
         """Plain data for reports."""
@@ -70,44 +83,48 @@ class ImageFolder:
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
             raise UsageError(f"--images {path}: no such folder; give a folder of images, or 'demo'")
-        files = sorted(p for p in self.path.rglob("*") if p.suffix.lower().lstrip(".") in ENDINGS and p.is_file())
+        endings = picture_endings()
+        files = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in endings and p.is_file())
         if not files:
-            raise UsageError(f"--images {path}: no image files ({', '.join(sorted(ENDINGS)[:6])}, ...) in this folder")
+            raise UsageError(f"--images {path}: no image files (.png, .jpg, .webp, .tif, ...) in this folder")
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(files))
-        self.files = [files[index] for index in order]
-        self.count = min(count, len(files)) if count is not None else len(files)
+        self.files = [files[index] for index in order[:count]]
+        self.found = len(files)
         self.skipped = Skipped()
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.files)
 
-    def images(self, resolution: int, multiple: int) -> Iterator[Tensor]:
-        """See :class:`ImageSource`; decodes ahead in threads, and unreadable files are replaced by later ones."""
-        return islice(self._readable(resolution, multiple), self.count)
+    def images(self, resolution: int, multiple: int, which: range | None = None) -> Iterator[tuple[int, Tensor]]:
+        """See :class:`ImageSource`; decodes ahead in threads."""
+        pending = iter(which if which is not None else range(len(self.files)))
+        with ThreadPoolExecutor(max_workers=DECODERS) as pool:
 
-    def _readable(self, resolution: int, multiple: int) -> Iterator[Tensor]:
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            pending = iter(self.files)
-            ahead = [(path, pool.submit(load_image, path, resolution, multiple)) for path in islice(pending, 16)]
+            def begin(place: int) -> tuple[int, Future[Tensor]]:
+                return place, pool.submit(load_image, self.files[place], resolution, multiple)
+
+            ahead = deque(begin(place) for place in islice(pending, 4 * DECODERS))
             while ahead:
-                path, future = ahead.pop(0)
-                following = next(pending, None)
-                if following is not None:
-                    ahead.append((following, pool.submit(load_image, following, resolution, multiple)))
-                name = path.relative_to(self.path).as_posix()
-                try:
-                    image = future.result()
-                except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-                    # Pillow reports broken files by all of these.
-                    names = self.skipped.too_small if isinstance(error, TooSmall) else self.skipped.unreadable
-                    if name not in names:  # a source may be read more than once
-                        names.append(name)
-                    continue
-                yield image
+                place, future = ahead.popleft()
+                ahead.extend(begin(following) for following in islice(pending, 1))
+                image = self._result(place, future)
+                if image is not None:
+                    yield place, image
+
+    def _result(self, place: int, future: Future[Tensor]) -> Tensor | None:
+        """A decoded image, or None and a note of why not."""
+        try:
+            return future.result()
+        except BROKEN as error:
+            names = self.skipped.too_small if isinstance(error, TooSmall) else self.skipped.unreadable
+            name = self.files[place].relative_to(self.path).as_posix()
+            if name not in names:  # a source may be read more than once
+                names.append(name)
+            return None
 
     def describe(self) -> dict[str, Any]:
         """See :class:`ImageSource`."""
-        return {"source": "folder", "name": self.path.name, "files": len(self.files), "used": self.count}
+        return {"source": "folder", "name": self.path.resolve().name, "files": self.found, "used": len(self.files)}
 
 
 class DemoImages:
@@ -126,7 +143,7 @@ class DemoImages:
     def __len__(self) -> int:
         return self.count
 
-    def images(self, resolution: int, multiple: int) -> Iterator[Tensor]:
+    def images(self, resolution: int, multiple: int, which: range | None = None) -> Iterator[tuple[int, Tensor]]:
         """See :class:`ImageSource`."""
         from liftkit.data import demo
 
@@ -135,17 +152,29 @@ class DemoImages:
             raise UsageError(
                 f"--images demo: the demo images of {demo.SIZE} pixels are smaller than a patch of {multiple}"
             )
-        for index in range(self.count):
-            image, _ = demo.image_at(index, split=self.split, seed=self.seed)
-            yield torch.from_numpy(np.ascontiguousarray(image[:side, :side].transpose(2, 0, 1)))
+        for place in which if which is not None else range(self.count):
+            image, _ = demo.image_at(place, split=self.split, seed=self.seed)
+            yield place, torch.from_numpy(np.ascontiguousarray(image[:side, :side].transpose(2, 0, 1)))
 
     def describe(self) -> dict[str, Any]:
         """See :class:`ImageSource`."""
         return {"source": "demo", "split": self.split, "seed": self.seed, "used": self.count}
 
 
+def picture_endings() -> frozenset[str]:
+    """Endings of the picture files that this Pillow opens, with their dots."""
+    from PIL import Image
+
+    Image.init()
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN) - NO_PICTURES
+
+
 class TooSmall(ValueError):
     """An image smaller than a patch."""
+
+
+# Pillow and its decoders report broken and hostile files by all of these.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, MemoryError, RuntimeError, DecompressionBombError)
 
 
 def load_image(path: Path, resolution: int, multiple: int) -> Tensor:
@@ -180,21 +209,34 @@ def load_image(path: Path, resolution: int, multiple: int) -> Tensor:
     return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
 
 
-def batches(images: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-    """Neighbouring images of equal shape as float32 batches (B, 3, H, W) in [-1, 1], B <= ``size``."""
-    waiting: list[Tensor] = []
-    for image in images:
-        if waiting and (len(waiting) == size or waiting[0].shape != image.shape):
-            yield to_signed(torch.stack(waiting))
+def batches(images: Iterator[tuple[int, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Neighbouring images of equal shape, ``size`` at most.
+
+    Yields:
+        Their places (B,), and themselves, float32 (B, 3, H, W) in [-1, 1].
+    """
+    waiting: list[tuple[int, Tensor]] = []
+    for pair in images:
+        if waiting and (len(waiting) == size or waiting[0][1].shape != pair[1].shape):
+            yield _stacked(waiting)
             waiting = []
-        waiting.append(image)
+        waiting.append(pair)
     if waiting:
-        yield to_signed(torch.stack(waiting))
+        yield _stacked(waiting)
+
+
+def _stacked(pairs: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.tensor([place for place, _ in pairs]), to_signed(torch.stack([image for _, image in pairs]))
 
 
 def to_signed(images: Tensor) -> Tensor:
     """uint8 images to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1.0
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to uint8, the inverse of :func:`to_signed`."""
+    return ((images.detach().float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
 def open_images(images: str, count: int, seed: int = 0) -> ImageSource:

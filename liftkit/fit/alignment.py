@@ -1,62 +1,229 @@
-"""How well latents and pixels align: figures of a lift, each from second moments alone."""
+"""How well latents and pixels align: the figures of a lift, from second moments alone.
+
+Every figure is taken held out: the fit is repeated without each fold and looked at on that fold. A figure's value is
+the mean over folds, its spread the standard deviation, and beside it stands what the fit says of its own images.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import acos, degrees, sqrt
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.moments import TokenMoments
 from liftkit.lift import Lift
 
+Fit = Callable[[TokenMoments], Lift]
 
-def alignment(lift: Lift, moments: TokenMoments) -> dict[str, Any]:
-    """Figures of a lift on the tokens behind ``moments`` (of the lift's own colour space).
+
+def figures(lift: Lift, moments: TokenMoments) -> dict[str, float]:
+    """Scalar figures of a lift on the tokens behind ``moments`` (of the lift's own colour space).
 
     Returns:
         A table with
 
         * ``energy_captured`` in [0, 1]: tr(A^T G_x A) / tr(G_x), pixel energy inside the subspace;
-        * ``energy_best`` in [0, 1]: the same for the best subspace of that rank (PCA);
+        * ``energy_best`` in [0, 1]: the same for the best subspace of that rank (PCA), the optimum;
         * ``r2_pixels`` <= 1: pixel variance explained by the lift, 1 - E|x - s A z|^2 / Var x;
-        * ``r2_pixels_linear`` <= 1: by an unconstrained linear map of z, the ceiling of any lift;
-        * ``r2_latents`` <= 1: latent variance explained by A^T x / s;
-        * ``lift_mse`` >= 0: E|x - s A z|^2 per number, in the normalised colour space;
-        * ``scale``, ``scale_least_squares``: s as used, and the one that minimises E|x - s A z|^2;
-        * ``spectrum``: eigenvalues of G_x per token, falling;
-        * ``images``, ``tokens``: what they rest on.
+        * ``r2_pixels_lsq`` <= 1: the same with the least-squares scale;
+        * ``r2_pixels_linear`` <= 1: by an unconstrained affine map of z, the ceiling of any lift;
+        * ``r2_latents`` <= 1: latent variance explained by an affine map of A^T x;
+        * ``cosine`` in [-1, 1]: tr(A C) / sqrt(tr(A^T G_x A) tr(G_z)), the mean alignment of A^T x and z;
+        * ``scale`` > 0: s, as used; ``scale_lsq``: the one that minimises E|x - s A z|^2;
+        * ``scale_gap`` in [0, 1]: 1 - scale_lsq / scale, which is 1 - cosine for the norm-matching scale.
     """
-    basis = lift.basis.double()
-    n, dim = moments.count, moments.pixel_dim
-    pixel_energy, latent_energy = moments.pixel_gram.trace(), moments.latent_gram.trace()
-    pixel_variance = pixel_energy - moments.pixel_sum.square().sum() / n
-    latent_variance = latent_energy - moments.latent_sum.square().sum() / n
-    aligned = (moments.cross * basis.T).sum()
-    captured = (basis * (moments.pixel_gram @ basis)).sum()
-    spectrum = torch.linalg.eigvalsh(moments.pixel_gram).flip(0).clamp(min=0)
-    residual = pixel_energy - 2 * lift.scale * aligned + lift.scale**2 * latent_energy
-    back = latent_energy - 2 / lift.scale * aligned + captured / lift.scale**2
+    terms = _Terms(lift, moments)
+    scale_lsq = (terms.aligned / terms.latent_energy).item()
     return {
-        "images": moments.images,
-        "tokens": n,
-        "energy_captured": (captured / pixel_energy).item(),
-        "energy_best": (spectrum[: lift.rank].sum() / spectrum.sum()).item(),
-        "r2_pixels": (1 - residual / pixel_variance).item(),
-        "r2_pixels_linear": (1 - linear_residual(moments) / pixel_variance).item(),
-        "r2_latents": (1 - back / latent_variance).item(),
-        "lift_mse": (residual / (n * dim)).item(),
+        "energy_captured": (terms.captured / terms.pixel_energy).item(),
+        "energy_best": best_energy(moments, lift.rank),
+        "r2_pixels": (1 - terms.residual(lift.scale) / terms.pixel_variance).item(),
+        "r2_pixels_lsq": (1 - terms.residual(scale_lsq) / terms.pixel_variance).item(),
+        "r2_pixels_linear": (1 - linear_map(moments).residual(moments).sum() / terms.pixel_variance).item(),
+        "r2_latents": latent_r2(lift, moments).mean().item(),
+        "cosine": (terms.aligned / (terms.captured * terms.latent_energy).sqrt()).item(),
         "scale": lift.scale,
-        "scale_least_squares": (aligned / latent_energy).item(),
-        "spectrum": (spectrum / n).tolist(),
+        "scale_lsq": scale_lsq,
+        "scale_gap": 1 - scale_lsq / lift.scale,
     }
 
 
-def linear_residual(moments: TokenMoments) -> torch.Tensor:
-    """sum |x - W z - b|^2 of the best affine map, from centred moments; a tiny ridge keeps it solvable."""
+class _Terms:
+    """The traces that the figures are made of."""
+
+    def __init__(self, lift: Lift, moments: TokenMoments) -> None:
+        basis, n = lift.basis.double(), moments.count
+        self.pixel_energy, self.latent_energy = moments.pixel_gram.trace(), moments.latent_gram.trace()
+        self.pixel_variance = self.pixel_energy - moments.pixel_sum.square().sum() / n
+        self.aligned = (moments.cross * basis.T).sum()
+        self.captured = (basis * (moments.pixel_gram @ basis)).sum()
+
+    def residual(self, scale: float) -> Tensor:
+        """sum |x - s A z|^2."""
+        return self.pixel_energy - 2 * scale * self.aligned + scale**2 * self.latent_energy
+
+
+class AffineMap:
+    """``x ~ z W + b``, the best there is: the ceiling of any lift.
+
+    Attributes:
+        weight: W, (r, D).
+        bias: b, (D,).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, latent_tokens: Tensor) -> Tensor:
+        """Latent tokens (B, N, r) to pixel tokens (B, N, D)."""
+        return latent_tokens @ self.weight.to(latent_tokens) + self.bias.to(latent_tokens)
+
+    def residual(self, moments: TokenMoments) -> Tensor:
+        """sum (x - z W - b)^2 over the tokens behind ``moments``, for each of the D numbers."""
+        w, b, n = self.weight, self.bias, moments.count
+        square = moments.pixel_gram.diagonal() + (w * (moments.latent_gram @ w)).sum(dim=0) + n * b.square()
+        mixed = (moments.cross * w).sum(dim=0) + b * moments.pixel_sum - b * (moments.latent_sum @ w)
+        return square - 2 * mixed
+
+
+def linear_map(moments: TokenMoments) -> AffineMap:
+    """The least-squares affine map of latent tokens onto pixel tokens; a tiny ridge keeps it solvable."""
     n = moments.count
-    latent_gram = moments.latent_gram - torch.outer(moments.latent_sum, moments.latent_sum) / n
-    cross = moments.cross - torch.outer(moments.latent_sum, moments.pixel_sum) / n
-    energy = moments.pixel_gram.trace() - moments.pixel_sum.square().sum() / n
-    ridge = 1e-9 * latent_gram.diagonal().mean().clamp(min=1e-30)
-    solved = torch.linalg.solve(latent_gram + ridge * torch.eye(len(latent_gram), dtype=torch.float64), cross)
-    return energy - (cross * solved).sum()
+    latent_mean, pixel_mean = moments.latent_sum / n, moments.pixel_sum / n
+    gram = moments.latent_gram - n * torch.outer(latent_mean, latent_mean)
+    cross = moments.cross - n * torch.outer(latent_mean, pixel_mean)
+    weight = torch.linalg.solve(_ridged(gram), cross)
+    return AffineMap(weight, pixel_mean - latent_mean @ weight)
+
+
+def latent_r2(lift: Lift, moments: TokenMoments) -> Tensor:
+    """R^2 <= 1 of each of the r latent numbers from A^T x, by the best affine map."""
+    basis, n = lift.basis.double(), moments.count
+    projected_sum = basis.T @ moments.pixel_sum
+    gram = basis.T @ moments.pixel_gram @ basis - torch.outer(projected_sum, projected_sum) / n
+    cross = moments.cross @ basis - torch.outer(moments.latent_sum, projected_sum) / n
+    explained = (cross * torch.linalg.solve(_ridged(gram), cross.T).T).sum(dim=1)
+    variance = moments.latent_gram.diagonal() - moments.latent_sum.square() / n
+    return explained / variance.clamp(min=1e-30)
+
+
+def pixel_r2(lift: Lift, moments: TokenMoments) -> tuple[Tensor, Tensor]:
+    """R^2 <= 1 of each colour channel, (3,): by the lift, and by the unconstrained affine map."""
+    basis, s = lift.basis.double(), lift.scale
+    lifted = (basis * (basis @ moments.latent_gram)).sum(dim=1)
+    residual = moments.pixel_gram.diagonal() - 2 * s * (moments.cross.T * basis).sum(dim=1) + s * s * lifted
+    linear = linear_map(moments).residual(moments)
+    variance = moments.pixel_gram.diagonal() - moments.pixel_sum.square() / moments.count
+    by_channel = [value.view(3, -1).sum(dim=1) for value in (residual, linear, variance)]
+    return 1 - by_channel[0] / by_channel[2], 1 - by_channel[1] / by_channel[2]
+
+
+def best_energy(moments: TokenMoments, rank: int) -> float:
+    """Share of pixel energy in the best subspace of a rank, in [0, 1]."""
+    values = torch.linalg.eigvalsh(moments.pixel_gram).clamp(min=0)
+    return (values[-rank:].sum() / values.sum()).item()
+
+
+def spectrum(moments: TokenMoments) -> list[float]:
+    """Eigenvalues of G_x per token, falling: D numbers >= 0, energy per direction of a pixel token."""
+    return (torch.linalg.eigvalsh(moments.pixel_gram).flip(0).clamp(min=0) / moments.count).tolist()
+
+
+def principal_angles(a: Tensor, b: Tensor) -> list[float]:
+    """Principal angles between two subspaces, rising, in degrees, [0, 90]; bases (D, r) orthonormal."""
+    cosines = torch.linalg.svdvals(a.double().T @ b.double()).clamp(max=1.0)
+    return torch.rad2deg(torch.arccos(cosines)).tolist()
+
+
+def energy_angle(a: Tensor, b: Tensor, pixel_gram: Tensor) -> float:
+    """The angle by which energy leaves one subspace for the other, in degrees, [0, 90].
+
+    ``sin^2 = tr(P (G P)) / tr(P_a G)`` with P the part of P_a outside b: principal angles weighted by the energy that
+    lies there. Directions without energy, which no data can determine, do not count.
+    """
+    a, b = a.double(), b.double()
+    inside = (a.T @ pixel_gram @ a).trace()
+    outside = a - b @ (b.T @ a)
+    missed = (a.T @ pixel_gram @ a @ (outside.T @ outside)).trace()
+    return degrees(acos(sqrt(max(0.0, min(1.0, 1.0 - (missed / inside).item())))))
+
+
+def lift_angle(a: Tensor, b: Tensor, latent_gram: Tensor) -> float:
+    """The mean angle between two lifts of the same latents, ``cos = E<A z, B z> / E|z|^2``, in degrees, [0, 180]."""
+    cosine = ((a.double().T @ b.double()) * latent_gram).sum() / latent_gram.trace()
+    return degrees(acos(max(-1.0, min(1.0, cosine.item()))))
+
+
+def alignment(folded: FoldedMoments, fit: Fit) -> dict[str, Any]:
+    """Everything that moments say about a fit: held out, with spread, per channel, and against PCA and itself.
+
+    Args:
+        folded: moments of tokens in the colour space that the lifts are for.
+        fit: makes a lift of moments.
+
+    Returns:
+        The ``figures``, ``channels``, ``spectrum`` and ``angles`` of the schema in docs/report.md.
+    """
+    total = folded.total
+    lift = fit(total)
+    if total.images < 2:
+        raise ValueError("one image cannot be held out of its own fit; give more images")
+    held_out = [(fit(rest), fold) for rest, fold in folded.splits()]
+    rows = [figures(each, fold) for each, fold in held_out]
+    # The ceiling too is fitted without the fold that it is looked at on.
+    for row, (rest, fold) in zip(rows, folded.splits()):
+        variance = fold.pixel_gram.trace() - fold.pixel_sum.square().sum() / fold.count
+        row["r2_pixels_linear"] = (1 - linear_map(rest).residual(fold).sum() / variance).item()
+    fitted = figures(lift, total)
+    first, second = (fit(half) for half in folded.halves())
+    by_lift, by_map = pixel_r2(lift, total)
+    pca = top_eigenvectors(total.pixel_gram, lift.rank)
+    return {
+        "images": total.images,
+        "tokens": total.count,
+        "folds": len(rows),
+        "figures": {
+            name: {
+                "value": _mean([row[name] for row in rows]),
+                "spread": _spread([row[name] for row in rows]),
+                "fitted": fitted[name],
+            }
+            for name in fitted
+        },
+        "channels": {
+            "latents": latent_r2(lift, total).view(-1, lift.latent_patch**2).mean(dim=1).tolist(),
+            "colors_lift": by_lift.tolist(),
+            "colors_linear": by_map.tolist(),
+        },
+        "spectrum": spectrum(total),
+        "angles": {
+            "pca": principal_angles(lift.basis, pca),
+            "pca_energy": energy_angle(lift.basis, pca, total.pixel_gram),
+            "halves": principal_angles(first.basis, second.basis),
+            "halves_energy": energy_angle(first.basis, second.basis, total.pixel_gram),
+            "halves_lift": lift_angle(first.basis, second.basis, total.latent_gram),
+        },
+    }
+
+
+def top_eigenvectors(gram: Tensor, rank: int) -> Tensor:
+    """The eigenvectors of the largest eigenvalues, (D, rank), largest first."""
+    return torch.linalg.eigh(gram.double())[1].flip(1)[:, :rank].contiguous()
+
+
+def _ridged(gram: Tensor) -> Tensor:
+    ridge = 1e-9 * gram.diagonal().mean().clamp(min=1e-30)
+    return gram + ridge * torch.eye(len(gram), dtype=gram.dtype)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _spread(values: list[float]) -> float:
+    mean = _mean(values)
+    return sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1))

@@ -25,7 +25,7 @@ class TokenMoments:
         cross: C = sum z x^T, (r, D).
     """
 
-    _SUMS = ("latent_sum", "pixel_sum", "latent_gram", "pixel_gram", "cross")
+    SUMS = ("latent_sum", "pixel_sum", "latent_gram", "pixel_gram", "cross")
 
     def __init__(self, latent_dim: int, pixel_dim: int) -> None:
         if latent_dim < 1 or pixel_dim < latent_dim:
@@ -81,7 +81,7 @@ class TokenMoments:
             )
         total = TokenMoments(self.latent_dim, self.pixel_dim)
         total.count, total.images = self.count + other.count, self.images + other.images
-        for name in self._SUMS:
+        for name in self.SUMS:
             setattr(total, name, getattr(self, name) + getattr(other, name))
         return total
 
@@ -89,7 +89,7 @@ class TokenMoments:
         """Write ``.safetensors``, atomically."""
         from liftkit.checkpoint.files import write_safetensors
 
-        tensors = {name: getattr(self, name) for name in self._SUMS}
+        tensors = {name: getattr(self, name) for name in self.SUMS}
         counts = {"count": torch.tensor(self.count), "images": torch.tensor(self.images)}
         write_safetensors(Path(path), tensors | counts, {"format": "liftkit.moments"})
 
@@ -104,11 +104,11 @@ class TokenMoments:
         from liftkit.errors import UsageError
 
         tensors, _ = read_safetensors(Path(path))
-        missing = {"count", "images", *cls._SUMS} - tensors.keys()
+        missing = {"count", "images", *cls.SUMS} - tensors.keys()
         if missing:
             raise UsageError(f"{path}: no moments: {', '.join(sorted(missing))} missing")
         moments = cls(*tensors["cross"].shape)
         moments.count, moments.images = int(tensors["count"]), int(tensors["images"])
-        for name in cls._SUMS:
+        for name in cls.SUMS:
             setattr(moments, name, tensors[name])
         return moments

@@ -1,82 +1,140 @@
-"""One pass over images: tokens of the VAE's latents and of the pixels, into moments."""
+"""One pass over images: tokens of the VAE's latents and of the pixels, into folded moments."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from liftkit.color import ColorSpace
-from liftkit.data.images import ImageSource, batches
+from liftkit.color import SPACES, ColorSpace
 from liftkit.errors import UsageError
+from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
 from liftkit.fit.moments import TokenMoments
-from liftkit.models.latents import LatentSpace
+from liftkit.fit.pairs import PairSource
 from liftkit.progress import Observer, Silent
 from liftkit.tokens import patchify
 
-HELD_OUT = 8
-"""Every 8th batch is held out of the fit, for honest figures."""
+SAVE_SECONDS = 30.0
 
 
 @dataclass
-class Collected:
-    """Moments in a colour space without normalisation, and what they came from.
+class Collection:
+    """Folded moments of plain colour values, by colour space, and how far the pass has come.
 
     Args:
-        fitted: moments to fit on.
-        held_out: moments of images that no fit sees.
-        images: images that were used.
+        folds: one :class:`FoldedMoments` per colour space, normalised by :func:`normalised` when a fit asks.
+        done: places of this part that have been taken or skipped.
+        resumed: how many of them by an earlier, interrupted run.
     """
 
-    fitted: TokenMoments
-    held_out: TokenMoments
-    images: int
+    folds: dict[str, FoldedMoments]
+    done: int = 0
+    resumed: int = 0
+
+    @property
+    def any(self) -> FoldedMoments:
+        """The folds of one colour space; latents and counts are the same in all."""
+        return next(iter(self.folds.values()))
+
+
+@dataclass
+class Pass:
+    """One pass over pairs of latents and images.
+
+    Args:
+        source: of the pairs.
+        colors: names of the colour spaces to keep moments of.
+        latent_patch: side of the latent patch of one token.
+        part: which share of the places this machine takes, from 0, and of how many.
+        checkpoint: where to save now and then, so that an interrupted pass resumes; None does not.
+        stop: decides after each batch whether enough has been seen.
+    """
+
+    source: PairSource
+    colors: tuple[str, ...]
+    latent_patch: int
+    part: tuple[int, int] = (0, 1)
+    checkpoint: Path | None = None
+    stop: Callable[[Collection], bool] = lambda collection: False
+
+    @property
+    def side(self) -> int:
+        """Side of the pixel patch of one token."""
+        return self.source.space.factor * self.latent_patch
+
+    def identity(self) -> str:
+        """What has to be the same for moments to be added: latent space, data, colours and patch."""
+        described = [self.source.describe(), self.colors, self.latent_patch, self.source.space.fingerprint()]
+        return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @torch.no_grad()
-def collect(
-    space: LatentSpace,
-    source: ImageSource,
-    color: type[ColorSpace],
-    *,
-    latent_patch: int,
-    resolution: int,
-    batch_size: int = 16,
-    observer: Observer | None = None,
-) -> Collected:
-    """Encode images once and gather the moments of their token pairs.
+def collect(work: Pass, observer: Observer | None = None) -> Collection:
+    """Gather the moments of all token pairs, in one pass.
 
-    Args:
-        space: the model's latent space; its VAE's device does the work.
-        source: of images.
-        color: the pixels' colour space; moments are of its plain values, so that any normalisation can follow
-            (:func:`normalised`).
-        latent_patch: side of the latent patch of one token.
-        resolution: side of the images at most, in pixels.
+    Place i of the source belongs to part ``i % parts`` and to fold ``i % K``, so that parts on many machines add up to
+    what one would have gathered.
 
     Raises:
-        UsageError: if no image could be used.
+        UsageError: if nothing could be used.
     """
-    side = space.factor * latent_patch
-    plain = color((0.0, 0.0, 0.0), 1.0)
-    fitted, held_out = (TokenMoments(space.channels * latent_patch**2, 3 * side * side) for _ in range(2))
-    with (observer or Silent()).stage("fit: encoding images", len(source), "images") as advance:
-        for index, batch in enumerate(batches(source.images(resolution, side), batch_size)):
-            images = batch.to(space.vae.device)
-            pair = token_pair(space, images, plain, latent_patch)
-            (held_out if index % HELD_OUT == HELD_OUT - 1 else fitted).update(*pair)
-            advance(len(batch))
-    if fitted.images == 0:
-        raise UsageError(f"no usable image: {source.skipped.summary() or 'the source is empty'}")
-    return Collected(fitted, held_out, fitted.images + held_out.images)
+    collection = _resume(work)
+    index, parts = work.part
+    places = range(index, len(work.source), parts)
+    with (observer or Silent()).stage("fit: encoding images", len(places), "images") as advance:
+        advance(collection.done)
+        saved = time.monotonic()
+        try:
+            for indices, latents, images in work.source.pairs(places[collection.done :]):
+                _update(work, collection, indices, latents, images)
+                done = places.index(int(indices[-1])) + 1
+                advance(done - collection.done)
+                collection.done = done
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    _save(work, collection)
+                    saved = time.monotonic()
+                if work.stop(collection):
+                    break
+        except BaseException:
+            # Interrupted or broken: what was gathered is kept for the next run.
+            _save(work, collection)
+            raise
+    if work.checkpoint is not None:
+        work.checkpoint.unlink(missing_ok=True)
+    if collection.any.total.images == 0:
+        raise UsageError(f"no usable image: {work.source.skipped.summary() or 'the source is empty'}")
+    return collection
 
 
-def token_pair(space: LatentSpace, images: Tensor, color: ColorSpace, latent_patch: int) -> tuple[Tensor, Tensor]:
-    """The tokens of images: latent (B, N, r) and pixel (B, N, D), patch for patch, on the CPU."""
-    latents = patchify(space.encode(images), latent_patch)
-    pixels = patchify(color.encode(images), space.factor * latent_patch)
-    return latents.cpu(), pixels.cpu()
+def _update(work: Pass, collection: Collection, indices: Tensor, latents: Tensor, images: Tensor) -> None:
+    tokens = patchify(latents, work.latent_patch).cpu()
+    for name, folds in collection.folds.items():
+        plain = SPACES[name]((0.0, 0.0, 0.0), 1.0)
+        folds.update(tokens, patchify(plain.encode(images), work.side).cpu(), indices)
+
+
+def _save(work: Pass, collection: Collection) -> None:
+    if work.checkpoint is None:
+        return
+    metadata = {"identity": work.identity(), "part": str(work.part), "done": str(collection.done)}
+    write_folds(work.checkpoint, collection.folds, metadata)
+
+
+def _resume(work: Pass) -> Collection:
+    """The collection of an interrupted pass over the same images, or an empty one."""
+    if work.checkpoint is not None and work.checkpoint.exists():
+        folds, metadata = read_folds(work.checkpoint)
+        if (metadata.get("identity"), metadata.get("part")) == (work.identity(), str(work.part)):
+            done = int(metadata["done"])
+            return Collection(folds, done, done)
+    rank = work.source.space.channels * work.latent_patch**2
+    return Collection({name: FoldedMoments(rank, 3 * work.side**2) for name in work.colors})
 
 
 def fitted_color(color: type[ColorSpace], moments: TokenMoments) -> ColorSpace:

@@ -49,6 +49,10 @@ class FlowModel:
         folded = F.pixel_unshuffle(state, self.fold) if self.fold > 1 else state
         return self.architecture.pipeline_latents(folded)
 
+    def state_of_pipeline(self, latents: Tensor, height: int, width: int) -> Tensor:
+        """A latent pipeline's running ``latents`` as a state (B, C, height, width)."""
+        return unpatchify(latents, self.latent_patch, height, width) if latents.ndim == 3 else latents
+
     def velocity(self, x_t: Tensor, sigma: Tensor, **conditioning: Any) -> Tensor:
         """The velocity of a state.
 

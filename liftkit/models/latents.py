@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -37,6 +38,13 @@ class LatentSpace:
         config = {**vae.config, "_class_name": type(vae).__name__}
         self.factor, self.channels = vae_geometry(config)
 
+    def fingerprint(self) -> str:
+        """Tells this latent space from others: a digest of the VAE's config and weights."""
+        digest = hashlib.sha256(repr(sorted(self.vae.config.items(), key=str)).encode())
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.double().sum().item():.17g}".encode())
+        return digest.hexdigest()
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """sRGB (B, 3, H, W) in [-1, 1] to normalised latents (B, C, H / f, W / f): the mode of the posterior."""
@@ -46,9 +54,13 @@ class LatentSpace:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents to sRGB in [-1, 1], clamped."""
+        """Normalised latents (B, C, h, w) to sRGB (B, 3, h f, w f) in [-1, 1], clamped."""
+        return self.decode_raw(latents).float().clamp(-1.0, 1.0)
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """The same without clamping, and differentiable."""
         mean, std = self._statistics(latents)
-        return self.vae.decode((latents * std + mean).to(self.vae.dtype)).sample.float().clamp(-1.0, 1.0)
+        return self.vae.decode((latents * std + mean).to(self.vae.dtype)).sample
 
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation that broadcast against latents (B, C, h, w)."""

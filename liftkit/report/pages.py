@@ -6,35 +6,57 @@ import json
 from html import escape
 from typing import Any
 
-from liftkit.report.pictures import Row, data_uri, grid
+from liftkit.report.charts import Axis, Line, bar_chart, line_chart
+from liftkit.report.data import Report
+from liftkit.report.pictures import Row, basis_patches, data_uri, gallery_rows, grid
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1a; --faint: #6b6b66; --ground: #fcfcfa; --line: #e2e2dc; }
-@media (prefers-color-scheme: dark) { :root { --ink: #ecece6; --faint: #a3a39b; --ground: #191918; --line: #383834; } }
+:root { color-scheme: light dark; --ink: #1c1c1a; --faint: #66665f; --ground: #fcfcfa; --line: #e2e2dc;
+  --first: #2763b8; --second: #c2571a; --third: #3c8a4d; }
+@media (prefers-color-scheme: dark) { :root { --ink: #ecece6; --faint: #a3a39b; --ground: #191918; --line: #383834;
+  --first: #7fb0ff; --second: #f0945a; --third: #7fcf93; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); margin: 0 auto;
   padding: 2rem 1.2rem 4rem; max-width: 64rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .4rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .4rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
 p { max-width: 44rem; } .lead { color: var(--faint); margin-top: 0; }
-figure { margin: 1rem 0; } figcaption { color: var(--faint); font-size: .9rem; margin-bottom: .3rem; }
+.verdict { border-left: 4px solid var(--first); padding: .1rem 0 .1rem 1rem; max-width: 46rem; }
+.verdict.usable { border-color: var(--second); } .verdict.poor { border-color: #c22; }
+figure { margin: 1.1rem 0; } figcaption { color: var(--faint); font-size: .9rem; margin-bottom: .3rem; }
 figcaption b { color: var(--ink); font-weight: 600; }
 img { display: block; width: 100%; image-rendering: pixelated; border-radius: 3px; }
-table { border-collapse: collapse; width: 100%; max-width: 46rem; }
+.zoom { display: none; } .zoom + label { display: block; cursor: zoom-in; overflow-x: auto; }
+.zoom:checked + label { cursor: zoom-out; } .zoom:checked + label img { width: 300%; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .4rem 2rem; }
+svg { width: 100%; height: auto; } svg text { fill: var(--faint); font-size: 13px; }
+svg .grid { stroke: var(--line); } svg .axis { stroke: var(--faint); } svg .mark { stroke: var(--faint); stroke-dasharray: 3 3; }
+.legend { font-size: .85rem; color: var(--faint); display: flex; gap: 1rem; flex-wrap: wrap; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin-right: .35rem; vertical-align: -1px; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; max-width: 50rem; }
 td, th { text-align: left; padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td small { color: var(--faint); display: block; }
-details pre { overflow: auto; font-size: .8rem; }
-@media print { body { max-width: none; padding: 0; } figure { break-inside: avoid; } }
+td small { color: var(--faint); display: block; } details pre { overflow: auto; font-size: .8rem; }
+@media print { body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; } }
 """
 
 FIGURES = (
     ("energy_captured", "Pixel energy captured by A", "share of the pixels' energy inside the subspace, 0 to 1"),
     ("energy_best", "... by the best subspace of that rank", "PCA, the optimum"),
     ("r2_pixels", "Pixel variance explained by the lift s A z", "1 is perfect; one rotation and one scale"),
+    ("r2_pixels_lsq", "... with the least-squares scale", "1 is perfect"),
     ("r2_pixels_linear", "... by an unconstrained linear map", "the ceiling of any lift"),
-    ("r2_latents", "Latent variance explained by A^T x / s", "1 is perfect"),
-    ("scale", "Scale s", "matches the energy that A captures"),
-    ("scale_least_squares", "Least-squares scale", "minimises the squared error; the gap to s shows the misfit"),
+    ("r2_latents", "Latent variance explained by the projected pixels", "linear regression on A^T x; 1 is perfect"),
+    ("cosine", "Alignment of A^T x and z", "mean cosine, -1 to 1"),
+    ("scale", "Scale s", "as used"),
+    ("scale_lsq", "Least-squares scale", "minimises the squared error"),
+    ("scale_gap", "Gap between the scales", "0 is perfect; 1 minus the alignment"),
 )
+PICTURE_NAMES = {
+    "image": "image",
+    "vae": "VAE",
+    "projection": "projection A A^T x",
+    "lift": "lift s A z",
+    "linear": "unconstrained linear map",
+}
 
 
 def page(title: str, lead: str, body: str) -> str:
@@ -48,28 +70,60 @@ def page(title: str, lead: str, body: str) -> str:
 
 
 def gallery(rows: list[Row]) -> str:
-    """One figure per row of images."""
-    return "".join(_figure(row) for row in rows)
+    """One figure per row of images; a tap enlarges it."""
+    return "".join(_figure(index, row) for index, row in enumerate(rows))
 
 
-def _figure(row: Row) -> str:
+def _figure(index: int, row: Row) -> str:
     name, _, rest = row.label.partition(": ")
     caption = f"<b>{escape(name)}</b>" + (f": {escape(rest)}" if rest else "")
     source = data_uri(grid(row.images, columns=len(row.images)))
-    return f'<figure><figcaption>{caption}</figcaption><img src="{source}" alt="{escape(row.label)}"></figure>'
+    picture = f'<img src="{source}" alt="{escape(row.label)}">'
+    return (
+        f'<figure><figcaption>{caption}</figcaption><input class="zoom" type="checkbox" id="zoom-{index}">'
+        f'<label for="zoom-{index}">{picture}</label></figure>'
+    )
 
 
-def figures_table(alignment: dict[str, dict[str, Any]]) -> str:
-    """The alignment figures, fitted and held-out images side by side."""
-    columns = [(key, title) for key, title in (("held_out", "held out"), ("fitted", "fitted")) if key in alignment]
-    head = "".join(f'<th class="number">{title} ({alignment[key]["images"]} images)</th>' for key, title in columns)
+def verdict_block(verdict: dict[str, Any]) -> str:
+    """The verdict in words, and what to try."""
+    advice = "".join(f"<li>{escape(text)}</li>" for text in verdict["advice"])
+    return (
+        f'<div class="verdict {verdict["level"]}"><p><b>{escape(verdict["text"])}</b></p>'
+        + (f"<p>To try:</p><ul>{advice}</ul>" if advice else "")
+        + "</div>"
+    )
+
+
+def figures_table(alignment: dict[str, Any]) -> str:
+    """The figures, held out with their spread over folds, and as the fit sees its own images."""
     rows = "".join(
         f"<tr><td>{escape(label)}<small>{escape(meaning)}</small></td>"
-        + "".join(f'<td class="number">{alignment[key][name]:.4f}</td>' for key, _ in columns)
-        + "</tr>"
+        f'<td class="number">{alignment["figures"][name]["value"]:.4f}</td>'
+        f'<td class="number">± {alignment["figures"][name]["spread"]:.4f}</td>'
+        f'<td class="number">{alignment["figures"][name]["fitted"]:.4f}</td></tr>'
         for name, label, meaning in FIGURES
     )
-    return f"<table><tr><th>Figure</th>{head}</tr>{rows}</table>"
+    return (
+        f'<div class="scroll"><table><tr><th>{alignment["images"]} images, {alignment["tokens"]} tokens, '
+        f'{alignment["folds"]} folds</th><th class="number">held out</th><th class="number">spread</th>'
+        f'<th class="number">fitted</th></tr>{rows}</table></div>'
+    )
+
+
+def pictures_table(pictures: dict[str, Any]) -> str:
+    """PSNR and patch-grid ratio of each way to see the images."""
+    psnr = pictures["psnr"]
+    rows = "".join(
+        f'<tr><td>{escape(name)}</td><td class="number">{f"{psnr[key]:.1f} dB" if key in psnr else ""}</td>'
+        f'<td class="number">{pictures["patch_grid"][key]:.2f}</td></tr>'
+        for key, name in PICTURE_NAMES.items()
+    )
+    return (
+        f'<table><tr><th>{pictures["count"]} images</th><th class="number">PSNR</th><th class="number">patch-grid ratio</th>'
+        f"</tr>{rows}</table><p><small>The patch-grid ratio is the energy of differences across patch borders over that "
+        "inside patches: 1 where patches do not show.</small></p>"
+    )
 
 
 def proof_table(proof: dict[str, Any]) -> str:
@@ -85,22 +139,121 @@ def proof_table(proof: dict[str, Any]) -> str:
     )
 
 
-def alignment_page(title: str, report: dict[str, Any], rows: list[Row]) -> str:
-    """The page that a conversion leaves in its folder.
+def calibration_chart(scale: float) -> str:
+    """The input gain k and the network's time tau over the pixel noise level."""
+    sigmas = [index / 100 for index in range(101)]
+    gains = [1.0 / (scale + (1.0 - scale) * sigma) for sigma in sigmas]
+    taus = [gain * sigma for gain, sigma in zip(gains, sigmas)]
+    lines = [Line("gain k", sigmas, gains), Line("network time tau", sigmas, taus, dashed=True)]
+    what = "an earlier, cleaner" if scale > 1 else "a later, noisier"
+    return line_chart(
+        f"The network is told {what} time than sigma",
+        lines,
+        Axis("sigma", low=0.0, high=1.0),
+        Axis("k, tau", low=0.0),
+    )
+
+
+def alignment_charts(report: Report) -> str:
+    """Spectrum, principal angles, channels and calibration."""
+    alignment, rank = report.alignment, report.lift.rank
+    assert alignment is not None
+    spectrum = alignment["spectrum"]
+    floor = max(spectrum) * 1e-7
+    captured = alignment["figures"]["energy_captured"]["fitted"]
+    numbers = list(range(1, rank + 1))
+    angles = alignment["angles"]
+    latents = alignment["channels"]["latents"]
+    colors = (
+        ("lightness", "green-red", "blue-yellow") if report.lift.color.name == "oklab" else ("red", "green", "blue")
+    )
+    charts = (
+        line_chart(
+            f"A holds {captured:.1%} of the pixels' energy",
+            [Line("energy per direction", list(range(1, len(spectrum) + 1)), [max(v, floor) for v in spectrum])],
+            Axis("principal direction of pixel tokens"),
+            Axis("energy per token", log=True),
+            [(rank, f"rank {rank}")],
+        ),
+        line_chart(
+            f"Where there is energy, halves of the images agree to {angles['halves_energy']:.1f}°",
+            [
+                Line("to the PCA subspace", numbers, angles["pca"]),
+                Line("between halves", numbers, angles["halves"], dashed=True),
+            ],
+            Axis("principal angle, smallest first"),
+            Axis("degrees", low=0.0, high=90.0),
+        ),
+        bar_chart(
+            f"Latent channels readable from pixels: {min(latents):.2f} to {max(latents):.2f}",
+            [str(index) for index in range(len(latents))],
+            [("R^2 from A^T x", [max(value, 0.0) for value in latents])],
+            Axis("R^2", low=0.0, high=1.0),
+            "latent channel",
+        ),
+        bar_chart(
+            "Colour by colour: what one rotation explains, and what any linear map could",
+            colors,
+            [
+                ("lift", [max(value, -0.5) for value in alignment["channels"]["colors_lift"]]),
+                ("unconstrained", alignment["channels"]["colors_linear"]),
+            ],
+            Axis("R^2", low=min(0.0, *(max(v, -0.5) for v in alignment["channels"]["colors_lift"])), high=1.0),
+            "colour channel",
+        ),
+        calibration_chart(report.lift.scale),
+    )
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def alignment_page(report: Report, other: Report | None = None) -> str:
+    """The whole report of a lift.
 
     Args:
-        title: names the model.
-        report: what ``alignment.json`` holds.
-        rows: pictures, may be empty.
+        report: of a converted folder or a saved lift.
+        other: to compare with, side by side.
     """
-    lead = f"Rank {report['rank']} of {report['dim']}, scale {report['scale']:.4f}, colour space {report['color']['name']}."
-    alignment = report["alignment"]
-    figures = figures_table(alignment) if alignment else "<p>A saved lift was reused; it came without figures.</p>"
-    provenance = {key: value for key, value in report.items() if key not in ("alignment", "proof")}
-    body = (
-        (f"<h2>What the lift carries over</h2>{gallery(rows)}" if rows else "")
-        + f"<h2>How well latents and pixels align</h2>{figures}"
-        + f"<h2>The converted model does what its source does</h2>{proof_table(report['proof'])}"
-        + f"<details><summary>Provenance</summary><pre>{escape(json.dumps(provenance, indent=2))}</pre></details>"
+    lift, alignment = report.lift, report.alignment
+    lead = f"Rank {lift.rank} of {lift.dim}, scale {lift.scale:.4f}, {lift.figures.get('kind', 'given')} fit in {lift.color.name}."
+    parts = [verdict_block(alignment["verdict"])] if alignment else []
+    rows = gallery_rows(lift)
+    if rows:
+        parts.append(f"<h2>What the lift carries over</h2>{gallery(rows)}")
+    patches = Row(f"Basis vectors: the {min(lift.rank, 32)} smoothest, each as a patch of pixels", basis_patches(lift))
+    parts.append(f"<h2>What A is made of</h2>{_figure(len(rows), patches)}")
+    if alignment:
+        parts.append(f"<h2>How well latents and pixels align</h2>{figures_table(alignment)}")
+        parts.append(pictures_table(alignment["pictures"]) if alignment["pictures"] else "")
+        parts.append(alignment_charts(report))
+    else:
+        parts.append(f'<div class="charts">{calibration_chart(lift.scale)}</div>')
+    if other is not None:
+        parts.append(comparison(report, other))
+    if report.proof:
+        parts.append(f"<h2>The converted model does what its source does</h2>{proof_table(report.proof)}")
+    known = {key: value for key, value in report.to_dict().items() if key not in ("alignment", "proof")}
+    if alignment:
+        known["data"] = alignment["source"]
+    parts.append(f"<details><summary>Provenance</summary><pre>{escape(json.dumps(known, indent=2))}</pre></details>")
+    return page(report.name, lead, "".join(parts))
+
+
+def comparison(report: Report, other: Report) -> str:
+    """Two lifts side by side: their figures, and the angles between them where their spaces allow."""
+    from liftkit.report.data import compare
+
+    found = compare(report, other)
+    rows = "".join(
+        f'<tr><td>{escape(name)}</td><td class="number">{a}</td><td class="number">{b}</td></tr>'
+        for name, a, b in found["rows"]
     )
-    return page(title, lead, body)
+    chart = ""
+    if found["angles"]:
+        numbers = list(range(1, len(found["angles"]) + 1))
+        lines = [Line("between the two", numbers, found["angles"])]
+        title = f"The subspaces are {found['angles'][0]:.0f}° to {found['angles'][-1]:.0f}° apart"
+        chart = line_chart(title, lines, Axis("principal angle, smallest first"), Axis("degrees", low=0.0, high=90.0))
+    return (
+        f'<h2>Compared</h2><div class="scroll"><table><tr><th></th><th class="number">{escape(report.name)}</th>'
+        f'<th class="number">{escape(other.name)}</th></tr>{rows}</table></div><div class="charts">{chart}</div>'
+    )

@@ -7,8 +7,12 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from liftkit.data.images import to_signed
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from liftkit.lift import Lift
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,37 @@ class Row:
 
 def to_uint8(images: Tensor) -> Any:
     """(n, 3, H, W) in [-1, 1] to a numpy array (n, H, W, 3) uint8."""
+    from liftkit.data import images as data
+
+    return data.to_uint8(images).cpu().permute(0, 2, 3, 1).numpy()
+
+
+ROWS = {
+    "image": "Images: as they are",
+    "vae": "VAE: encoded and decoded, what the latent model can show at best",
+    "projection": "Projection A A^T x: all that the subspace can hold",
+    "lift": "Lift s A z: the latents carried into pixels by one rotation and one scale",
+    "linear": "Unconstrained linear map of z: the ceiling of any lift",
+}
+
+
+def gallery_rows(lift: Lift) -> list[Row]:
+    """The pictures that a lift carries, as labelled rows."""
+    return [Row(label, to_signed(lift.pictures[name])) for name, label in ROWS.items() if name in lift.pictures]
+
+
+def basis_patches(lift: Lift, count: int = 32) -> Tensor:
+    """Basis vectors as patches of colour, (n, 3, P, P) in [-1, 1]: the smoothest first.
+
+    Each is shown on the mean colour, as strong as the gamut bears.
+    """
     import torch
 
-    scaled = ((images.detach().float().cpu().clamp(-1, 1) + 1.0) * 127.5).round()
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    # A smooth patch has a mean that its details do not cancel.
+    order = torch.linalg.vector_norm(lift.basis.view(3, -1, lift.rank).mean(dim=1), dim=0).argsort(descending=True)
+    patches = lift.basis[:, order[:count]].T.reshape(-1, 3, lift.patch_size, lift.patch_size).float()
+    strength = patches.abs().amax(dim=(1, 2, 3), keepdim=True)
+    return lift.color.decode(1.5 * patches / strength)
 
 
 def grid(images: Tensor, columns: int, gap: int = 2) -> Any:

@@ -17,10 +17,12 @@ MODEL = ASSETS / "tiny-klein"
 
 
 def assemble() -> None:
-    """Write the pipeline folder with every component that the real FLUX.2 klein has."""
-    vae = autoencoder.build(
-        "vae-sharp.safetensors" if (common.WORK / "vae-sharp.safetensors").exists() else "vae.safetensors"
-    )
+    """Write the pipeline folder with every component that the real FLUX.2 klein has.
+
+    Raises:
+        SystemExit: when the result of a stage is missing, the sharpened decoder's included.
+    """
+    vae = autoencoder.build("vae-sharp.safetensors")
     transformer = Flux2Transformer2DModel(**flow.CONFIG)
     transformer.load_state_dict(common.load("flow.safetensors"))
     words = text.tokenizer()

@@ -8,6 +8,7 @@ import torch
 from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 from torch import Tensor
 
+from liftkit.checkpoint.folder import sha256
 from liftkit.data import demo
 from tools.tiny_klein import autoencoder, common, text
 
@@ -39,7 +40,10 @@ def build() -> Flux2Transformer2DModel:
 
 
 def train(steps: int = 4600, batch_size: int = 48) -> None:
-    """Muon on the block matrices and AdamW on the rest, an EMA of 0.999; saves now and then and resumes."""
+    """Muon on the block matrices and AdamW on the rest, an EMA of 0.999; saves now and then and resumes.
+
+    A state is resumed only behind the VAE that it was trained behind.
+    """
     torch.manual_seed(common.SEED)
     model = build()
     average = copy.deepcopy(model).requires_grad_(False)
@@ -51,8 +55,9 @@ def train(steps: int = 4600, batch_size: int = 48) -> None:
         torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.0, ns_steps=4, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0),
     ]
-    first = _resume(model, average, optimizers)
     latents, captions, embeds = _data()
+    vae = torch.tensor(list(bytes.fromhex(sha256(common.work_file("vae.safetensors")))), dtype=torch.uint8)
+    first = _resume(model, average, optimizers, vae)
     image_ids = Flux2KleinPipeline._prepare_latent_ids(torch.empty(1, 1, 8, 8))
     text_ids = Flux2KleinPipeline._prepare_text_ids(embeds[:1])
     log = common.Log("flow", steps, batch_size)
@@ -92,7 +97,7 @@ def train(steps: int = 4600, batch_size: int = 48) -> None:
         smooth = 0.98 * smooth + 0.02 * loss.item() if step > first else loss.item()
         log(step, loss=smooth)
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            _save(step + 1, model, average, optimizers)
+            _save(step + 1, model, average, optimizers, vae)
 
 
 def _data() -> tuple[Tensor, Tensor, Tensor]:
@@ -111,20 +116,25 @@ def _update(average: torch.nn.Module, model: torch.nn.Module, momentum: float) -
         kept.lerp_(current, 1.0 - momentum)
 
 
-def _save(step: int, model, average, optimizers) -> None:
+def _save(step: int, model, average, optimizers, vae: Tensor) -> None:
+    """Write the state of the training, with the VAE's SHA-256, (32,) uint8, and the average by itself."""
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     state |= {f"average.{key}": value for key, value in average.state_dict().items()}
     for which, optimizer in enumerate(optimizers):
         for index, entry in optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{which}.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
-    common.save(common.work_file("flow-state.safetensors"), state | {"step": torch.tensor(step)})
+    common.save(common.work_file("flow-state.safetensors"), state | {"step": torch.tensor(step), "vae": vae})
     common.save(common.work_file("flow.safetensors"), average.state_dict())
 
 
-def _resume(model, average, optimizers) -> int:
+def _resume(model, average, optimizers, vae: Tensor) -> int:
+    """Load a saved state, if it is of this VAE; the step to go on from."""
     if not (common.WORK / "flow-state.safetensors").exists():
         return 0
     state = common.load("flow-state.safetensors")
+    if "vae" not in state or not torch.equal(state["vae"], vae):
+        print("flow: the saved state is not of this vae.safetensors; starting from zero", flush=True)
+        return 0
     for prefix, target in (("model.", model), ("average.", average)):
         target.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     for which, optimizer in enumerate(optimizers):

@@ -1,0 +1,100 @@
+"""``liftkit fit``: a lift without a conversion, shared among machines where one is not enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from liftkit.cli import console
+from liftkit.cli.convert import (
+    Color,
+    ColorOption,
+    Device,
+    Images,
+    Kind,
+    KindOption,
+    Latents,
+    LatentsOption,
+    NumImages,
+    Prompts,
+    Resolution,
+    Scale,
+    ScaleOption,
+    Seed,
+    data_rows,
+    lift_rows,
+    number_of_images,
+)
+
+if TYPE_CHECKING:
+    from liftkit.fitting import FitJob
+
+
+def fit(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, or a Hub id such as organisation/name.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The lift to write (.safetensors).")] = None,
+    images: Images = None,
+    num_images: NumImages = None,
+    resolution: Resolution = None,
+    kind: KindOption = Kind.procrustes,
+    scale: ScaleOption = Scale.norm,
+    rank: Annotated[int | None, typer.Option(min=1, help="Of a PCA subspace for training from scratch.")] = None,
+    latents: LatentsOption = Latents.images,
+    prompts: Prompts = None,
+    color: ColorOption = Color.oklab,
+    part: Annotated[
+        str | None, typer.Option(help="Take a share of the images, such as 3/8, for --moments-out.")
+    ] = None,
+    moments_out: Annotated[Path | None, typer.Option(help="Write the moments instead of fitting.")] = None,
+    merge: Annotated[list[Path] | None, typer.Option(help="Fit on the sum of these moments; repeat for each.")] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Fit a lift: procrustes, PCA or Jacobian; interrupted fits resume, and many machines can share one.
+
+    Example: liftkit fit black-forest-labs/FLUX.2-klein-base-4B --images photos/ -o lift.safetensors
+    """
+    from liftkit.fit.engine import FitOptions
+    from liftkit.fitting import FitJob, prepare
+
+    options = FitOptions(
+        images=images,
+        num_images=number_of_images(num_images),
+        resolution=resolution,
+        kind=kind.value,
+        scale=scale.value,
+        rank=rank,
+        latents=latents.value,
+        prompts=prompts,
+        color=color.value,
+        device=device,
+        seed=seed,
+    )
+    job = prepare(FitJob(model, options, output, part, moments_out, tuple(merge or ())))
+    console.table("Fit", [("model", f"{job.subject.model.source} ({job.subject.spec.name})"), *_rows(job)])
+    console.quiet_libraries()
+    _report(job)
+
+
+def _rows(job: FitJob) -> list[tuple[str, str]]:
+    if job.merge:
+        return [("moments", ", ".join(map(str, job.merge)))]
+    share = [("part", job.part)] if job.part else []
+    return [*data_rows(job.subject, job.options), *share, ("device", job.options.device)]
+
+
+def _report(job: FitJob) -> None:
+    from liftkit.fitting import run
+
+    done = run(job, console.Bars())
+    if done.lift is not None:
+        rows = lift_rows(done.lift)
+        console.table("Fitted", [*rows, ("lift", str(job.output)), ("next", f"liftkit report {job.output}")])
+    elif done.moments is not None:
+        console.table("Gathered", [("images", str(done.images)), ("moments", str(done.moments))])
+    if done.resumed:
+        console.note(f"{done.resumed} images had been seen by an interrupted run")
+    if done.skipped:
+        console.note(done.skipped)

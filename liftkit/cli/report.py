@@ -1,0 +1,87 @@
+"""``liftkit report``: read how well latents and pixels align."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from liftkit.cli import console
+from liftkit.cli.convert import lift_rows
+
+if TYPE_CHECKING:
+    from liftkit.report.data import Report
+
+
+def report(
+    path: Annotated[Path, typer.Argument(help="A converted folder, or a lift (.safetensors).")],
+    html: Annotated[Path | None, typer.Option(help="Write the whole report as one page that opens offline.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures; the schema is in docs/report.md.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Another folder or lift, to stand beside.")] = None,
+) -> None:
+    """Say how well latents and pixels align: a verdict, figures, and a page with pictures.
+
+    Example: liftkit report klein-pixel --html report.html
+    """
+    from liftkit.checkpoint.files import check_file, write_text
+    from liftkit.report.data import read_report
+
+    for target, ending in ((html, ".html"), (json, ".json")):
+        if target is not None:
+            check_file(target, ending)
+    found = read_report(path)
+    other = read_report(compare) if compare is not None else None
+    _print(found)
+    if other is not None:
+        _print_comparison(found, other)
+    if html is not None:
+        from liftkit.report.pages import alignment_page
+
+        write_text(html, alignment_page(found, other))
+        console.out.print(f"page: {html} (opens offline)")
+    if json is not None:
+        from json import dumps
+
+        write_text(json, dumps(found.to_dict(), indent=2) + "\n")
+        console.out.print(f"figures: {json}")
+
+
+def _print(found: Report) -> None:
+    console.table(found.name, lift_rows(found.lift))
+    if found.alignment is None:
+        console.note("this lift carries no figures; fit it by liftkit fit or convert to have them")
+        return
+    rows = [
+        (name, f"{entry['value']:.4f} ± {entry['spread']:.4f} held out, {entry['fitted']:.4f} fitted")
+        for name, entry in found.alignment["figures"].items()
+    ]
+    angles = found.alignment["angles"]
+    rows.append(("angle to PCA", f"{angles['pca_energy']:.2f} degrees, weighted by energy"))
+    rows.append(
+        ("angle of halves", f"{angles['halves_energy']:.2f} degrees of subspaces, {angles['halves_lift']:.2f} of maps")
+    )
+    console.table("Figures", rows)
+    if found.alignment["pictures"]:
+        pictures = found.alignment["pictures"]
+        shown = [
+            (
+                name,
+                (f"{pictures['psnr'][name]:.1f} dB, " if name in pictures["psnr"] else "")
+                + f"patch-grid ratio {ratio:.2f}",
+            )
+            for name, ratio in pictures["patch_grid"].items()
+        ]
+        console.table(f"Pictures ({pictures['count']})", shown)
+    if found.proof:
+        console.table("Proof", [("deviation", f"{found.proof['exact']:.1e}, {found.proof['stored']:.1e} as stored")])
+
+
+def _print_comparison(found: Report, other: Report) -> None:
+    from liftkit.report.data import compare
+
+    result = compare(found, other)
+    rows = [(name, f"{first}  |  {second}") for name, first, second in result["rows"]]
+    if result["angles"]:
+        rows.append(("subspaces apart", f"{result['angles'][0]:.1f} to {result['angles'][-1]:.1f} degrees"))
+    console.table(f"{found.name}  |  {other.name}", rows)

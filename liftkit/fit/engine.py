@@ -1,0 +1,258 @@
+"""The fit as a whole: options, one pass over the data, a lift with its figures, pictures and verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from liftkit.color import SRGB, ColorSpace, Oklab
+from liftkit.errors import UsageError
+from liftkit.fit.alignment import Fit, alignment, energy_angle, lift_angle, linear_map
+from liftkit.fit.folds import FoldedMoments
+from liftkit.fit.gallery import MEASURED, Gallery, make_gallery
+from liftkit.fit.jacobian import fit_jacobian, mean_jacobian
+from liftkit.fit.moments import TokenMoments
+from liftkit.fit.pairs import PairSource
+from liftkit.fit.pca import fit_pca
+from liftkit.fit.procrustes import fit_procrustes
+from liftkit.fit.scale import ScaleRule
+from liftkit.fit.stream import Collection, Pass, collect, fitted_color, normalised
+from liftkit.fit.verdict import verdict
+from liftkit.lift import Lift
+from liftkit.progress import Observer, Silent
+
+Kind = Literal["procrustes", "pca", "jacobian"]
+COLORS: dict[str, tuple[type[ColorSpace], ColorSpace | None]] = {
+    "oklab": (Oklab, None),
+    "srgb": (SRGB, None),
+    "oklab-paper": (Oklab, Oklab()),
+}
+"""``--color``: the space, and its published normalisation where that is asked for by name."""
+
+CONVERGED_DEGREES = 2.0
+FIRST_CHECK = 64
+JACOBIAN_IMAGES = 16
+
+
+@dataclass
+class FitOptions:
+    """What a user can choose about a fit.
+
+    Args:
+        images: a folder of images, or ``demo``.
+        num_images: how many at most; None decides from the tokens per image, ``auto`` stops when the fit has converged.
+        resolution: side of the images at most; None takes the VAE's own.
+        kind: ``procrustes``, ``pca`` or ``jacobian``.
+        scale: ``norm`` as the paper, ``lsq`` for least squares.
+        rank: of a PCA subspace for training from scratch; None fits for a conversion.
+        latents: ``images`` are encoded; ``normal`` or ``model`` latents are decoded, and no image is needed.
+        prompts: a file of prompts, one a line, for ``latents="model"``.
+        color: ``oklab`` or ``srgb``, normalised to the images; ``oklab-paper`` has the paper's constants; ``auto`` compares.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``, ...
+        seed: of the image order, of drawn latents and of the proof.
+    """
+
+    images: str | None = None
+    num_images: int | Literal["auto"] | None = None
+    resolution: int | None = None
+    kind: Kind = "procrustes"
+    scale: ScaleRule = "norm"
+    rank: int | None = None
+    latents: Literal["images", "normal", "model"] = "images"
+    prompts: Path | None = None
+    color: Literal["auto", "oklab", "srgb", "oklab-paper"] = "oklab"
+    device: str = "auto"
+    seed: int = 0
+
+
+def color_names(color: str) -> tuple[str, ...]:
+    """The colour spaces whose moments a choice of ``--color`` needs.
+
+    Raises:
+        UsageError: if there is no such choice.
+    """
+    if color == "auto":
+        return ("oklab", "srgb")
+    if color not in COLORS:
+        raise UsageError(f"--color {color}: unknown; choose auto, {', '.join(COLORS)}")
+    return (COLORS[color][0].name,)
+
+
+def fit_pass(
+    source: PairSource,
+    options: FitOptions,
+    latent_patch: int,
+    *,
+    part: tuple[int, int] = (0, 1),
+    checkpoint: Path | None = None,
+    observer: Observer | None = None,
+) -> Collection:
+    """Gather moments for a fit, and stop early where that was asked for and the folds agree."""
+    observer = observer or Silent()
+    stop = Convergence(latent_patch, observer) if options.num_images == "auto" else (lambda collection: False)
+    work = Pass(source, color_names(options.color), latent_patch, part, checkpoint, stop)
+    return collect(work, observer)
+
+
+class Convergence:
+    """Whether two halves of the images give the same lift, looked at whenever their number has doubled by half.
+
+    The halves' subspaces and maps are compared where there is energy: directions without any are never determined.
+    """
+
+    def __init__(self, latent_patch: int, observer: Observer, degrees: float = CONVERGED_DEGREES) -> None:
+        self.latent_patch, self.observer, self.degrees = latent_patch, observer, degrees
+        self.next = FIRST_CHECK
+
+    def __call__(self, collection: Collection) -> bool:
+        """True when the fit has converged."""
+        total = collection.any.total
+        if total.images < self.next or min(half.count for half in collection.any.halves()) < total.latent_dim:
+            return False
+        self.next = total.images * 3 // 2
+        angle = half_angle(collection.any, self.latent_patch)
+        reached = angle < self.degrees
+        self.observer.note(
+            f"after {total.images} images two halves differ by {angle:.2f} degrees "
+            + (f"(below {self.degrees}: converged)" if reached else f"(stops below {self.degrees})")
+        )
+        return reached
+
+
+def half_angle(folds: FoldedMoments, latent_patch: int) -> float:
+    """How far Procrustes fits of two halves of the images are apart, in degrees: the larger of the angle between their
+    subspaces and of that between their maps, both weighted by energy."""
+    color = fitted_color(Oklab, folds.total)
+    first, second = (fit_procrustes(normalised(half, color), latent_patch=latent_patch) for half in folds.halves())
+    gram = normalised(folds.total, color).pixel_gram
+    return max(
+        energy_angle(first.basis, second.basis, gram), lift_angle(first.basis, second.basis, folds.total.latent_gram)
+    )
+
+
+def fit_collected(
+    collection: Collection,
+    options: FitOptions,
+    latent_patch: int,
+    source: PairSource | None = None,
+    observer: Observer | None = None,
+) -> Lift:
+    """The lift of gathered moments; its ``figures["alignment"]`` hold the report of docs/report.md.
+
+    Args:
+        collection: see :func:`fit_pass`, or merged from several.
+        source: for pictures, and for the Jacobian, which needs the decoder; None leaves pictures out.
+
+    Raises:
+        UsageError: if the moments do not determine a lift, or the Jacobian is asked for without a source.
+    """
+    try:
+        name, reason = _choose_color(collection, options)
+        space, fixed = COLORS[name]
+        folds = collection.folds[space.name]
+        color = fixed or fitted_color(space, folds.total)
+        folds = folds.map(lambda moments: normalised(moments, color))
+        fit = _fit_function(options, latent_patch, color, source, observer or Silent())
+        lift = fit(folds.total)
+        if options.rank is not None:
+            return lift
+        report = alignment(folds, fit)
+    except ValueError as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"cannot fit: {error}") from error
+    gallery = _gallery(source, fit, folds, collection.done) if source is not None else None
+    report |= {"pictures": gallery.figures if gallery else None, "color_reason": reason}
+    report["source"] = source.describe() if source is not None else None
+    report["verdict"] = verdict(report)
+    figures = {**lift.figures, "alignment": report}
+    return replace(lift, figures=figures, pictures=gallery.pictures if gallery else {})
+
+
+def _fit_function(
+    options: FitOptions, latent_patch: int, color: ColorSpace, source: PairSource | None, observer: Observer
+) -> Fit:
+    """Moments to lift, by the chosen kind."""
+    if options.kind == "pca":
+        return partial(fit_pca, rank=options.rank, latent_patch=latent_patch, color=color, scale=options.scale)
+    if options.kind == "procrustes":
+        return partial(fit_procrustes, latent_patch=latent_patch, color=color, scale=options.scale)
+    if source is None:
+        raise UsageError("--kind jacobian needs the model's decoder; moments alone do not have it")
+    jacobian = source_jacobian(source, latent_patch, color, options.seed, observer)
+
+    def fit(moments: TokenMoments) -> Lift:
+        return fit_jacobian(jacobian, moments, latent_patch=latent_patch, color=color, scale=options.scale)
+
+    return fit
+
+
+def source_jacobian(
+    source: PairSource,
+    latent_patch: int,
+    color: ColorSpace,
+    seed: int,
+    observer: Observer,
+    images: int = JACOBIAN_IMAGES,
+) -> torch.Tensor:
+    """The mean Jacobian of decoder and colour transform at the latents of a source's first images, (D, r)."""
+    count = min(images, len(source))
+    generator = torch.Generator().manual_seed(seed)
+    total: torch.Tensor | None = None
+    done = 0
+    with observer.stage("fit: differentiating the decoder", count, "images") as advance:
+        for _, latents, _ in source.pairs(range(count)):
+            mean = mean_jacobian(
+                decoder(source, color), latents, latent_patch, generator=generator, advance=advance
+            ) * len(latents)
+            total = mean if total is None else total + mean
+            done += len(latents)
+    assert total is not None
+    return total / done
+
+
+def decoder(source: PairSource, color: ColorSpace) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Normalised latents to colours, differentiable."""
+    return lambda latents: color.encode(source.space.decode_raw(latents))
+
+
+def _choose_color(collection: Collection, options: FitOptions) -> tuple[str, str]:
+    """The colour space of a fit, and why."""
+    if options.color != "auto":
+        return options.color, "as asked"
+    ceilings = {}
+    for name, folds in collection.folds.items():
+        color = fitted_color(COLORS[name][0], folds.total)
+        moments = normalised(folds.total, color)
+        lift = fit_procrustes(moments)
+        energy = moments.pixel_gram.trace() - moments.pixel_sum.square().sum() / moments.count
+        aligned = (moments.cross * lift.basis.T).sum() ** 2 / moments.latent_gram.trace()
+        residual = moments.pixel_gram.trace() - aligned
+        ceilings[name] = (
+            (1 - residual / energy).item(),
+            (1 - linear_map(moments).residual(moments).sum() / energy).item(),
+        )
+    said = ", ".join(
+        f"{name}: {lift:.3f} by the lift, {linear:.3f} at most" for name, (lift, linear) in ceilings.items()
+    )
+    # Oklab's distances are closer to what is seen, and it finetunes better than its R^2 suggests; so sRGB has to be
+    # clearly better to be taken.
+    better = ceilings["srgb"][0] > ceilings["oklab"][0] + SRGB_MARGIN
+    chosen = "srgb" if better else "oklab"
+    why = "clearly better" if better else f"sRGB is not better by more than {SRGB_MARGIN}"
+    return chosen, f"R^2 of pixels in {said}; {why}"
+
+
+SRGB_MARGIN = 0.15
+
+
+def _gallery(source: PairSource, fit: Fit, folds: FoldedMoments, done: int) -> Gallery:
+    """Pictures of images in the first fold, by a lift that was fitted without it."""
+    rest, _ = next(folds.splits())
+    places = range(0, min(len(source), done or len(source)), len(folds.folds))[:MEASURED]
+    return make_gallery(source, fit(rest), linear_map(rest), places)

@@ -1,0 +1,127 @@
+"""Moments in K folds, kept apart by image: every figure can be held out, and its spread costs nothing extra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.fit.moments import TokenMoments
+
+FOLDS = 5
+
+
+class FoldedMoments:
+    """K token moments; image i of a source belongs to fold ``i % K``, whichever machine or batch brings it.
+
+    Args:
+        latent_dim: r.
+        pixel_dim: D.
+        folds: K >= 2.
+    """
+
+    def __init__(self, latent_dim: int, pixel_dim: int, folds: int = FOLDS) -> None:
+        if folds < 2:
+            raise ValueError(f"folds: need at least 2, got {folds}")
+        self.folds = [TokenMoments(latent_dim, pixel_dim) for _ in range(folds)]
+
+    def update(self, latent_tokens: Tensor, pixel_tokens: Tensor, indices: Tensor) -> None:
+        """Add token pairs of images.
+
+        Args:
+            latent_tokens: (B, N, r).
+            pixel_tokens: (B, N, D).
+            indices: (B,) each image's place in its source.
+        """
+        which = indices % len(self.folds)
+        for fold in which.unique().tolist():
+            mask = which == fold
+            self.folds[fold].update(latent_tokens[mask], pixel_tokens[mask])
+
+    @property
+    def any_shape(self) -> tuple[int, int, int]:
+        """(r, D, K)."""
+        return self.folds[0].latent_dim, self.folds[0].pixel_dim, len(self.folds)
+
+    @property
+    def total(self) -> TokenMoments:
+        """All folds together."""
+        return _sum(self.folds)
+
+    def splits(self) -> Iterator[tuple[TokenMoments, TokenMoments]]:
+        """For each fold that has images: the moments of all others, to fit on, and its own, to look at."""
+        for index, fold in enumerate(self.folds):
+            if fold.count:
+                yield _sum([*self.folds[:index], *self.folds[index + 1 :]]), fold
+
+    def halves(self) -> tuple[TokenMoments, TokenMoments]:
+        """Two halves that share no image: even and odd folds."""
+        return _sum(self.folds[::2]), _sum(self.folds[1::2])
+
+    def map(self, change: Any) -> FoldedMoments:
+        """The same folds with each one's moments changed by a function."""
+        first = self.folds[0]
+        result = FoldedMoments(first.latent_dim, first.pixel_dim, len(self.folds))
+        result.folds = [change(fold) for fold in self.folds]
+        return result
+
+    def __add__(self, other: FoldedMoments) -> FoldedMoments:
+        """Fold by fold; both must have the same number of them."""
+        if not isinstance(other, FoldedMoments):
+            return NotImplemented
+        if len(self.folds) != len(other.folds):
+            raise ValueError(f"folds: cannot add {len(self.folds)} and {len(other.folds)} folds")
+        result = self.map(lambda fold: fold)
+        result.folds = [a + b for a, b in zip(self.folds, other.folds)]
+        return result
+
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """All sums and counts by name, for a file or an all-reduce; :meth:`from_tensors` reads them."""
+        stacked = {name: torch.stack([getattr(fold, name) for fold in self.folds]) for name in TokenMoments.SUMS}
+        counts = torch.tensor([[fold.count, fold.images] for fold in self.folds], dtype=torch.float64)
+        return {f"{prefix}{name}": value for name, value in {**stacked, "counts": counts}.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], prefix: str = "") -> FoldedMoments:
+        """Read what :meth:`tensors` gave."""
+        counts, cross = tensors[f"{prefix}counts"], tensors[f"{prefix}cross"]
+        result = cls(cross.shape[1], cross.shape[2], len(counts))
+        for index, fold in enumerate(result.folds):
+            fold.count, fold.images = (int(value) for value in counts[index])
+            for name in TokenMoments.SUMS:
+                setattr(fold, name, tensors[f"{prefix}{name}"][index])
+        return result
+
+
+def _sum(moments: list[TokenMoments]) -> TokenMoments:
+    total = TokenMoments(moments[0].latent_dim, moments[0].pixel_dim)
+    for each in moments:
+        total = total + each
+    return total
+
+
+def read_folds(path: Path) -> tuple[dict[str, FoldedMoments], dict[str, str]]:
+    """Folds by colour space, and the file's metadata, as :func:`write_folds` wrote them.
+
+    Raises:
+        UsageError: if the file is missing, truncated or holds no moments.
+    """
+    from liftkit.checkpoint.files import read_safetensors
+    from liftkit.errors import UsageError
+
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != "liftkit.folds":
+        raise UsageError(f"{path}: no moments of liftkit; make them with liftkit fit --moments-out")
+    names = sorted({name.split(".")[0] for name in tensors})
+    return {name: FoldedMoments.from_tensors(tensors, f"{name}.") for name in names}, metadata
+
+
+def write_folds(path: Path, folds: dict[str, FoldedMoments], metadata: dict[str, str]) -> None:
+    """Write folds, one set per colour space, atomically."""
+    from liftkit.checkpoint.files import write_safetensors
+
+    tensors = {key: value for name, each in folds.items() for key, value in each.tensors(f"{name}.").items()}
+    write_safetensors(path, tensors, {**metadata, "format": "liftkit.folds"})

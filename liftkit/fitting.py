@@ -1,0 +1,166 @@
+"""What ``liftkit fit`` does, as functions: one machine, a part of many, or the sum of their moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from liftkit.checkpoint.files import check_file
+from liftkit.conversion.fitting import open_source
+from liftkit.conversion.plan import Subject, check_sources, choose, inspect_model
+from liftkit.errors import UsageError
+from liftkit.fit.distributed import Processes
+from liftkit.fit.engine import FitOptions, color_names, fit_collected, fit_pass
+from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
+from liftkit.fit.stream import Collection
+from liftkit.lift import Lift
+from liftkit.progress import Observer
+
+
+@dataclass
+class FitJob:
+    """One call of ``liftkit fit``.
+
+    Args:
+        model: a diffusers folder or a Hub id.
+        options: of the fit.
+        output: the lift to write; not needed with ``moments_out``.
+        part: a share of the images, such as ``3/8``.
+        moments_out: write the moments here instead of fitting.
+        merge: moments to add and to fit on, instead of images.
+        subject: the checked model, filled in by :func:`prepare`.
+    """
+
+    model: str
+    options: FitOptions
+    output: Path | None = None
+    part: str | None = None
+    moments_out: Path | None = None
+    merge: tuple[Path, ...] = ()
+    subject: Subject = field(default=None, repr=False)  # type: ignore[assignment]
+
+
+@dataclass
+class FitDone:
+    """What a fit made: a lift, or moments; and what it has to say about its images."""
+
+    lift: Lift | None = None
+    moments: Path | None = None
+    images: int = 0
+    resumed: int = 0
+    skipped: str = ""
+
+
+def prepare(job: FitJob) -> FitJob:
+    """Check everything that can be checked before work begins, and make the automatic choices.
+
+    Raises:
+        UsageError: naming the flag that is wrong.
+    """
+    if (job.output is None) == (job.moments_out is None):
+        raise UsageError("give either -o LIFT, or --moments-out FILE for one part of many")
+    if job.part is not None and job.moments_out is None:
+        raise UsageError("--part needs --moments-out: a part alone is no fit; add the parts by --merge")
+    if job.options.rank is not None and job.options.kind != "pca":
+        raise UsageError("--rank is for --kind pca: other fits have the rank of the latents")
+    if job.options.num_images == "auto" and job.part is not None:
+        raise UsageError("--num-images auto cannot be shared: parts do not see each other; give a number")
+    check_file(job.output or job.moments_out, ".safetensors")
+    part_of(job.part)
+    subject = inspect_model(job.model)
+    if not job.merge:
+        check_sources(job.options)
+    options = choose(job.options, subject)
+    if options.rank is not None and options.rank > subject.dim:
+        raise UsageError(f"--rank {options.rank}: pixel tokens of this model have {subject.dim} numbers")
+    return replace(job, options=options, subject=subject)
+
+
+def run(job: FitJob, observer: Observer) -> FitDone:
+    """Carry out a prepared job.
+
+    Raises:
+        UsageError: if images, moments or options will not do.
+    """
+    subject, options = job.subject, job.options
+    if job.merge:
+        collection = merge(job.merge, options)
+        source = open_source(subject, options, observer) if options.images or options.kind == "jacobian" else None
+        lift = fit_collected(collection, options, subject.latent_patch, source, observer)
+        return _save(job, lift, FitDone(images=collection.any.total.images))
+    source = open_source(subject, options, observer)
+    processes = Processes()
+    part = part_of(job.part) if job.part else (processes.index, processes.count)
+    target = job.output or job.moments_out
+    assert target is not None
+    # Beside the output, so that the same command finds it again.
+    checkpoint = target.with_name(f".{target.name}.{part[0]}-of-{part[1]}.moments")
+    collection = fit_pass(source, options, subject.latent_patch, part=part, checkpoint=checkpoint, observer=observer)
+    done = FitDone(resumed=collection.resumed, skipped=source.skipped.summary())
+    if job.part is None:
+        collection = processes.add(collection)
+    done.images = collection.any.total.images
+    if not processes.main:
+        return done
+    if job.moments_out is not None:
+        write_folds(job.moments_out, collection.folds, {"source": repr(source.describe()), "part": job.part or "1/1"})
+        return replace(done, moments=job.moments_out)
+    return _save(job, fit_collected(collection, options, subject.latent_patch, source, observer), done)
+
+
+def _save(job: FitJob, lift: Lift, done: FitDone) -> FitDone:
+    assert job.output is not None
+    lift.save(job.output)
+    return replace(done, lift=lift)
+
+
+def part_of(text: str | None) -> tuple[int, int]:
+    """``3/8`` as (2, 8): places from 0.
+
+    Raises:
+        UsageError: if it is no such share.
+    """
+    if text is None:
+        return 0, 1
+    first, _, second = text.partition("/")
+    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
+        raise UsageError(f"--part {text}: expected a share such as 3/8")
+    return int(first) - 1, int(second)
+
+
+def merge(paths: tuple[Path, ...], options: FitOptions) -> Collection:
+    """The sum of moments that several machines gathered.
+
+    Raises:
+        UsageError: if files are missing, do not belong together, or lack the colour space that is asked for.
+    """
+    total: dict[str, FoldedMoments] = {}
+    described: dict[str, Path] = {}
+    for path in paths:
+        folds, metadata = read_folds(path)
+        missing = set(color_names(options.color)) - folds.keys()
+        if missing:
+            raise UsageError(
+                f"{path}: holds moments in {', '.join(sorted(folds))}, not in {', '.join(sorted(missing))}"
+            )
+        share = metadata.get("part", "1/1")
+        if share in described:
+            raise UsageError(f"{path}: part {share} was already given by {described[share]}")
+        described[share] = path
+        for name in color_names(options.color):
+            if name in total and total[name].any_shape != folds[name].any_shape:
+                raise UsageError(f"{path}: moments of {folds[name].any_shape}, those before of {total[name].any_shape}")
+            total[name] = total[name] + folds[name] if name in total else folds[name]
+    _check_complete(described)
+    return Collection(total)
+
+
+def _check_complete(described: dict[str, Path]) -> None:
+    """Whether the parts are all of one whole."""
+    wholes = {share.partition("/")[2] for share in described}
+    count = int(next(iter(wholes)))
+    absent = [f"{index}/{count}" for index in range(1, count + 1) if f"{index}/{count}" not in described]
+    if len(wholes) > 1:
+        raise UsageError(f"--merge: parts of different wholes: {', '.join(sorted(described))}")
+    if absent:
+        raise UsageError(f"--merge: part {', '.join(absent)} is missing")
