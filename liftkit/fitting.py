@@ -12,7 +12,7 @@ from liftkit.errors import UsageError
 from liftkit.fit.distributed import Processes
 from liftkit.fit.engine import FitOptions, color_names, fit_collected, fit_pass
 from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
-from liftkit.fit.stream import Collection
+from liftkit.fit.stream import Collection, Pass
 from liftkit.lift import Lift
 from liftkit.progress import Observer
 
@@ -22,22 +22,32 @@ class FitJob:
     """One call of ``liftkit fit``.
 
     Args:
-        model: a diffusers folder or a Hub id.
+        sources: a diffusers folder or a Hub id; with ``merge``, files of moments, and a model only for pictures.
         options: of the fit.
         output: the lift to write; not needed with ``moments_out``.
         part: a share of the images, such as ``3/8``.
         moments_out: write the moments here instead of fitting.
-        merge: moments to add and to fit on, instead of images.
-        subject: the checked model, filled in by :func:`prepare`.
+        merge: add moments and fit on them, instead of on images.
+        subject: the checked model, filled in by :func:`prepare`; None where moments alone are merged.
     """
 
-    model: str
+    sources: tuple[str, ...]
     options: FitOptions
     output: Path | None = None
     part: str | None = None
     moments_out: Path | None = None
-    merge: tuple[Path, ...] = ()
-    subject: Subject = field(default=None, repr=False)  # type: ignore[assignment]
+    merge: bool = False
+    subject: Subject | None = field(default=None, repr=False)
+
+    @property
+    def moments(self) -> tuple[Path, ...]:
+        """The files to merge."""
+        return tuple(Path(source) for source in self.sources if source.endswith(".safetensors")) if self.merge else ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What is left of the sources: a model, where there is one."""
+        return tuple(source for source in self.sources if Path(source) not in self.moments)
 
 
 @dataclass
@@ -67,7 +77,16 @@ def prepare(job: FitJob) -> FitJob:
         raise UsageError("--num-images auto cannot be shared: parts do not see each other; give a number")
     check_file(job.output or job.moments_out, ".safetensors")
     part_of(job.part)
-    subject = inspect_model(job.model)
+    if job.merge and not job.moments:
+        raise UsageError("--merge: no moments given; name the .safetensors files that --moments-out wrote")
+    if len(job.models) > 1 or (not job.models and not job.merge):
+        found = f"found {', '.join(job.models)}" if job.models else "none was given"
+        raise UsageError(f"give one model (a diffusers folder or a Hub id); {found}")
+    if not job.models:
+        if job.options.kind == "jacobian":
+            raise UsageError("--kind jacobian needs a model beside the moments: they do not hold its decoder")
+        return job
+    subject = inspect_model(job.models[0])
     if not job.merge:
         check_sources(job.options)
     options = choose(job.options, subject)
@@ -82,12 +101,23 @@ def run(job: FitJob, observer: Observer) -> FitDone:
     Raises:
         UsageError: if images, moments or options will not do.
     """
+    return _run_merge(job, observer) if job.merge else _run_pass(job, observer)
+
+
+def _run_merge(job: FitJob, observer: Observer) -> FitDone:
+    """Fit on the sum of moments; pictures and the Jacobian need a model with its images."""
+    collection, latent_patch = merge(job.moments, job.options)
+    source = None
+    if job.subject is not None and (job.options.images or job.options.kind == "jacobian"):
+        source = open_source(job.subject, job.options, observer)
+    lift = fit_collected(collection, job.options, latent_patch, source, observer)
+    return _save(job, lift, FitDone(images=collection.any.total.images))
+
+
+def _run_pass(job: FitJob, observer: Observer) -> FitDone:
+    """One pass over images, or this machine's part of it, and the fit."""
     subject, options = job.subject, job.options
-    if job.merge:
-        collection = merge(job.merge, options)
-        source = open_source(subject, options, observer) if options.images or options.kind == "jacobian" else None
-        lift = fit_collected(collection, options, subject.latent_patch, source, observer)
-        return _save(job, lift, FitDone(images=collection.any.total.images))
+    assert subject is not None
     source = open_source(subject, options, observer)
     processes = Processes()
     part = part_of(job.part) if job.part else (processes.index, processes.count)
@@ -103,7 +133,9 @@ def run(job: FitJob, observer: Observer) -> FitDone:
     if not processes.main:
         return done
     if job.moments_out is not None:
-        write_folds(job.moments_out, collection.folds, {"source": repr(source.describe()), "part": job.part or "1/1"})
+        identity = Pass(source, color_names(options.color), subject.latent_patch).identity()
+        told = {"part": job.part or "1/1", "identity": identity, "latent_patch": str(subject.latent_patch)}
+        write_folds(job.moments_out, collection.folds, told)
         return replace(done, moments=job.moments_out)
     return _save(job, fit_collected(collection, options, subject.latent_patch, source, observer), done)
 
@@ -128,39 +160,41 @@ def part_of(text: str | None) -> tuple[int, int]:
     return int(first) - 1, int(second)
 
 
-def merge(paths: tuple[Path, ...], options: FitOptions) -> Collection:
-    """The sum of moments that several machines gathered.
+def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int]:
+    """The sum of moments that several machines gathered, and the latent patch that they are of.
 
     Raises:
         UsageError: if files are missing, do not belong together, or lack the colour space that is asked for.
     """
     total: dict[str, FoldedMoments] = {}
-    described: dict[str, Path] = {}
+    parts: dict[str, Path] = {}
+    first: dict[str, str] = {}
     for path in paths:
-        folds, metadata = read_folds(path)
+        folds, told = read_folds(path)
+        first = first or told
+        if told.get("identity") != first.get("identity"):
+            raise UsageError(f"{path}: not of the same model, images and colour spaces as {paths[0]}")
         missing = set(color_names(options.color)) - folds.keys()
         if missing:
             raise UsageError(
                 f"{path}: holds moments in {', '.join(sorted(folds))}, not in {', '.join(sorted(missing))}"
             )
-        share = metadata.get("part", "1/1")
-        if share in described:
-            raise UsageError(f"{path}: part {share} was already given by {described[share]}")
-        described[share] = path
+        share = told.get("part", "1/1")
+        if share in parts:
+            raise UsageError(f"{path}: part {share} was already given by {parts[share]}")
+        parts[share] = path
         for name in color_names(options.color):
-            if name in total and total[name].any_shape != folds[name].any_shape:
-                raise UsageError(f"{path}: moments of {folds[name].any_shape}, those before of {total[name].any_shape}")
             total[name] = total[name] + folds[name] if name in total else folds[name]
-    _check_complete(described)
-    return Collection(total)
+    _check_complete(parts)
+    return Collection(total), int(first.get("latent_patch", "2"))
 
 
-def _check_complete(described: dict[str, Path]) -> None:
+def _check_complete(parts: dict[str, Path]) -> None:
     """Whether the parts are all of one whole."""
-    wholes = {share.partition("/")[2] for share in described}
-    count = int(next(iter(wholes)))
-    absent = [f"{index}/{count}" for index in range(1, count + 1) if f"{index}/{count}" not in described]
+    wholes = {share.partition("/")[2] for share in parts}
     if len(wholes) > 1:
-        raise UsageError(f"--merge: parts of different wholes: {', '.join(sorted(described))}")
+        raise UsageError(f"--merge: parts of different wholes: {', '.join(sorted(parts))}")
+    count = int(next(iter(wholes)))
+    absent = [f"{index}/{count}" for index in range(1, count + 1) if f"{index}/{count}" not in parts]
     if absent:
         raise UsageError(f"--merge: part {', '.join(absent)} is missing")

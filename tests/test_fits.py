@@ -20,7 +20,7 @@ import liftkit
 from liftkit.color import SRGB, Oklab
 from liftkit.data.images import DemoImages, ImageFolder
 from liftkit.demo import TINY_KLEIN
-from liftkit.fit import engine
+from liftkit.fit import engine, gallery
 from liftkit.fit.alignment import energy_angle, lift_angle, principal_angles
 from liftkit.fit.engine import FitOptions, fit_collected, fit_pass
 from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
@@ -198,20 +198,31 @@ def test_parts_merge_to_the_single_run(cli: Cli, tmp_path: Path) -> None:
     for name, tensor in whole.tensors().items():
         other = merged.tensors()[name]
         assert (other - tensor).abs().max() <= 1e-12 * tensor.abs().max(), name
-    flags = [argument for part in range(1, 4) for argument in ("--merge", tmp_path / f"{part}.safetensors")]
-    code, _, err = cli(*common, *flags, "-o", tmp_path / "merged.safetensors")
-    assert code == 0, err
+    files = [tmp_path / f"{part}.safetensors" for part in range(1, 4)]
+    assert cli("fit", "--merge", *files, "-o", tmp_path / "merged.safetensors")[0] == 0
+    assert cli(*common, "--merge", *files, "-o", tmp_path / "pictured.safetensors")[0] == 0
     assert cli(*common, "-o", tmp_path / "single.safetensors")[0] == 0
-    a, b = (Lift.load(tmp_path / f"{name}.safetensors") for name in ("merged", "single"))
-    assert (a.basis - b.basis).abs().max() < 1e-9
-    assert a.scale == pytest.approx(b.scale, rel=1e-12)
+    single, merged, pictured = (
+        Lift.load(tmp_path / f"{name}.safetensors") for name in ("single", "merged", "pictured")
+    )
+    for lift in (merged, pictured):
+        assert (lift.basis - single.basis).abs().max() < 1e-9
+        assert lift.scale == pytest.approx(single.scale, rel=1e-12)
+    assert merged.pictures == {}
+    assert single.pictures.keys() == pictured.pictures.keys() == set(gallery.ROWS)
+    other = ("fit", TINY_KLEIN, "--images", "demo", "--num-images", 40, "--device", "cpu", "--part", "3/3")
+    assert cli(*other, "--moments-out", tmp_path / "other.safetensors")[0] == 0
     for wrong, expected in (
-        (flags[:4], "part 3/3 is missing"),
-        (flags[:2] * 2, "part 1/3 was already given"),
-        (["--merge", tmp_path / "single.safetensors"], "no moments of liftkit"),
-        ([*flags, "--color", "srgb"], "not in srgb"),
+        (files[:2], "part 3/3 is missing"),
+        (files[:1] * 2, "part 1/3 was already given"),
+        ([tmp_path / "single.safetensors"], "no moments of liftkit"),
+        ([*files, "--color", "srgb"], "not in srgb"),
+        ([*files[:2], tmp_path / "other.safetensors"], "not of the same model, images"),
+        ([], "no moments given"),
+        ([*files, "--kind", "jacobian"], "needs a model beside the moments"),
     ):
-        code, _, err = cli(*common, *wrong, "-o", tmp_path / "bad.safetensors")
+        model = (TINY_KLEIN,) if not wrong else ()
+        code, _, err = cli("fit", *model, "--merge", *wrong, "-o", tmp_path / "bad.safetensors")
         assert code == 2
         assert expected in err
     assert not (tmp_path / "bad.safetensors").exists()

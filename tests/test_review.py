@@ -103,7 +103,7 @@ def test_casting_rounds_the_product_once(dtype: str, source: Path) -> None:
 
 
 def test_noise_on_any_stored_projection_fails_the_proof(source: Path) -> None:
-    """A tenth of noise stays within what bfloat16 may deviate; bit for bit it does not pass."""
+    """A tenth of noise often stays within what bfloat16 may deviate; bit for bit it does not pass."""
     store_as(source, torch.bfloat16)
     plan, output = write(source)
     path = output / "transformer" / FILE

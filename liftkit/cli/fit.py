@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 
 def fit(
-    model: Annotated[str, typer.Argument(help="A diffusers folder, or a Hub id such as organisation/name.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="A diffusers folder or a Hub id; with --merge, files of moments."),
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The lift to write (.safetensors).")] = None,
     images: Images = None,
     num_images: NumImages = None,
@@ -48,7 +51,7 @@ def fit(
         str | None, typer.Option(help="Take a share of the images, such as 3/8, for --moments-out.")
     ] = None,
     moments_out: Annotated[Path | None, typer.Option(help="Write the moments instead of fitting.")] = None,
-    merge: Annotated[list[Path] | None, typer.Option(help="Fit on the sum of these moments; repeat for each.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Fit on the sum of the moments that are given.")] = False,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
@@ -72,17 +75,20 @@ def fit(
         device=device,
         seed=seed,
     )
-    job = prepare(FitJob(model, options, output, part, moments_out, tuple(merge or ())))
-    console.table("Fit", [("model", f"{job.subject.model.source} ({job.subject.spec.name})"), *_rows(job)])
+    job = prepare(FitJob(tuple(sources), options, output, part, moments_out, merge))
+    console.table("Fit", _rows(job))
     console.quiet_libraries()
     _report(job)
 
 
 def _rows(job: FitJob) -> list[tuple[str, str]]:
-    if job.merge:
-        return [("moments", ", ".join(map(str, job.merge)))]
-    share = [("part", job.part)] if job.part else []
-    return [*data_rows(job.subject, job.options), *share, ("device", job.options.device)]
+    rows = [("moments", ", ".join(map(str, job.moments)))] if job.merge else []
+    if job.subject is None:
+        return rows
+    rows.append(("model", f"{job.subject.model.source} ({job.subject.spec.name})"))
+    if not job.merge:
+        rows += data_rows(job.subject, job.options)
+    return [*rows, *([("part", job.part)] if job.part else []), ("device", job.options.device)]
 
 
 def _report(job: FitJob) -> None:

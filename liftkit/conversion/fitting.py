@@ -74,7 +74,8 @@ def open_latents(subject: Subject, device: str) -> LatentSpace:
 
     vae_class = getattr(diffusers, subject.model.class_of("vae") or "")
     try:
-        vae = vae_class.from_pretrained(subject.model.path, subfolder="vae", dtype=torch.float32)
+        variant = subject.model.weights("vae").variant
+        vae = vae_class.from_pretrained(subject.model.path, subfolder="vae", dtype=torch.float32, variant=variant)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{subject.model.path / 'vae'}: cannot be loaded ({str(error).splitlines()[0]})") from error
     return LatentSpace(vae.to(device).eval().requires_grad_(False))

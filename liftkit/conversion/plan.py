@@ -145,7 +145,7 @@ def inspect_model(model: str) -> Subject:
     Raises:
         UsageError: if it is no flow pipeline that liftkit knows.
     """
-    folder = find_model(model)
+    folder = find_model(model, check=_check_model)
     spec, config, factor = _check_model(folder)
     folder.weights("vae")
     _check_components(folder)

@@ -12,6 +12,7 @@ from torch import Tensor
 from liftkit.fit.moments import TokenMoments
 
 FOLDS = 5
+TOKENS_AT_ONCE = 4096
 
 
 class FoldedMoments:
@@ -26,7 +27,15 @@ class FoldedMoments:
     def __init__(self, latent_dim: int, pixel_dim: int, folds: int = FOLDS) -> None:
         if folds < 2:
             raise ValueError(f"folds: need at least 2, got {folds}")
-        self.folds = [TokenMoments(latent_dim, pixel_dim) for _ in range(folds)]
+        self._folds = [TokenMoments(latent_dim, pixel_dim) for _ in range(folds)]
+        self._waiting: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(folds)]
+
+    @property
+    def folds(self) -> list[TokenMoments]:
+        """The moments of each fold."""
+        for fold in range(len(self._folds)):
+            self._add_waiting(fold)
+        return self._folds
 
     def update(self, latent_tokens: Tensor, pixel_tokens: Tensor, indices: Tensor) -> None:
         """Add token pairs of images.
@@ -36,15 +45,29 @@ class FoldedMoments:
             pixel_tokens: (B, N, D).
             indices: (B,) each image's place in its source.
         """
-        which = indices % len(self.folds)
+        which = indices % len(self._folds)
         for fold in which.unique().tolist():
             mask = which == fold
-            self.folds[fold].update(latent_tokens[mask], pixel_tokens[mask])
+            # A few images a fold make small products, which are slow: they wait for more.
+            waiting = self._waiting[fold]
+            if waiting and waiting[0][0].shape[1] != latent_tokens.shape[1]:
+                self._add_waiting(fold)
+            waiting.append((latent_tokens[mask], pixel_tokens[mask]))
+            if sum(z.shape[0] * z.shape[1] for z, _ in waiting) >= TOKENS_AT_ONCE:
+                self._add_waiting(fold)
+
+    def _add_waiting(self, fold: int) -> None:
+        waiting = self._waiting[fold]
+        if waiting:
+            latents, pixels = (torch.cat(parts) for parts in zip(*waiting))
+            waiting.clear()
+            self._folds[fold].update(latents, pixels)
 
     @property
     def any_shape(self) -> tuple[int, int, int]:
         """(r, D, K)."""
-        return self.folds[0].latent_dim, self.folds[0].pixel_dim, len(self.folds)
+        first = self._folds[0]
+        return first.latent_dim, first.pixel_dim, len(self._folds)
 
     @property
     def total(self) -> TokenMoments:
@@ -65,7 +88,7 @@ class FoldedMoments:
         """The same folds with each one's moments changed by a function."""
         first = self.folds[0]
         result = FoldedMoments(first.latent_dim, first.pixel_dim, len(self.folds))
-        result.folds = [change(fold) for fold in self.folds]
+        result._folds = [change(fold) for fold in self.folds]
         return result
 
     def __add__(self, other: FoldedMoments) -> FoldedMoments:
@@ -75,7 +98,7 @@ class FoldedMoments:
         if len(self.folds) != len(other.folds):
             raise ValueError(f"folds: cannot add {len(self.folds)} and {len(other.folds)} folds")
         result = self.map(lambda fold: fold)
-        result.folds = [a + b for a, b in zip(self.folds, other.folds)]
+        result._folds = [a + b for a, b in zip(self.folds, other.folds)]
         return result
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:

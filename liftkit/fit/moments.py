@@ -58,17 +58,20 @@ class TokenMoments:
                 f"moments: tokens of {latent_tokens.shape[-1]} and {pixel_tokens.shape[-1]} numbers; "
                 f"these moments are of {self.latent_dim} and {self.pixel_dim}"
             )
-        z = latent_tokens.reshape(-1, self.latent_dim).to(device=self.cross.device, dtype=torch.float64)
-        x = pixel_tokens.reshape(-1, self.pixel_dim).to(device=self.cross.device, dtype=torch.float64)
-        if not (torch.isfinite(z).all() and torch.isfinite(x).all()):
+        device = self.cross.device
+        # One product gives all three moments; a value that is not finite shows on its diagonal.
+        joint = torch.cat([latent_tokens.to(device), pixel_tokens.to(device)], dim=-1)
+        joint = joint.reshape(-1, self.latent_dim + self.pixel_dim).double()
+        gram, total, r = joint.T @ joint, joint.sum(dim=0), self.latent_dim
+        if not torch.isfinite(gram.diagonal()).all():
             raise ValueError("moments: a token holds NaN or infinity")
-        self.count += len(z)
+        self.count += len(joint)
         self.images += latent_tokens.shape[0] if latent_tokens.ndim > 2 else 1
-        self.latent_sum += z.sum(dim=0)
-        self.pixel_sum += x.sum(dim=0)
-        self.latent_gram += z.T @ z
-        self.pixel_gram += x.T @ x
-        self.cross += z.T @ x
+        self.latent_sum += total[:r]
+        self.pixel_sum += total[r:]
+        self.latent_gram += gram[:r, :r]
+        self.pixel_gram += gram[r:, r:]
+        self.cross += gram[:r, r:]
 
     def __add__(self, other: TokenMoments) -> TokenMoments:
         """Moments of both streams together."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,11 +92,10 @@ def collect(work: Pass, observer: Observer | None = None) -> Collection:
         advance(collection.done)
         saved = time.monotonic()
         try:
-            for indices, latents, images in work.source.pairs(places[collection.done :]):
-                _update(work, collection, indices, latents, images)
-                done = places.index(int(indices[-1])) + 1
-                advance(done - collection.done)
-                collection.done = done
+            shown = collection.done
+            for _ in _gather(work, collection, places):
+                advance(collection.done - shown)
+                shown = collection.done
                 if time.monotonic() - saved > SAVE_SECONDS:
                     _save(work, collection)
                     saved = time.monotonic()
@@ -112,11 +112,31 @@ def collect(work: Pass, observer: Observer | None = None) -> Collection:
     return collection
 
 
-def _update(work: Pass, collection: Collection, indices: Tensor, latents: Tensor, images: Tensor) -> None:
+def _gather(work: Pass, collection: Collection, places: range) -> Iterator[None]:
+    """Add the pairs of all places that are not done; yields after each batch, when nothing is on its way.
+
+    A thread adds one batch while the VAE works on the next: a VAE leaves some of the processor idle, and a GPU all of it.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        adding: Future[None] | None = None
+        for pair in work.source.pairs(places[collection.done :]):
+            if adding is not None:
+                adding.result()
+                yield
+            adding = pool.submit(_add, work, collection, places, *pair)
+        if adding is not None:
+            adding.result()
+            yield
+
+
+@torch.no_grad()
+def _add(work: Pass, collection: Collection, places: range, indices: Tensor, latents: Tensor, images: Tensor) -> None:
+    """Add one batch, and count it as done: both or, where a value is not finite, neither."""
     tokens = patchify(latents, work.latent_patch).cpu()
     for name, folds in collection.folds.items():
         plain = SPACES[name]((0.0, 0.0, 0.0), 1.0)
         folds.update(tokens, patchify(plain.encode(images), work.side).cpu(), indices)
+    collection.done = places.index(int(indices[-1])) + 1
 
 
 def _save(work: Pass, collection: Collection) -> None:
