@@ -13,8 +13,9 @@ from torch import Tensor
 
 from liftkit.checkpoint.files import atomic_file, write_text
 from liftkit.checkpoint.model import find_model
-from liftkit.conversion.execute import Conversion, execute
+from liftkit.conversion.execute import execute
 from liftkit.conversion.plan import ConvertOptions, Plan, make_plan
+from liftkit.conversion.result import Conversion
 from liftkit.data import demo as data
 from liftkit.data.oracle import Verdicts, judge, load_oracle
 from liftkit.errors import UsageError

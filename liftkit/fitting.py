@@ -7,7 +7,7 @@ from pathlib import Path
 
 from liftkit.checkpoint.files import check_file
 from liftkit.conversion.fitting import open_source
-from liftkit.conversion.plan import Subject, check_sources, choose, inspect_model
+from liftkit.conversion.subject import Subject, check_sources, choose, inspect_model
 from liftkit.errors import UsageError
 from liftkit.fit.distributed import Processes
 from liftkit.fit.engine import FitOptions, color_names, fit_collected, fit_pass

@@ -421,8 +421,10 @@ def test_a_spoiled_unchanged_tensor_fails_the_proof(
 def test_ctrl_c_leaves_nothing_behind(
     moment: str, model_folders: dict[str, Path], image_folder: Path, tmp_path: Path
 ) -> None:
+    # A shell that starts tests in the background makes them deaf to Ctrl-C, and children inherit that.
     program = f"""
-import sys, time, os, signal
+import sys, time, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from liftkit.cli import app, console
 stage = console.Bars.stage
 def slow(self, title, total, unit):

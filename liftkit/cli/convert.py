@@ -11,8 +11,9 @@ import typer
 from liftkit.cli import console
 
 if TYPE_CHECKING:
-    from liftkit.conversion.execute import Conversion
-    from liftkit.conversion.plan import ConvertOptions, Plan, Subject
+    from liftkit.conversion.plan import ConvertOptions, Plan
+    from liftkit.conversion.result import Conversion
+    from liftkit.conversion.subject import Subject
     from liftkit.fit.engine import FitOptions
     from liftkit.lift import Lift
 

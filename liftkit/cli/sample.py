@@ -29,7 +29,7 @@ def sample(
     Example: liftkit sample klein-pixel -p "a red seven on flower petals" -n 8 --seed 0 -o grid.png
     """
     from liftkit.checkpoint.model import find_model
-    from liftkit.conversion.plan import choose_device
+    from liftkit.conversion.subject import choose_device
     from liftkit.demo import TINY_KLEIN
     from liftkit.sampling import check_picture, check_size, load_pipeline, save_grid
     from liftkit.sampling import sample as run

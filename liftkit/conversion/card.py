@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from liftkit.conversion.execute import Conversion
     from liftkit.conversion.plan import Plan
+    from liftkit.conversion.result import Conversion
 
 PACKAGES = ("liftkit", "torch", "diffusers", "transformers", "safetensors", "numpy")
 

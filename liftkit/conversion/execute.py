@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +11,12 @@ from liftkit.checkpoint.folder import atomic_folder, manifest, tree_size
 from liftkit.conversion.card import model_card, versions
 from liftkit.conversion.fitting import fit_plan
 from liftkit.conversion.plan import ConvertOptions, Plan, make_plan
-from liftkit.conversion.verify import Proof, prove
+from liftkit.conversion.result import Conversion
+from liftkit.conversion.verify import prove
 from liftkit.conversion.write import write_components, write_transformer
-from liftkit.lift import Lift
 from liftkit.progress import Observer, Silent
 from liftkit.report.data import Report
 from liftkit.report.pages import alignment_page
-
-
-@dataclass
-class Conversion:
-    """A finished conversion.
-
-    Args:
-        plan: what was done.
-        lift: what was used, with its figures and pictures.
-        proof: that the output does what its source does.
-        skipped: one line on images that could not be used, or empty.
-    """
-
-    plan: Plan
-    lift: Lift
-    proof: Proof
-    skipped: str = ""
-
-    @property
-    def output(self) -> Path:
-        """The converted folder."""
-        return self.plan.output
 
 
 def convert(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from liftkit.conversion.plan import MOST_IMAGES, Plan, Subject
+from liftkit.conversion.plan import Plan
+from liftkit.conversion.subject import MOST_IMAGES, Subject
 from liftkit.data import demo
 from liftkit.data.images import open_images
 from liftkit.errors import UsageError

@@ -1,0 +1,202 @@
+"""The model that a lift is fitted to: found, checked, and the automatic choices that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from liftkit.checkpoint.header import read_header
+from liftkit.checkpoint.model import ModelFolder, find_model
+from liftkit.errors import UsageError
+from liftkit.fit.engine import FitOptions, color_names
+from liftkit.models.latents import vae_geometry
+from liftkit.models.registry import architecture, is_lifted
+from liftkit.models.spec import Architecture
+
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
+# Enough token pairs that sampling noise in A is far below its misfit, and enough images that no one scene rules.
+ENOUGH_TOKENS, FEWEST_IMAGES, MOST_IMAGES = 131_072, 256, 2048
+Options = TypeVar("Options", bound=FitOptions)
+
+
+@dataclass
+class Subject:
+    """A model that a lift can be fitted to, checked.
+
+    Args:
+        model: the source.
+        spec: its architecture.
+        config: the transformer's config.
+        factor: f of the VAE.
+        reasons: why an automatic choice fell as it did, by name.
+    """
+
+    model: ModelFolder
+    spec: Architecture
+    config: dict[str, Any]
+    factor: int
+    reasons: dict[str, str] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def latent_patch(self) -> int:
+        """Side of a token's patch on the VAE's grid."""
+        return self.spec.latent_patch(self.config)
+
+    @property
+    def side(self) -> int:
+        """P, side of a token's pixel patch."""
+        return self.factor * self.latent_patch
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.spec.token_size(self.config)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return 3 * self.side**2
+
+
+def inspect_model(model: str) -> Subject:
+    """A model that a lift can be fitted to.
+
+    Raises:
+        UsageError: if it is no flow pipeline that liftkit knows.
+    """
+    folder = find_model(model, check=_check_model)
+    spec, config, factor = _check_model(folder)
+    folder.weights("vae")
+    _check_components(folder)
+    return Subject(folder, spec, config, factor)
+
+
+def check_sources(options: FitOptions) -> None:
+    """Whether the options say what to fit on.
+
+    Raises:
+        UsageError: naming the flag that is missing or wrong.
+    """
+    if options.latents == "model" and options.prompts is None and options.images != "demo":
+        raise UsageError("--latents model needs --prompts FILE, one prompt a line")
+    if options.prompts is not None and not options.prompts.is_file():
+        raise UsageError(f"--prompts {options.prompts}: no such file")
+    if options.latents != "images":
+        return
+    if options.images is None:
+        raise UsageError(
+            "--images is missing: give a folder of images, or 'demo'; or fit without any by --latents normal"
+        )
+    if options.images != "demo" and not Path(options.images).expanduser().is_dir():
+        raise UsageError(f"--images {options.images}: no such folder; give a folder of images, or 'demo'")
+
+
+def _check_components(folder: ModelFolder) -> None:
+    """Whether every component is there and its weights are whole: they are copied as they are."""
+    for name in folder.components:
+        path = folder.path / name
+        if not path.is_dir():
+            raise UsageError(f"{path}: missing, though model_index.json lists it; is the model folder complete?")
+        weights = sorted(path.glob("*.safetensors"))
+        pickles = sorted(found for ending in ("bin", "pt", "ckpt") for found in path.glob(f"*.{ending}"))
+        if pickles and not weights:
+            raise UsageError(
+                f"{pickles[0]}: a pickle, which liftkit never opens; save the model with safe_serialization=True"
+            )
+        for file in weights:
+            read_header(file)
+
+
+def _check_model(folder: ModelFolder) -> tuple[Architecture, dict[str, Any], int]:
+    """Whether this is a flow model that can be lifted: its architecture, transformer config and VAE factor."""
+    name = folder.class_of("transformer")
+    if name is None:
+        other = next((part for part in ("unet", "prior") if folder.class_of(part)), None)
+        found = f"its network is a {other} ({folder.class_of(other)})" if other else "it has no transformer"
+        raise UsageError(f"{folder.source}: {found}; liftkit converts flow transformers")
+    if "quantization_config" in folder.config("transformer"):
+        raise UsageError(
+            f"{folder.source}: the transformer is quantised; convert the full-precision checkpoint, then quantise"
+        )
+    if is_lifted(name):
+        raise UsageError(f"{folder.source}: already a pixel model ({name})")
+    spec = architecture(name)
+    if folder.class_of("vae") is None:
+        raise UsageError(f"{folder.source}: the pipeline has no VAE; a lift needs the latents' own autoencoder")
+    config = folder.config("transformer")
+    try:
+        factor, channels = vae_geometry(folder.config("vae"))
+        patch, size = spec.latent_patch(config), spec.token_size(config)
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"{folder.source}: the config of transformer or VAE lacks {error}; is the model complete?"
+        ) from error
+    if channels * patch * patch != size:
+        raise UsageError(
+            f"{folder.source}: the transformer's tokens have {size} numbers, the VAE's latents give "
+            f"{channels} x {patch} x {patch} = {channels * patch * patch}; inpainting and control variants are not supported"
+        )
+    _check_flow(folder)
+    return spec, config, factor
+
+
+def _check_flow(folder: ModelFolder) -> None:
+    name = folder.class_of("scheduler")
+    # Multistep solvers serve other models too, and by default predict noise.
+    default = "flow_prediction" if name == FLOW_SCHEDULERS[0] else "epsilon"
+    prediction = folder.config("scheduler").get("prediction_type", default) if name else None
+    if name not in FLOW_SCHEDULERS or prediction != "flow_prediction":
+        what = f"{name} with {prediction}" if name in FLOW_SCHEDULERS else str(name)
+        raise UsageError(
+            f"{folder.source}: the scheduler ({what}) is not of a flow model; supported: "
+            f"{', '.join(FLOW_SCHEDULERS)} with flow_prediction"
+        )
+
+
+def choose(options: Options, subject: Subject) -> Options:
+    """Make the automatic choices; their reasons go to the subject.
+
+    Raises:
+        UsageError: if a choice is out of range.
+    """
+    color_names(options.color)
+    resolution = options.resolution or subject.model.image_size()
+    if resolution < subject.side:
+        raise UsageError(
+            f"--resolution {resolution}: smaller than the {subject.side} x {subject.side} pixels of one token"
+        )
+    resolution -= resolution % subject.side
+    tokens = (resolution // subject.side) ** 2
+    count = options.num_images or max(FEWEST_IMAGES, min(MOST_IMAGES, -(-ENOUGH_TOKENS // tokens)))
+    device, why = choose_device(options.device)
+    subject.reasons |= {
+        "resolution": "as asked" if options.resolution else "the VAE's own sample_size",
+        "num_images": "as asked"
+        if options.num_images
+        else f"for {ENOUGH_TOKENS} tokens, {tokens} an image of full size",
+        "device": why,
+    }
+    return replace(options, resolution=resolution, num_images=count, device=device)
+
+
+def choose_device(wanted: str) -> tuple[str, str]:
+    """The device of ``--device`` and why.
+
+    Raises:
+        UsageError: if it is unknown or not there.
+    """
+    import torch
+
+    if wanted == "auto":
+        for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
+            if there:
+                return name, f"{name} is available"
+        return "cpu", "no GPU is available"
+    try:
+        torch.empty(1, device=wanted).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"--device {wanted}: not available here ({str(error).splitlines()[0]}); try auto or cpu"
+        ) from error
+    return wanted, "as asked"
