@@ -435,7 +435,7 @@ def test_report_for_folders_and_lifts(cli: Cli, converted: dict[str, Path], tmp_
     assert data["schema"] == "liftkit.alignment/1"
     assert data["proof"]["exact"] < 1e-4
     text = page.read_text()
-    for expected in ("Compared", "<svg", "prefers-color-scheme: dark", "viewport", "Provenance"):
+    for expected in ("Compared", "<svg", "var(--first)", "prefers-color-scheme: dark", "viewport", "Provenance"):
         assert expected in text
     assert not any(f'{name}="http' in text for name in ("src", "href"))
     code, out, _ = cli("report", folder / "lift.safetensors")

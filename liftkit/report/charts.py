@@ -1,15 +1,26 @@
-"""Charts as inline SVG: small, sharp in print, light and dark by the page's own colours."""
+"""Charts as inline SVG by matplotlib: sharp in print, and in the page's own colours, light or dark."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from math import floor, log10
+from typing import Any
 
-WIDTH, HEIGHT = 520, 290
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 46
-INK = ("var(--first)", "var(--second)", "var(--third)")
+SIZE = (5.4, 2.9)
+INK, FAINT, GRID = "#010101", "#020202", "#030303"
+SERIES = ("#040404", "#050505", "#060606")
+# matplotlib draws in these stand-ins; the page's style sheet says what they look like.
+VARIABLES = {INK: "ink", FAINT: "faint", GRID: "line", SERIES[0]: "first", SERIES[1]: "second", SERIES[2]: "third"}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.color": INK, "axes.labelcolor": FAINT,
+    "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT, "grid.color": GRID, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.spines.left": False, "axes.grid.axis": "y", "axes.grid": True,
+    "axes.axisbelow": True, "ytick.left": False, "legend.frameon": False, "legend.fontsize": 9,
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "lines.linewidth": 1.8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Axis:
 
 
 def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, marks: Sequence[tuple[float, str]] = ()) -> str:
-    """Curves over a common axis.
+    """Curves over a common axis, as HTML.
 
     Args:
         title: what to conclude.
@@ -53,26 +64,24 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, marks: Seque
         x, y: the axes.
         marks: vertical lines at x, with a label.
     """
-    across = _Scale(x, [value for line in lines for value in line.x], LEFT, WIDTH - RIGHT)
-    up = _Scale(y, [value for line in lines for value in line.y], HEIGHT - BOTTOM, TOP)
-    parts = [_frame(across, up)]
-    for place, label in marks:
-        at = across(place)
-        side = "end" if at > WIDTH / 2 else "start"
-        parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        shift = -6 if side == "end" else 6
-        parts.append(f'<text x="{at + shift:.1f}" y="{TOP + 12}" text-anchor="{side}">{escape(label)}</text>')
-    for line, ink in zip(lines, INK):
-        points = " ".join(f"{across(a):.1f},{up(b):.1f}" for a, b in zip(line.x, line.y))
-        dash = ' stroke-dasharray="5 4"' if line.dashed else ""
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{ink}" stroke-width="2"{dash}/>')
-    return _figure(title, "".join(parts), [(line.name, ink) for line, ink in zip(lines, INK)])
+    with _axes(title) as (plot, result):
+        for line, color in zip(lines, SERIES):
+            plot.plot(line.x, line.y, "--" if line.dashed else "-", color=color, label=line.name)
+        _scale(plot, x, y)
+        for place, label in marks:
+            plot.axvline(place, color=FAINT, linewidth=1, linestyle=":")
+            plot.annotate(
+                f" {label}", (place, 1), xycoords=("data", "axes fraction"), va="top", fontsize=9, color=FAINT
+            )
+        if len(lines) > 1:
+            plot.legend(loc="best")
+    return result[0]
 
 
 def bar_chart(
     title: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], y: Axis, x_label: str
 ) -> str:
-    """Bars side by side.
+    """Bars side by side, as HTML.
 
     Args:
         title: what to conclude.
@@ -81,90 +90,48 @@ def bar_chart(
         y: the vertical axis.
         x_label: what the groups are.
     """
-    up = _Scale(y, [0.0, *(value for _, values in series for value in values)], HEIGHT - BOTTOM, TOP)
-    span = (WIDTH - LEFT - RIGHT) / max(len(groups), 1)
-    width = span * 0.8 / len(series)
-    parts = [_frame(None, up, x_label)]
-    every = max(1, -(-len(groups) // 16))
-    for index, group in enumerate(groups):
-        start = LEFT + span * (index + 0.1)
-        for which, (_, values) in enumerate(series):
-            top, base = sorted((up(values[index]), up(max(0.0, up.low))))
-            box = f'x="{start + which * width:.1f}" y="{top:.1f}" width="{width:.1f}" height="{base - top:.1f}"'
-            parts.append(f'<rect {box} fill="{INK[which]}"><title>{escape(group)}: {values[index]:.3f}</title></rect>')
-        if index % every == 0:
-            middle = LEFT + span * (index + 0.5)
-            parts.append(
-                f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(group)}</text>'
-            )
-    return _figure(title, "".join(parts), [(name, INK[which]) for which, (name, _) in enumerate(series)])
+    with _axes(title) as (plot, result):
+        width = 0.8 / len(series)
+        for which, (name, values) in enumerate(series):
+            places = [index + (which - (len(series) - 1) / 2) * width for index in range(len(groups))]
+            plot.bar(places, values, width, color=SERIES[which], label=name)
+        every = max(1, -(-len(groups) // 16))
+        plot.set_xticks(range(0, len(groups), every), groups[::every])
+        _scale(plot, Axis(x_label), y)
+        if len(series) > 1:
+            plot.legend(loc="upper right", ncols=len(series), bbox_to_anchor=(1, 1.14))
+    return result[0]
 
 
-class _Scale:
-    """Values to places on the page, with round ticks."""
-
-    def __init__(self, axis: Axis, values: Sequence[float], start: float, end: float) -> None:
-        self.axis, self.start, self.end = axis, start, end
-        usable = [value for value in values if value > 0] if axis.log else list(values)
-        usable = usable or [1.0]
-        self.low = axis.low if axis.low is not None else min(usable)
-        self.high = axis.high if axis.high is not None else max(usable)
-        if self.high <= self.low:
-            self.high = self.low + 1.0 if not axis.log else self.low * 10.0
-
-    def __call__(self, value: float) -> float:
-        value = min(max(value, self.low), self.high)
-        if self.axis.log:
-            share = (log10(value) - log10(self.low)) / (log10(self.high) - log10(self.low))
-        else:
-            share = (value - self.low) / (self.high - self.low)
-        return self.start + share * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        if self.axis.log:
-            decades = range(-(-_exponent(self.low) // 1), _exponent(self.high) + 1)
-            every = max(1, len(decades) // 6)
-            return [10.0**power for power in decades if power % every == 0 and self.low <= 10.0**power <= self.high]
-        rough = (self.high - self.low) / 5
-        unit = 10.0 ** floor(log10(rough))
-        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
-        begin = floor(self.low / step)
-        found = (index * step for index in range(begin, begin + 12))
-        return [tick for tick in found if self.low - 1e-9 <= tick <= self.high + 1e-9]
+def _scale(plot: Any, x: Axis, y: Axis) -> None:
+    plot.set_xlabel(x.label)
+    plot.set_ylabel(y.label)
+    if x.log:
+        plot.set_xscale("log")
+    if y.log:
+        plot.set_yscale("log")
+    plot.set_xlim(x.low, x.high)
+    plot.set_ylim(y.low, y.high)
 
 
-def _exponent(value: float) -> int:
-    return floor(log10(value) + 1e-9)
+@contextmanager
+def _axes(title: str) -> Iterator[tuple[Any, list[str]]]:
+    """Axes to draw in; when the block ends, the chart's HTML is put into the list."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
-
-def _frame(across: _Scale | None, up: _Scale, x_label: str = "") -> str:
-    floor_, parts = HEIGHT - BOTTOM, []
-    for tick in up.ticks():
-        at = up(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{_say(tick)}</text>')
-    for tick in across.ticks() if across is not None else []:
-        at = across(tick) if across is not None else 0.0
-        parts.append(f'<text x="{at:.1f}" y="{floor_ + 16}" text-anchor="middle">{_say(tick)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor_}" y2="{floor_}"/>')
-    label = escape(across.axis.label if across is not None else x_label)
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{label}</text>')
-    middle = (TOP + floor_) / 2
-    side = escape(up.axis.label)
-    parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{side}</text>')
-    return "".join(parts)
-
-
-def _say(value: float) -> str:
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:g}"
-
-
-def _figure(title: str, inner: str, legend: list[tuple[str, str]]) -> str:
-    keys = "".join(f'<span><i style="background:{ink}"></i>{escape(name)}</span>' for name, ink in legend)
-    key = f'<div class="legend">{keys}</div>' if len(legend) > 1 else ""
-    return (
-        f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption>{key}'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{inner}</svg></figure>'
-    )
+    # The salt keeps the ids of several charts in one page apart, and the same from run to run.
+    with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        FigureCanvasSVG(figure)
+        result: list[str] = []
+        yield figure.subplots(), result
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    drawn = buffer.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    for color, name in VARIABLES.items():
+        drawn = drawn.replace(color, f"var(--{name})")
+    caption = f"<figcaption><b>{escape(title)}</b></figcaption>"
+    result.append(f'<figure class="chart" role="img" aria-label="{escape(title)}">{caption}{drawn}</figure>')

@@ -27,10 +27,7 @@ img { display: block; width: 100%; image-rendering: pixelated; border-radius: 3p
 .zoom { display: none; } .zoom + label { display: block; cursor: zoom-in; overflow-x: auto; }
 .zoom:checked + label { cursor: zoom-out; } .zoom:checked + label img { width: 300%; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .4rem 2rem; }
-svg { width: 100%; height: auto; } svg text { fill: var(--faint); font-size: 13px; }
-svg .grid { stroke: var(--line); } svg .axis { stroke: var(--faint); } svg .mark { stroke: var(--faint); stroke-dasharray: 3 3; }
-.legend { font-size: .85rem; color: var(--faint); display: flex; gap: 1rem; flex-wrap: wrap; }
-.legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin-right: .35rem; vertical-align: -1px; }
+svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; max-width: 50rem; }
 td, th { text-align: left; padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -77,7 +74,7 @@ def gallery(rows: list[Row]) -> str:
 def _figure(index: int, row: Row) -> str:
     name, _, rest = row.label.partition(": ")
     caption = f"<b>{escape(name)}</b>" + (f": {escape(rest)}" if rest else "")
-    source = data_uri(grid(row.images, columns=len(row.images)))
+    source = data_uri(grid(row.images, columns=min(len(row.images), 16)))
     picture = f'<img src="{source}" alt="{escape(row.label)}">'
     return (
         f'<figure><figcaption>{caption}</figcaption><input class="zoom" type="checkbox" id="zoom-{index}">'
