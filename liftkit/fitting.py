@@ -73,7 +73,9 @@ def prepare(job: FitJob) -> FitJob:
         raise UsageError("--part needs --moments-out: a part alone is no fit; add the parts by --merge")
     if job.options.rank is not None and job.options.kind != "pca":
         raise UsageError("--rank is for --kind pca: other fits have the rank of the latents")
-    if job.options.num_images == "auto" and job.part is not None:
+    if job.merge and job.moments_out is not None:
+        raise UsageError("--merge fits on moments; --moments-out gathers them: give one of the two")
+    if job.options.num_images == "auto" and (job.part is not None or Processes.expected() > 1):
         raise UsageError("--num-images auto cannot be shared: parts do not see each other; give a number")
     check_file(job.output or job.moments_out, ".safetensors")
     part_of(job.part)
@@ -87,7 +89,7 @@ def prepare(job: FitJob) -> FitJob:
             raise UsageError("--kind jacobian needs a model beside the moments: they do not hold its decoder")
         return job
     subject = inspect_model(job.models[0])
-    if not job.merge:
+    if not job.merge or _needs_source(job):
         check_sources(job.options)
     options = choose(job.options, subject)
     if options.rank is not None and options.rank > subject.dim:
@@ -106,20 +108,30 @@ def run(job: FitJob, observer: Observer) -> FitDone:
 
 def _run_merge(job: FitJob, observer: Observer) -> FitDone:
     """Fit on the sum of moments; pictures and the Jacobian need a model with its images."""
-    collection, latent_patch = merge(job.moments, job.options)
+    collection, latent_patch, told = merge(job.moments, job.options)
     source = None
-    if job.subject is not None and (job.options.images or job.options.kind == "jacobian"):
+    if job.subject is not None and _needs_source(job):
         source = open_source(job.subject, job.options, observer)
+        if told != Pass(source, color_names(job.options.color), latent_patch).identity():
+            raise UsageError(
+                "--merge: the moments are not of this model and these images; leave both out, or give their own"
+            )
     lift = fit_collected(collection, job.options, latent_patch, source, observer)
     return _save(job, lift, FitDone(images=collection.any.total.images))
+
+
+def _needs_source(job: FitJob) -> bool:
+    """Whether a merge looks at images again: for pictures, or for the decoder."""
+    return bool(job.options.images) or job.options.kind == "jacobian"
 
 
 def _run_pass(job: FitJob, observer: Observer) -> FitDone:
     """One pass over images, or this machine's part of it, and the fit."""
     subject, options = job.subject, job.options
     assert subject is not None
-    source = open_source(subject, options, observer)
+    # Before any model is placed: each process of a launch has its own device.
     processes = Processes()
+    source = open_source(subject, options, observer)
     part = part_of(job.part) if job.part else (processes.index, processes.count)
     target = job.output or job.moments_out
     assert target is not None
@@ -131,13 +143,17 @@ def _run_pass(job: FitJob, observer: Observer) -> FitDone:
         collection = processes.add(collection)
     done.images = collection.any.total.images
     if not processes.main:
+        checkpoint.unlink(missing_ok=True)
         return done
     if job.moments_out is not None:
         identity = Pass(source, color_names(options.color), subject.latent_patch).identity()
         told = {"part": job.part or "1/1", "identity": identity, "latent_patch": str(subject.latent_patch)}
         write_folds(job.moments_out, collection.folds, told)
-        return replace(done, moments=job.moments_out)
-    return _save(job, fit_collected(collection, options, subject.latent_patch, source, observer), done)
+        done = replace(done, moments=job.moments_out)
+    else:
+        done = _save(job, fit_collected(collection, options, subject.latent_patch, source, observer), done)
+    checkpoint.unlink(missing_ok=True)
+    return done
 
 
 def _save(job: FitJob, lift: Lift, done: FitDone) -> FitDone:
@@ -160,8 +176,8 @@ def part_of(text: str | None) -> tuple[int, int]:
     return int(first) - 1, int(second)
 
 
-def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int]:
-    """The sum of moments that several machines gathered, and the latent patch that they are of.
+def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int, str | None]:
+    """The sum of moments that several machines gathered, the latent patch that they are of, and their identity.
 
     Raises:
         UsageError: if files are missing, do not belong together, or lack the colour space that is asked for.
@@ -186,7 +202,7 @@ def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int
         for name in color_names(options.color):
             total[name] = total[name] + folds[name] if name in total else folds[name]
     _check_complete(parts)
-    return Collection(total), int(first.get("latent_patch", "2"))
+    return Collection(total), int(first.get("latent_patch", "2")), first.get("identity")
 
 
 def _check_complete(parts: dict[str, Path]) -> None:

@@ -188,7 +188,7 @@ def test_folds_hold_images_apart_and_add_up(tmp_path: Path) -> None:
 
 def test_parts_merge_to_the_single_run(cli: Cli, tmp_path: Path) -> None:
     """Moments of eight machines equal those of one to 1e-12, whatever the batches."""
-    common = ("fit", TINY_KLEIN, "--images", "demo", "--num-images", 48, "--device", "cpu")
+    common = ("fit", TINY_KLEIN, "--images", "demo", "--num-images", 37, "--device", "cpu")
     for part in range(1, 4):
         code, _, err = cli(*common, "--part", f"{part}/3", "--moments-out", tmp_path / f"{part}.safetensors")
         assert code == 0, err
@@ -269,7 +269,7 @@ def test_an_interrupted_fit_resumes(space: LatentSpace, tmp_path: Path) -> None:
     assert checkpoint.exists()
     resumed = collect(Pass(EncodedImages(space, images, 64, 2), ("oklab",), 2, checkpoint=checkpoint))
     assert resumed.resumed == 32
-    assert not checkpoint.exists()
+    assert collect(Pass(EncodedImages(space, images, 64, 2), ("oklab",), 2, checkpoint=checkpoint)).resumed == 64
     whole = collect(Pass(EncodedImages(space, images, 64, 2), ("oklab",), 2))
     torch.testing.assert_close(resumed.any.total.cross, whole.any.total.cross, rtol=1e-12, atol=1e-12)
     assert resumed.any.total.images == 64
@@ -367,7 +367,7 @@ def test_verdict_tells_good_from_spoiled(space: LatentSpace) -> None:
     few = judged(demo_source(space, 3))
     assert few["level"] == "poor"
     assert "halves_lift" in blamed(few)
-    assert any("more images" in advice for advice in few["advice"])
+    assert few["advice"] == ["use more images, or more varied ones"]
     plain = judged(EncodedImages(space, OneColour(96), 64, 2))
     assert plain["level"] == "poor"
     assert "halves_lift" in blamed(plain)

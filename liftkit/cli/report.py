@@ -50,7 +50,7 @@ def report(
 def _print(found: Report) -> None:
     console.table(found.name, lift_rows(found.lift))
     if found.alignment is None:
-        console.note("this lift carries no figures; fit it by liftkit fit or convert to have them")
+        console.note("this lift carries no figures of alignment: it was imported, or is a subspace of free rank")
         return
     rows = [
         (name, f"{entry['value']:.4f} ± {entry['spread']:.4f} held out, {entry['fitted']:.4f} fitted")

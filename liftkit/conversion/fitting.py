@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -47,7 +48,13 @@ def open_source(subject: Subject, options: FitOptions, observer: Observer) -> Pa
     prompts = read_prompts(options.prompts)
     prompts = [prompts[index % len(prompts)] for index in range(count)]
     latents = latent_samples(subject.model, prompts, options.resolution, options.device, options.seed, observer)
-    described = {"source": "model samples", "prompts": len(set(prompts)), "resolution": options.resolution}
+    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    described = {
+        "source": "model samples",
+        "prompts": len(set(prompts)),
+        "resolution": options.resolution,
+        "digest": digest,
+    }
     return given_latents(space, latents, {**described, "seed": options.seed})
 
 
@@ -59,7 +66,10 @@ def read_prompts(path: Path | None) -> list[str]:
     """
     if path is None:
         return [scene.prompt for scene in demo.all_scenes()]
-    prompts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--prompts {path}: no UTF-8 text ({error.reason} at byte {error.start})") from error
     if not prompts:
         raise UsageError(f"--prompts {path}: the file holds no prompt")
     return prompts

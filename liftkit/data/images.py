@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -124,7 +125,10 @@ class ImageFolder:
 
     def describe(self) -> dict[str, Any]:
         """See :class:`ImageSource`."""
-        return {"source": "folder", "name": self.path.resolve().name, "files": self.found, "used": len(self.files)}
+        chosen = "".join(f"{path.relative_to(self.path).as_posix()}\n{path.stat().st_size}\n" for path in self.files)
+        digest = hashlib.sha256(chosen.encode(errors="surrogateescape")).hexdigest()
+        name = self.path.resolve().name
+        return {"source": "folder", "name": name, "files": self.found, "used": len(self.files), "digest": digest}
 
 
 class DemoImages:

@@ -20,31 +20,40 @@ from liftkit.lift import Lift
 Fit = Callable[[TokenMoments], Lift]
 
 
-def figures(lift: Lift, moments: TokenMoments) -> dict[str, float]:
+def figures(lift: Lift, moments: TokenMoments, seen: TokenMoments | None = None) -> dict[str, float]:
     """Scalar figures of a lift on the tokens behind ``moments`` (of the lift's own colour space).
+
+    Args:
+        lift: to look at.
+        moments: of the tokens to look on.
+        seen: of the tokens that the lift was fitted on; every other map is fitted on them too. ``moments`` if left out.
 
     Returns:
         A table with
 
         * ``energy_captured`` in [0, 1]: tr(A^T G_x A) / tr(G_x), pixel energy inside the subspace;
-        * ``energy_best`` in [0, 1]: the same for the best subspace of that rank (PCA), the optimum;
+        * ``energy_best`` in [0, 1]: the same for the best subspace of that rank (PCA), the optimum on these tokens;
         * ``r2_pixels`` <= 1: pixel variance explained by the lift, 1 - E|x - s A z|^2 / Var x;
         * ``r2_pixels_lsq`` <= 1: the same with the least-squares scale;
         * ``r2_pixels_linear`` <= 1: by an unconstrained affine map of z, the ceiling of any lift;
-        * ``r2_latents`` <= 1: latent variance explained by an affine map of A^T x;
+        * ``r2_latents`` <= 1: latent variance explained by an affine map of A^T x, mean over the r numbers;
         * ``cosine`` in [-1, 1]: tr(A C) / sqrt(tr(A^T G_x A) tr(G_z)), the mean alignment of A^T x and z;
         * ``scale`` > 0: s, as used; ``scale_lsq``: the one that minimises E|x - s A z|^2;
         * ``scale_gap`` in [0, 1]: 1 - scale_lsq / scale, which is 1 - cosine for the norm-matching scale.
+
+        Variances are those of all tokens, seen or not, so that a fold of plain images does not divide by nothing.
     """
-    terms = _Terms(lift, moments)
-    scale_lsq = (terms.aligned / terms.latent_energy).item()
+    seen = seen if seen is not None else moments
+    terms, known = _Terms(lift, moments), _Terms(lift, seen)
+    variance = pixel_variance(moments, seen).sum()
+    scale_lsq = (known.aligned / known.latent_energy).item()
     return {
         "energy_captured": (terms.captured / terms.pixel_energy).item(),
         "energy_best": best_energy(moments, lift.rank),
-        "r2_pixels": (1 - terms.residual(lift.scale) / terms.pixel_variance).item(),
-        "r2_pixels_lsq": (1 - terms.residual(scale_lsq) / terms.pixel_variance).item(),
-        "r2_pixels_linear": (1 - linear_map(moments).residual(moments).sum() / terms.pixel_variance).item(),
-        "r2_latents": latent_r2(lift, moments).mean().item(),
+        "r2_pixels": (1 - terms.residual(lift.scale) / variance).item(),
+        "r2_pixels_lsq": (1 - terms.residual(scale_lsq) / variance).item(),
+        "r2_pixels_linear": (1 - linear_map(seen).residual(moments).sum() / variance).item(),
+        "r2_latents": latent_r2(lift, moments, seen).mean().item(),
         "cosine": (terms.aligned / (terms.captured * terms.latent_energy).sqrt()).item(),
         "scale": lift.scale,
         "scale_lsq": scale_lsq,
@@ -52,13 +61,19 @@ def figures(lift: Lift, moments: TokenMoments) -> dict[str, float]:
     }
 
 
+def pixel_variance(moments: TokenMoments, seen: TokenMoments) -> Tensor:
+    """The variance that R^2 is measured against, (D,): of all tokens, times the number of those looked on."""
+    total = moments if seen is moments else moments + seen
+    variance = total.pixel_gram.diagonal() / total.count - (total.pixel_sum / total.count).square()
+    return moments.count * variance.clamp(min=1e-12 * total.pixel_gram.trace().item() / total.count / total.pixel_dim)
+
+
 class _Terms:
     """The traces that the figures are made of."""
 
     def __init__(self, lift: Lift, moments: TokenMoments) -> None:
-        basis, n = lift.basis.double(), moments.count
+        basis = lift.basis.double()
         self.pixel_energy, self.latent_energy = moments.pixel_gram.trace(), moments.latent_gram.trace()
-        self.pixel_variance = self.pixel_energy - moments.pixel_sum.square().sum() / n
         self.aligned = (moments.cross * basis.T).sum()
         self.captured = (basis * (moments.pixel_gram @ basis)).sum()
 
@@ -100,25 +115,32 @@ def linear_map(moments: TokenMoments) -> AffineMap:
     return AffineMap(weight, pixel_mean - latent_mean @ weight)
 
 
-def latent_r2(lift: Lift, moments: TokenMoments) -> Tensor:
-    """R^2 <= 1 of each of the r latent numbers from A^T x, by the best affine map."""
-    basis, n = lift.basis.double(), moments.count
-    projected_sum = basis.T @ moments.pixel_sum
-    gram = basis.T @ moments.pixel_gram @ basis - torch.outer(projected_sum, projected_sum) / n
-    cross = moments.cross @ basis - torch.outer(moments.latent_sum, projected_sum) / n
-    explained = (cross * torch.linalg.solve(_ridged(gram), cross.T).T).sum(dim=1)
-    variance = moments.latent_gram.diagonal() - moments.latent_sum.square() / n
-    return explained / variance.clamp(min=1e-30)
+def latent_r2(lift: Lift, moments: TokenMoments, seen: TokenMoments | None = None) -> Tensor:
+    """R^2 <= 1 of each of the r latent numbers from A^T x, by the best affine map on ``seen``."""
+    seen = seen if seen is not None else moments
+    here, there = _projected(lift, moments), _projected(lift, seen)
+    return 1 - linear_map(there).residual(here) / pixel_variance(here, here if seen is moments else there)
 
 
-def pixel_r2(lift: Lift, moments: TokenMoments) -> tuple[Tensor, Tensor]:
-    """R^2 <= 1 of each colour channel, (3,): by the lift, and by the unconstrained affine map."""
+def _projected(lift: Lift, moments: TokenMoments) -> TokenMoments:
+    """Moments of (A^T x, z): the latents in the place of pixels, and projected pixels in the place of latents."""
+    basis = lift.basis.double()
+    result = TokenMoments(lift.rank, moments.latent_dim)
+    result.count, result.images = moments.count, moments.images
+    result.latent_sum, result.pixel_sum = basis.T @ moments.pixel_sum, moments.latent_sum
+    result.latent_gram, result.pixel_gram = basis.T @ moments.pixel_gram @ basis, moments.latent_gram
+    result.cross = (moments.cross @ basis).T
+    return result
+
+
+def pixel_r2(lift: Lift, moments: TokenMoments, seen: TokenMoments | None = None) -> tuple[Tensor, Tensor]:
+    """R^2 <= 1 of each colour channel, (3,): by the lift, and by the unconstrained affine map on ``seen``."""
+    seen = seen if seen is not None else moments
     basis, s = lift.basis.double(), lift.scale
     lifted = (basis * (basis @ moments.latent_gram)).sum(dim=1)
     residual = moments.pixel_gram.diagonal() - 2 * s * (moments.cross.T * basis).sum(dim=1) + s * s * lifted
-    linear = linear_map(moments).residual(moments)
-    variance = moments.pixel_gram.diagonal() - moments.pixel_sum.square() / moments.count
-    by_channel = [value.view(3, -1).sum(dim=1) for value in (residual, linear, variance)]
+    linear = linear_map(seen).residual(moments)
+    by_channel = [value.view(3, -1).sum(dim=1) for value in (residual, linear, pixel_variance(moments, seen))]
     return 1 - by_channel[0] / by_channel[2], 1 - by_channel[1] / by_channel[2]
 
 
@@ -172,15 +194,13 @@ def alignment(folded: FoldedMoments, fit: Fit) -> dict[str, Any]:
     lift = fit(total)
     if total.images < 2:
         raise ValueError("one image cannot be held out of its own fit; give more images")
-    held_out = [(fit(rest), fold) for rest, fold in folded.splits()]
-    rows = [figures(each, fold) for each, fold in held_out]
-    # The ceiling too is fitted without the fold that it is looked at on.
-    for row, (rest, fold) in zip(rows, folded.splits()):
-        variance = fold.pixel_gram.trace() - fold.pixel_sum.square().sum() / fold.count
-        row["r2_pixels_linear"] = (1 - linear_map(rest).residual(fold).sum() / variance).item()
+    held_out = [(fit(rest), fold, rest) for rest, fold in folded.splits()]
+    rows = [figures(*each) for each in held_out]
     fitted = figures(lift, total)
     first, second = (fit(half) for half in folded.halves())
-    by_lift, by_map = pixel_r2(lift, total)
+    latents = torch.stack([latent_r2(*each) for each in held_out]).mean(dim=0)
+    colors = [pixel_r2(*each) for each in held_out]
+    by_lift, by_map = (torch.stack(values).mean(dim=0) for values in zip(*colors))
     pca = top_eigenvectors(total.pixel_gram, lift.rank)
     return {
         "images": total.images,
@@ -195,7 +215,7 @@ def alignment(folded: FoldedMoments, fit: Fit) -> dict[str, Any]:
             for name in fitted
         },
         "channels": {
-            "latents": latent_r2(lift, total).view(-1, lift.latent_patch**2).mean(dim=1).tolist(),
+            "latents": latents.view(-1, lift.latent_patch**2).mean(dim=1).tolist(),
             "colors_lift": by_lift.tolist(),
             "colors_linear": by_map.tolist(),
         },

@@ -20,12 +20,17 @@ class Processes:
 
     def __init__(self) -> None:
         self.index, self.count = 0, 1
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if self.expected() > 1:
             from accelerate import PartialState
 
             state = PartialState()
             self.index, self.count = state.process_index, state.num_processes
         self.main = self.index == 0
+
+    @staticmethod
+    def expected() -> int:
+        """How many processes the launcher said there are."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
 
     def add(self, collection: Collection) -> Collection:
         """The sum of all processes' moments, the same in each."""

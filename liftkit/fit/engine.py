@@ -94,9 +94,16 @@ def fit_pass(
 ) -> Collection:
     """Gather moments for a fit, and stop early where that was asked for and the folds agree."""
     observer = observer or Silent()
-    stop = Convergence(latent_patch, observer) if options.num_images == "auto" else (lambda collection: False)
-    work = Pass(source, color_names(options.color), latent_patch, part, checkpoint, stop)
-    return collect(work, observer)
+    convergence = Convergence(latent_patch, observer) if options.num_images == "auto" else None
+    work = Pass(
+        source, color_names(options.color), latent_patch, part, checkpoint, convergence or (lambda collection: False)
+    )
+    collection = collect(work, observer)
+    if convergence is not None and not convergence.reached:
+        observer.note(
+            f"not converged after {collection.any.total.images} images: more, or more varied ones, would tell more"
+        )
+    return collection
 
 
 class Convergence:
@@ -107,7 +114,7 @@ class Convergence:
 
     def __init__(self, latent_patch: int, observer: Observer, degrees: float = CONVERGED_DEGREES) -> None:
         self.latent_patch, self.observer, self.degrees = latent_patch, observer, degrees
-        self.next = FIRST_CHECK
+        self.next, self.reached = FIRST_CHECK, False
 
     def __call__(self, collection: Collection) -> bool:
         """True when the fit has converged."""
@@ -116,12 +123,12 @@ class Convergence:
             return False
         self.next = total.images * 3 // 2
         angle = half_angle(collection.any, self.latent_patch)
-        reached = angle < self.degrees
+        self.reached = angle < self.degrees
         self.observer.note(
             f"after {total.images} images two halves differ by {angle:.2f} degrees "
-            + (f"(below {self.degrees}: converged)" if reached else f"(stops below {self.degrees})")
+            + (f"(below {self.degrees}: converged)" if self.reached else f"(stops below {self.degrees})")
         )
-        return reached
+        return self.reached
 
 
 def half_angle(folds: FoldedMoments, latent_patch: int) -> float:
@@ -151,6 +158,9 @@ def fit_collected(
     Raises:
         UsageError: if the moments do not determine a lift, or the Jacobian is asked for without a source.
     """
+    if collection.any.total.images == 0:
+        skipped = source.skipped.summary() if source is not None else ""
+        raise UsageError(f"no usable image: {skipped or 'the source is empty'}")
     try:
         name, reason = _choose_color(collection, options)
         space, fixed = COLORS[name]
@@ -169,7 +179,9 @@ def fit_collected(
     gallery = _gallery(source, fit, folds, collection.done) if source is not None else None
     report |= {"pictures": gallery.figures if gallery else None, "color_reason": reason}
     report["source"] = source.describe() if source is not None else None
-    report["verdict"] = verdict(report)
+    # One Jacobian serves every fold: that its halves agree says nothing.
+    without = ("halves_lift",) if options.kind == "jacobian" else ()
+    report["verdict"] = verdict(report, without)
     figures = {**lift.figures, "alignment": report}
     return replace(lift, figures=figures, pictures=gallery.pictures if gallery else {})
 
@@ -212,7 +224,8 @@ def source_jacobian(
             ) * len(latents)
             total = mean if total is None else total + mean
             done += len(latents)
-    assert total is not None
+    if total is None:
+        raise UsageError(f"no usable image among the first {count}: {source.skipped.summary()}")
     return total / done
 
 
@@ -251,8 +264,9 @@ def _choose_color(collection: Collection, options: FitOptions) -> tuple[str, str
 SRGB_MARGIN = 0.15
 
 
-def _gallery(source: PairSource, fit: Fit, folds: FoldedMoments, done: int) -> Gallery:
-    """Pictures of images in the first fold, by a lift that was fitted without it."""
+def _gallery(source: PairSource, fit: Fit, folds: FoldedMoments, done: int) -> Gallery | None:
+    """Pictures of images in the first fold that has any, by a lift that was fitted without it."""
+    first = next(index for index, fold in enumerate(folds.folds) if fold.count)
     rest, _ = next(folds.splits())
-    places = range(0, min(len(source), done or len(source)), len(folds.folds))[:MEASURED]
+    places = range(first, min(len(source), done or len(source)), len(folds.folds))[:MEASURED]
     return make_gallery(source, fit(rest), linear_map(rest), places)

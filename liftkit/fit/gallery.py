@@ -99,7 +99,7 @@ def border_energies(images: Tensor, patch: int) -> Tensor:
     """
     result = torch.zeros(2, dtype=torch.float64)
     for axis in (-2, -1):
-        squares = images.diff(dim=axis).double().square().transpose(axis, -1).cpu()
+        squares = images.diff(dim=axis).cpu().double().square().transpose(axis, -1)
         across = torch.arange(squares.shape[-1]) % patch == patch - 1
         if across.any():
             result += torch.stack([squares[..., across].mean(), squares[..., ~across].mean()])

@@ -63,7 +63,7 @@ def mean_jacobian(
             tangent = unpatchify(tangent_tokens.to(latent), latent_patch, *latent.shape[-2:])
             moved = directional_derivative(decode, latent.repeat(count, 1, 1, 1), tangent)
             side = moved.shape[-1] // columns
-            tokens = patchify(moved, side)[:, chosen.to(moved.device)].double().cpu()
+            tokens = patchify(moved, side)[:, chosen.to(moved.device)].cpu().double()
             columns_of_j.append((tokens * signs[chosen, None].double()).sum(dim=1))
         image = torch.cat(columns_of_j).T
         total = image if probes == 0 else total + image

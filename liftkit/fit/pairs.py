@@ -58,9 +58,22 @@ class EncodedImages:
     def pairs(self, which: range) -> Iterator[Pair]:
         """See :class:`PairSource`."""
         size = max(1, min(16, PIXELS_AT_ONCE // self.resolution**2))
+        full = self.resolution - self.resolution % self.side
         for places, images in batches(self.source.images(self.resolution, self.side, which), size):
             images = images.to(self.space.vae.device)
-            yield places, self.space.encode(images), images
+            yield places, self._encode(images, size if images.shape[-1] == full else 1), images
+
+    def _encode(self, images: Tensor, size: int) -> Tensor:
+        """Latents of images in batches of ``size`` exactly, the last one filled up.
+
+        In float32 a VAE's result depends on the batch's shape. With one shape for all images, and one image at a time for
+        odd sizes, an image has the same latents whatever part or resumed run it falls into.
+        """
+        parts = []
+        for part in images.split(size):
+            filled = torch.cat([part, part[-1:].expand(size - len(part), -1, -1, -1)])
+            parts.append(self.space.encode(filled)[: len(part)])
+        return torch.cat(parts)
 
     def describe(self) -> dict[str, Any]:
         """See :class:`PairSource`."""

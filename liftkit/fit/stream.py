@@ -53,7 +53,8 @@ class Pass:
         colors: names of the colour spaces to keep moments of.
         latent_patch: side of the latent patch of one token.
         part: which share of the places this machine takes, from 0, and of how many.
-        checkpoint: where to save now and then, so that an interrupted pass resumes; None does not.
+        checkpoint: where to save now and then, and at the end, so that an interrupted fit resumes; whoever has used the
+            moments removes it. None does not save.
         stop: decides after each batch whether enough has been seen.
     """
 
@@ -83,7 +84,7 @@ def collect(work: Pass, observer: Observer | None = None) -> Collection:
     what one would have gathered.
 
     Raises:
-        UsageError: if nothing could be used.
+        UsageError: if the VAE makes something that is not finite.
     """
     collection = _resume(work)
     index, parts = work.part
@@ -105,10 +106,7 @@ def collect(work: Pass, observer: Observer | None = None) -> Collection:
             # Interrupted or broken: what was gathered is kept for the next run.
             _save(work, collection)
             raise
-    if work.checkpoint is not None:
-        work.checkpoint.unlink(missing_ok=True)
-    if collection.any.total.images == 0:
-        raise UsageError(f"no usable image: {work.source.skipped.summary() or 'the source is empty'}")
+    _save(work, collection)
     return collection
 
 
@@ -132,6 +130,12 @@ def _gather(work: Pass, collection: Collection, places: range) -> Iterator[None]
 @torch.no_grad()
 def _add(work: Pass, collection: Collection, places: range, indices: Tensor, latents: Tensor, images: Tensor) -> None:
     """Add one batch, and count it as done: both or, where a value is not finite, neither."""
+    usable = torch.isfinite(latents).flatten(1).all(dim=1).cpu()
+    if not usable.all():
+        place = int(indices[~usable][0])
+        raise UsageError(
+            f"image {place} of the source: the VAE makes NaN or infinity of it; use --device cpu, or leave it out"
+        )
     tokens = patchify(latents, work.latent_patch).cpu()
     for name, folds in collection.folds.items():
         plain = SPACES[name]((0.0, 0.0, 0.0), 1.0)

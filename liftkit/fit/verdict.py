@@ -73,12 +73,13 @@ MENDS = (
 )
 
 
-def verdict(report: dict[str, Any]) -> dict[str, Any]:
+def verdict(report: dict[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
     """What to expect of a lift.
 
     Args:
         report: with ``figures``, ``angles`` and ``pictures`` as :func:`liftkit.fit.alignment.alignment` and the gallery
             give them.
+        without: figures that say nothing about this kind of fit.
 
     Returns:
         ``level`` (good, usable or poor: the worst of its reasons), ``text`` in one sentence, ``reasons`` (figure, value,
@@ -90,7 +91,7 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
         values["vae_psnr"] = report["pictures"]["psnr"]["vae"]
     reasons = []
     for threshold in THRESHOLDS:
-        if threshold.figure not in values:
+        if threshold.figure not in values or threshold.figure in without:
             continue
         value = values[threshold.figure]
         reasons.append({**asdict(threshold), "value": value, "level": threshold.level(value)})
@@ -103,8 +104,15 @@ def verdict(report: dict[str, Any]) -> dict[str, Any]:
         "text": _text(level, weak, mend),
         "reasons": reasons,
         "mend": mend,
-        "advice": list(dict.fromkeys(reason["advice"] for reason in weak)),
+        "advice": list(dict.fromkeys(reason["advice"] for reason in weak if not _for_want_of_images(reason, report))),
     }
+
+
+def _for_want_of_images(reason: dict[str, Any], report: dict[str, Any]) -> bool:
+    """Whether a figure is weak only on images that the fit did not see: more images are the remedy, nothing else."""
+    threshold = next(each for each in THRESHOLDS if each.figure == reason["figure"])
+    entry = report["figures"].get(threshold.figure)
+    return entry is not None and threshold.level(entry["fitted"]) == "good"
 
 
 def _mend(report: dict[str, Any], values: dict[str, float]) -> list[str]:

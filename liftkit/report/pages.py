@@ -142,9 +142,9 @@ def calibration_chart(scale: float) -> str:
     gains = [1.0 / (scale + (1.0 - scale) * sigma) for sigma in sigmas]
     taus = [gain * sigma for gain, sigma in zip(gains, sigmas)]
     lines = [Line("gain k", sigmas, gains), Line("network time tau", sigmas, taus, dashed=True)]
-    what = "an earlier, cleaner" if scale > 1 else "a later, noisier"
+    what = "the same" if scale == 1 else "an earlier, cleaner" if scale > 1 else "a later, noisier"
     return line_chart(
-        f"The network is told {what} time than sigma",
+        f"The network is told {what} time {'as' if scale == 1 else 'than'} sigma",
         lines,
         Axis("sigma", low=0.0, high=1.0),
         Axis("k, tau", low=0.0),
