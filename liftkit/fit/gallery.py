@@ -37,7 +37,7 @@ class Gallery:
 
 
 @torch.no_grad()
-def make_gallery(source: PairSource, lift: Lift, linear: AffineMap, places: range) -> Gallery:
+def make_gallery(source: PairSource, lift: Lift, linear: AffineMap, places: range) -> Gallery | None:
     """Render every row for images of a source.
 
     Args:
@@ -45,6 +45,9 @@ def make_gallery(source: PairSource, lift: Lift, linear: AffineMap, places: rang
         lift: to look at.
         linear: the unconstrained map, in the lift's colour space.
         places: of the images; those that a fold was held out with are the honest choice.
+
+    Returns:
+        The gallery, or None if none of these images can be used.
     """
     shown: dict[str, list[Tensor]] = {name: [] for name in ROWS}
     count = 0
@@ -59,11 +62,13 @@ def make_gallery(source: PairSource, lift: Lift, linear: AffineMap, places: rang
             borders[name] += border_energies(row, lift.patch_size)
             if name in psnrs:
                 psnrs[name].append(psnr(row, rows["image"]).cpu())
+    if not count:
+        return None
     small = {name: _small(row) for name, row in shown.items()}
     figures = {
         "count": count,
         "psnr": {name: torch.cat(values).mean().item() for name, values in psnrs.items()},
-        "patch_grid": {name: (energy[0] / energy[1].clamp(min=1e-30)).item() for name, energy in borders.items()},
+        "patch_grid": {name: patch_grid_ratio(energy / count) for name, energy in borders.items()},
     }
     return Gallery(small, figures)
 
@@ -104,6 +109,12 @@ def border_energies(images: Tensor, patch: int) -> Tensor:
         if across.any():
             result += torch.stack([squares[..., across].mean(), squares[..., ~across].mean()])
     return result * len(images)
+
+
+def patch_grid_ratio(energies: Tensor) -> float:
+    """Border over inside energy; a floor far below one grey level keeps plain images at 1."""
+    border, inside = (energies + 1e-6).tolist()
+    return border / inside
 
 
 def _small(images: list[Tensor]) -> Tensor:
