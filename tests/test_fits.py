@@ -493,3 +493,69 @@ def test_a_browser_shows_the_page(converted: dict[str, Path], tmp_path: Path) ->
         pixels = np.asarray(picture.convert("RGB"), dtype=float)
     assert pixels.std() > 10, "the page is not blank"
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200, "pictures are there"
+
+
+def photographs(folder: Path, count: int) -> list[Path]:
+    """Demo images as files."""
+    from PIL import Image
+
+    from liftkit.data import demo
+
+    paths = [folder / f"{index}.png" for index in range(count)]
+    for index, path in enumerate(paths):
+        Image.fromarray(demo.image_at(index)[0]).save(path)
+    return paths
+
+
+def test_parts_of_different_orders_do_not_merge(cli: Cli, tmp_path: Path) -> None:
+    """Another seed is another order: its parts would count some images twice and miss others."""
+    (tmp_path / "images").mkdir()
+    photographs(tmp_path / "images", 8)
+    common = ("fit", TINY_KLEIN, "--images", tmp_path / "images", "--device", "cpu")
+    for part, seed in ((1, 0), (2, 7)):
+        out = tmp_path / f"{part}.safetensors"
+        assert cli(*common, "--part", f"{part}/2", "--seed", seed, "--moments-out", out)[0] == 0
+    code, _, err = cli(
+        "fit", "--merge", tmp_path / "1.safetensors", tmp_path / "2.safetensors", "-o", tmp_path / "l.safetensors"
+    )
+    assert code == 2
+    assert "not of the same model, images" in err
+
+
+def test_a_small_folder_with_a_broken_file_still_fits(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    paths = photographs(tmp_path / "images", 4)
+    for broken in paths:
+        whole = broken.read_bytes()
+        broken.write_bytes(whole[:100])
+        code, _, err = cli(
+            "fit", TINY_KLEIN, "--images", tmp_path / "images", "-o", tmp_path / "l.safetensors", "--device", "cpu"
+        )
+        broken.write_bytes(whole)
+        assert code == 0, err
+        assert f"1 unreadable ({broken.name})" in err
+
+
+def test_values_that_are_not_finite_name_the_image(space: LatentSpace, tmp_path: Path) -> None:
+    class Breaks(EncodedImages):
+        def pairs(self, which: range) -> Iterator[Any]:
+            for places, latents, images in super().pairs(which):
+                yield places, torch.where((places == 21)[:, None, None, None], torch.nan, latents), images
+
+    checkpoint = tmp_path / ".lift.moments"
+    with pytest.raises(liftkit.UsageError, match="image 21 of the source"):
+        collect(Pass(Breaks(space, DemoImages(32), 64, 2), ("oklab",), 2, checkpoint=checkpoint))
+    folds, told = read_folds(checkpoint)
+    assert told["done"] == "16"
+    assert folds["oklab"].total.images == 16, "what is counted as done is there, and nothing else"
+
+
+def test_figures_are_held_out() -> None:
+    """On tokens that have nothing to do with each other, no held-out map explains anything."""
+    folded = FoldedMoments(tiny.RANK, tiny.DIM)
+    z, x = torch.randn(5, 64, tiny.RANK), torch.randn(5, 64, tiny.DIM)
+    folded.update(z, x, torch.arange(5))
+    report = engine.alignment(folded, liftkit.fit_procrustes)
+    for name in ("r2_latents", "r2_pixels_linear", "r2_pixels_lsq"):
+        assert report["figures"][name]["value"] < 0.02, name
+    assert max(report["channels"]["latents"]) < 0.05
