@@ -46,9 +46,9 @@ tiny-klein: $(KLEIN)/flow.done $(KLEIN)/vae-sharp.safetensors $(KLEIN)/oracle.sa
 	$(TRAIN) assemble
 	$(TRAIN) measure
 
-$(KLEIN)/vae.safetensors: $(VENV)/ready
+$(KLEIN)/vae.safetensors: | $(VENV)/ready
 	$(TRAIN) vae
-$(KLEIN)/oracle.safetensors: $(VENV)/ready
+$(KLEIN)/oracle.safetensors: | $(VENV)/ready
 	$(TRAIN) oracle --threads 1
 $(KLEIN)/vae-sharp.safetensors: $(KLEIN)/vae.safetensors
 	$(TRAIN) decoder --threads 1
