@@ -29,7 +29,7 @@ from liftkit.fit.pairs import EncodedImages, normal_latents
 from liftkit.fit.pca import fit_pca
 from liftkit.fit.procrustes import polar
 from liftkit.fit.scale import scales
-from liftkit.fit.stream import Pass, collect
+from liftkit.fit.stream import Collection, Pass, collect
 from liftkit.lift import Lift
 from liftkit.models.latents import LatentSpace
 from tests import tiny
@@ -314,9 +314,21 @@ def test_angles_of_known_subspaces() -> None:
 def test_colour_auto_says_what_it_took_and_why(space: LatentSpace) -> None:
     lift = fitted(demo_source(space, 48), color="auto")
     assert "R^2 of pixels in oklab" in lift.figures["alignment"]["color_reason"]
-    assert lift.color.name in ("oklab", "srgb")
+    assert lift.color == fitted(demo_source(space, 48), color="oklab").color, "sRGB is not clearly better here"
     assert fitted(demo_source(space, 48), color="oklab-paper").color == Oklab()
     assert isinstance(fitted(demo_source(space, 48), color="srgb").color, SRGB)
+
+
+@pytest.mark.parametrize("better", ["oklab", "srgb"])
+def test_colour_auto_takes_a_clearly_better_space(better: str) -> None:
+    folds = {}
+    for name in ("oklab", "srgb"):
+        z, x = tokens(100)
+        folds[name] = FoldedMoments(tiny.RANK, tiny.DIM)
+        for index in range(5):
+            shown = x if name == better else torch.randn_like(x)
+            folds[name].update(z, shown, torch.tensor([index]))
+    assert fit_collected(Collection(folds), FitOptions(color="auto"), 2).color.name == better
 
 
 # ------------------------------------------------------------------------------------------- verdict

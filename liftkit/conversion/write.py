@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
+from liftkit.checkpoint.files import write_safetensors, write_text
 from liftkit.checkpoint.folder import copy_tree
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import STEM, Weights
@@ -77,11 +76,6 @@ def write_transformer(plan: Plan, lift: Lift, building: Path, observer: Observer
     config = lifted_config(plan.spec, plan.config, lift)
     write_text(target / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_safetensors(building / "latent" / "reference.safetensors", originals, {"format": "pt"})
-
-
-def reference_tensors(folder: Path) -> dict[str, Tensor]:
-    """The source's projections and output norm, as a converted folder keeps them."""
-    return read_safetensors(folder / "latent" / "reference.safetensors")[0]
 
 
 def plain_names(weights: Weights) -> dict[str, str]:

@@ -64,12 +64,6 @@ class FoldedMoments:
             self._folds[fold].update(latents, pixels)
 
     @property
-    def any_shape(self) -> tuple[int, int, int]:
-        """(r, D, K)."""
-        first = self._folds[0]
-        return first.latent_dim, first.pixel_dim, len(self._folds)
-
-    @property
     def total(self) -> TokenMoments:
         """All folds together."""
         return _sum(self.folds)

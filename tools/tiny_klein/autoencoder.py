@@ -13,6 +13,8 @@ from diffusers import AutoencoderKLFlux2
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from liftkit.data.images import to_signed
+from liftkit.fit.gallery import psnr
 from tools.tiny_klein import common
 
 CONFIG = {
@@ -45,7 +47,7 @@ def train(steps: int = 3600, batch_size: int = 16) -> None:
     log = common.Log("vae", steps, batch_size)
     for step, index in common.batches(POOL, batch_size, steps):
         set_learning_rate(optimizer, 2e-3 * common.cosine(step, steps))
-        target = common.to_signed(images[index])
+        target = to_signed(images[index])
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(target).latent_dist
             output = vae.decode(posterior.sample()).sample
@@ -53,7 +55,7 @@ def train(steps: int = 3600, batch_size: int = 16) -> None:
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1.0 - posterior.logvar.float()).mean()
         loss = F.l1_loss(output, target) + 0.5 * gradient_loss(output, target) + 3e-4 * kl
         descend(optimizer, loss, vae.parameters())
-        log(step, loss=loss.item(), kl=kl.item(), psnr=common.psnr(output.detach(), target).mean().item())
+        log(step, loss=loss.item(), kl=kl.item(), psnr=psnr(output.detach(), target).mean().item())
     fill_statistics(vae, images[:4096])
     common.save(common.work_file("vae.safetensors"), vae.state_dict())
     print(f"vae: held-out PSNR {held_out_psnr(vae):.2f} dB", flush=True)
@@ -73,7 +75,7 @@ def sharpen(steps: int = 1100, batch_size: int = 16) -> None:
     for step, index in common.batches(POOL, batch_size, steps, seed=common.SEED + 1):
         for each in (optimizer, critic_optimizer):
             set_learning_rate(each, 5e-4 * min(1.0, (step + 1) / 50, 1.5 * (1.0 - step / steps)))
-        target = common.to_signed(images[index])
+        target = to_signed(images[index])
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
                 latents = vae.encode(target).latent_dist.mode()
@@ -88,8 +90,8 @@ def sharpen(steps: int = 1100, batch_size: int = 16) -> None:
             perceptual = sum(F.l1_loss(a.float(), b.float()) for a, b in zip(features(output), features(target)))
         loss = F.l1_loss(output, target) + 0.2 * perceptual + 0.05 * adversarial
         descend(optimizer, loss, trained.parameters())
-        psnr = common.psnr(output.detach(), target).mean().item()
-        log(step, loss=loss.item(), critic=critic_loss.item(), psnr=psnr)
+        quality = psnr(output.detach(), target).mean().item()
+        log(step, loss=loss.item(), critic=critic_loss.item(), psnr=quality)
     common.save(common.work_file("vae-sharp.safetensors"), vae.state_dict())
     print(f"decoder: held-out PSNR {held_out_psnr(vae):.2f} dB", flush=True)
 
@@ -153,7 +155,7 @@ def fill_statistics(vae: AutoencoderKLFlux2, images: Tensor) -> None:
 
     The pipeline divides by sqrt(running_var + batch_norm_eps), so that eps is taken off the variance.
     """
-    latents = torch.cat([vae.encode(common.to_signed(part)).latent_dist.mode() for part in images.split(64)])
+    latents = torch.cat([vae.encode(to_signed(part)).latent_dist.mode() for part in images.split(64)])
     folded = F.pixel_unshuffle(latents, 2).double()
     vae.bn.running_mean.copy_(folded.mean(dim=(0, 2, 3)))
     vae.bn.running_var.copy_(folded.var(dim=(0, 2, 3)) - vae.config.batch_norm_eps)
@@ -164,18 +166,18 @@ def normalised_latents(vae: AutoencoderKLFlux2, images: Tensor) -> Tensor:
     """(n, 3, 64, 64) uint8 -> (n, 32, 8, 8), what the transformer is trained on."""
     std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
     mean = vae.bn.running_mean.view(1, -1, 1, 1)
-    parts = [vae.encode(common.to_signed(part)).latent_dist.mode() for part in images.split(64)]
+    parts = [vae.encode(to_signed(part)).latent_dist.mode() for part in images.split(64)]
     return (F.pixel_unshuffle(torch.cat(parts), 2) - mean) / std
 
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKLFlux2, images: Tensor) -> Tensor:
     """uint8 images to the VAE's reconstructions in [-1, 1]."""
-    parts = [vae.decode(vae.encode(common.to_signed(part)).latent_dist.mode()).sample for part in images.split(64)]
+    parts = [vae.decode(vae.encode(to_signed(part)).latent_dist.mode()).sample for part in images.split(64)]
     return torch.cat(parts).clamp(-1.0, 1.0)
 
 
 def held_out_psnr(vae: AutoencoderKLFlux2, count: int = 512) -> float:
     """Mean PSNR over held-out composites, in dB."""
     images, _ = common.demo_images(count, split="heldout")
-    return common.psnr(reconstruct(vae, images), common.to_signed(images)).mean().item()
+    return psnr(reconstruct(vae, images), to_signed(images)).mean().item()

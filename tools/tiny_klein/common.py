@@ -50,11 +50,6 @@ def demo_images(count: int, *, split: demo.Split = "train", start: int = 0) -> t
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), scenes
 
 
-def to_signed(images: Tensor) -> Tensor:
-    """uint8 images to float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1.0
-
-
 def batches(count: int, batch_size: int, steps: int, seed: int = SEED) -> Iterator[tuple[int, Tensor]]:
     """``steps`` batches of indices below ``count``, reshuffled at every pass."""
     generator = torch.Generator().manual_seed(seed)
@@ -71,12 +66,6 @@ def cosine(step: int, steps: int, warmup: int = 50) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
-
-
-def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio per image in dB; both in [-1, 1]."""
-    error = (images.clamp(-1, 1) - reference).square().flatten(1).mean(1)
-    return 10.0 * torch.log10(4.0 / error)
 
 
 class Log:

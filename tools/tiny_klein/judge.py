@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from liftkit.data.images import to_signed
 from liftkit.data.oracle import Oracle, judge
 from tools.tiny_klein import autoencoder, common
 
@@ -21,7 +22,7 @@ def train(steps: int = 1500, batch_size: int = 64) -> None:
     log = common.Log("oracle", steps, batch_size)
     for step, index in common.batches(POOL, batch_size, steps):
         autoencoder.set_learning_rate(optimizer, 2e-3 * common.cosine(step, steps))
-        batch = common.to_signed(images[index])
+        batch = to_signed(images[index])
         blurred = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1), "replicate"), 3, 1)
         batch = torch.lerp(batch, blurred, torch.rand(len(batch), 1, 1, 1))
         batch = batch + 0.1 * torch.rand(len(batch), 1, 1, 1) * torch.randn_like(batch)
@@ -33,6 +34,6 @@ def train(steps: int = 1500, batch_size: int = 64) -> None:
         log(step, loss=loss.item())
     oracle.eval()
     held_out, held_out_scenes = common.demo_images(2048, split="heldout")
-    print(f"oracle on real held-out images: {judge(oracle, common.to_signed(held_out), held_out_scenes)}", flush=True)
+    print(f"oracle on real held-out images: {judge(oracle, to_signed(held_out), held_out_scenes)}", flush=True)
     weights = {key: value.to(torch.bfloat16) for key, value in oracle.state_dict().items()}
     common.save(common.work_file("oracle.safetensors"), weights)

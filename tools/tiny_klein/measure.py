@@ -10,9 +10,11 @@ from diffusers import Flux2KleinPipeline
 from torch import Tensor
 
 from liftkit.data import demo
+from liftkit.data.images import to_signed
 from liftkit.data.oracle import Verdicts, judge, load_oracle
 from liftkit.evaluate.patches import patch_frechet, unsharp
 from liftkit.evaluate.two_sample import two_sample_accuracy
+from liftkit.fit.gallery import psnr
 from tools.tiny_klein import autoencoder, common, text
 from tools.tiny_klein.assemble import MODEL
 
@@ -57,7 +59,7 @@ def prompts(guidances: tuple[float, ...] = (2.0, 4.0)) -> dict:
 def real() -> Verdicts:
     """The oracle on real held-out images."""
     images, scenes = common.demo_images(1024, split="heldout")
-    return judge(load_oracle(), common.to_signed(images), scenes)
+    return judge(load_oracle(), to_signed(images), scenes)
 
 
 def generate(pipeline: Flux2KleinPipeline, scenes: list[demo.Scene], guidance: float) -> Tensor:
@@ -85,7 +87,7 @@ def reconstruction(count: int = 1024, seeds: tuple[int, ...] = (0, 1)) -> dict:
 
     vae = AutoencoderKLFlux2.from_pretrained(MODEL, subfolder="vae", dtype=torch.float32)
     images, _ = common.demo_images(count, split="heldout")
-    reference = common.to_signed(common.demo_images(2 * count, split="heldout", start=count)[0])
+    reference = to_signed(common.demo_images(2 * count, split="heldout", start=count)[0])
     decoded = autoencoder.reconstruct(vae, images)
     rows = {}
     for amount in (0.0, *AMOUNTS):
@@ -95,10 +97,10 @@ def reconstruction(count: int = 1024, seeds: tuple[int, ...] = (0, 1)) -> dict:
         print(f"VAE, unsharp {amount}: {rows[str(amount)]}", flush=True)
     raw = rows["0.0"]
     fair = all(rows[str(a)][name] >= 0.9 * raw[name] for a in AMOUNTS for name in raw)
-    psnr = common.psnr(decoded, common.to_signed(images)).mean().item()
-    print(f"VAE: PSNR {psnr:.2f} dB on {count} held-out images", flush=True)
-    floor = patch_frechet(common.to_signed(images), reference)
-    return {"psnr": psnr, "unsharp": rows, "fair": fair, "count": count, "patch_frechet_real": floor}
+    quality = psnr(decoded, to_signed(images)).mean().item()
+    print(f"VAE: PSNR {quality:.2f} dB on {count} held-out images", flush=True)
+    floor = patch_frechet(to_signed(images), reference)
+    return {"psnr": quality, "unsharp": rows, "fair": fair, "count": count, "patch_frechet_real": floor}
 
 
 def card(figures: dict) -> str:
