@@ -18,6 +18,9 @@ class Observer(Protocol):
     def note(self, text: str) -> None:
         """Something worth a line."""
 
+    def status(self, text: str) -> None:
+        """How the stage stands, in a few words that replace the last ones."""
+
 
 class Silent:
     """Hears nothing."""
@@ -28,4 +31,7 @@ class Silent:
         yield lambda amount: None
 
     def note(self, text: str) -> None:
+        """See :class:`Observer`."""
+
+    def status(self, text: str) -> None:
         """See :class:`Observer`."""

@@ -75,7 +75,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     from liftkit.cli import app, console
 
     for name, stderr in (("out", False), ("err", True)):
-        wide = Console(stderr=stderr, width=1000, highlight=False, soft_wrap=True)
+        wide = Console(stderr=stderr, width=1000, highlight=False, soft_wrap=True, emoji=False)
         monkeypatch.setattr(console, name, wide)
 
     def run(*arguments: object) -> tuple[int, str, str]:

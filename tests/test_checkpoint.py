@@ -97,8 +97,12 @@ def test_copying_without_kernel_help(source: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_source_that_shrinks_is_noticed(source: Path, tmp_path: Path) -> None:
-    with source.open("rb") as file, (tmp_path / "out").open("wb") as target, pytest.raises(OSError, match="shorter"):
-        copy_range(file, 0, source.stat().st_size + 1, target, lambda count: None)
+    with (
+        source.open("rb") as file,
+        (tmp_path / "out").open("wb") as target,
+        pytest.raises(LiftkitError, match="shorter"),
+    ):
+        copy_range(file, 0, source.stat().st_size + 1, target, 0, lambda count, position: None)
 
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -114,7 +118,8 @@ A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"a": {**A, "data_offsets": [0, 4]}}, b"\0" * 4, "should take 8 bytes"),
         ({"a": {**A, "data_offsets": [8, 0]}}, b"\0" * 8, "should take 8 bytes"),
         ({"a": {**A, "shape": [-2]}}, b"\0" * 8, "no valid dtype, shape and offsets"),
-        ({"a": {**A, "shape": [2**62, 2**62]}}, b"\0" * 8, "should take"),
+        ({"a": {**A, "shape": [2**40, 2**40]}}, b"\0" * 8, "should take"),
+        ({"a": {**A, "shape": [2**62, 2**62]}}, b"\0" * 8, "no valid dtype"),
         ({"a": {**A, "dtype": "F33"}}, b"\0" * 8, "no valid dtype"),
         ({"a": 5}, b"", "no valid dtype"),
         (b'{"a": {}, "a": {}}', b"", "occurs twice"),
@@ -330,14 +335,41 @@ with atomic_folder(Path({str(target)!r}), overwrite=True):
 def test_what_killed_runs_left_is_swept(tmp_path: Path) -> None:
     gone, target = dead_process(), fill(tmp_path / "out", "liftkit.json")
     fill(tmp_path / f".out.{gone}{SUFFIX}", "half")
-    fill(tmp_path / f".out.{gone}.old{SUFFIX}", "older")
-    fill(tmp_path / f".out.{os.getpid()}{SUFFIX}", "half")
-    kept = [f".out.{os.getppid()}{SUFFIX}", f".out.{gone}.{os.getppid()}{SUFFIX}"]
-    for name in kept:
-        fill(tmp_path / name)
+    fill(tmp_path / f".out.{gone}-0a1b.old{SUFFIX}", "older")
+    # Nobody holds these, whatever processes have those numbers now.
+    fill(tmp_path / f".out.{os.getpid()}-0a1b{SUFFIX}", "half")
+    fill(tmp_path / f".out.{os.getppid()}-0a1b{SUFFIX}", "half")
+    kept = fill(tmp_path / f".out.{gone}.{os.getppid()}{SUFFIX}").name
     make(target, overwrite=True)
     assert content(target) == ["new"]
-    assert content(tmp_path) == sorted([*kept, "out"]), "a run that lives, and another folder's, keep theirs"
+    assert content(tmp_path) == sorted([kept, "out"]), "another folder's leftover is not ours"
+
+
+def test_a_folder_that_a_run_holds_is_left_alone(tmp_path: Path) -> None:
+    target = fill(tmp_path / "out", "liftkit.json")
+    with atomic_folder(target, overwrite=True) as building:
+        (building / "new").write_text("new")
+        for act in (make, check_target):
+            with pytest.raises(UsageError, match=rf"another run \(process {os.getpid()}\) is making it"):
+                act(target, overwrite=True)
+        make(tmp_path / "other")
+    assert content(target) == ["new"]
+    assert content(tmp_path) == ["other", "out"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_without_locks_process_numbers_have_to_do(known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*arguments: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("liftkit.checkpoint.lock.fcntl", None) if known else None
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    fill(tmp_path / f".out.{dead_process()}-0a{SUFFIX}", "half")
+    make(tmp_path / "out")
+    assert content(tmp_path) == ["out"]
+    fill(tmp_path / f".out.{os.getppid()}-0a{SUFFIX}", "half")
+    with pytest.raises(UsageError, match=rf"process {os.getppid()}\) is making it"):
+        make(tmp_path / "out", overwrite=True)
 
 
 def test_a_link_stays_and_the_folder_behind_it_is_replaced(tmp_path: Path) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from liftkit.checkpoint.files import reason, sync_folder
+from liftkit.checkpoint.follow import Digest, digest_file
+from liftkit.checkpoint.lock import SUFFIX, claimed, held, retired, settle, sweep
+from liftkit.checkpoint.source import list_files
 from liftkit.errors import LiftkitError, UsageError
 
-SUFFIX = ".liftkit-partial"
+__all__ = ["RECORD", "SUFFIX", "atomic_folder", "check_space", "check_target", "copy_tree", "manifest", "tree_size"]
 RECORD = "liftkit.json"
 """The manifest in every folder that a conversion makes: what tells it from a user's own."""
 
@@ -22,14 +24,17 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     """Whether an output folder may be made; what killed runs left of it is put in order first.
 
     Raises:
-        UsageError: if it exists and may not be replaced, or its parent does not exist or cannot be written.
+        UsageError: if it exists and may not be replaced, another run is making it, or its parent does not exist or
+            cannot be written.
     """
     place = _place(target)
     if not place.parent.is_dir():
         raise UsageError(f"{place.parent}: no such folder; make it first")
     if not os.access(place.parent, os.W_OK):
         raise UsageError(f"{place.parent}: not writable; choose another output")
-    _sweep(place)
+    maker = sweep(place)
+    if maker is not None:
+        raise UsageError(f"{target}: another run (process {maker}) is making it; wait for it or choose another output")
     _check_free(target, overwrite)
 
 
@@ -59,29 +64,32 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     check_target(target, overwrite=overwrite)
     place = _place(target)
-    building = _sibling(place)
     try:
-        building.mkdir()
-        yield building
-        _sync(building)
-        # Again: much can have happened since the work began.
-        _check_free(target, overwrite)
-        _replace(place, building)
-        sync_folder(place.parent)
+        with claimed(place) as building:
+            yield building
+            _sync(building)
+            # Again: much can have happened since the work began.
+            _check_free(target, overwrite)
+            _replace(target, place, building)
+            sync_folder(place.parent)
     except OSError as error:
         raise LiftkitError(f"{error.filename or target}: {reason(error)}; nothing was left behind") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy a file or a folder; links are followed, and modes are the umask's."""
-    if source.is_dir():
-        target.mkdir(exist_ok=True)
-        for child in sorted(source.iterdir()):
-            copy_tree(child, target / child.name)
-    else:
+    """Copy a file or a folder; links are followed, and modes are the umask's.
+
+    Raises:
+        UsageError: see :func:`liftkit.checkpoint.source.list_files`.
+    """
+    if not source.is_dir():
         shutil.copyfile(source, target)
+        return
+    target.mkdir(exist_ok=True)
+    for path in list_files(source):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 def tree_size(path: Path) -> int:
@@ -91,20 +99,29 @@ def tree_size(path: Path) -> int:
     )
 
 
-def sha256(path: Path, progress: Callable[[int], None] = lambda count: None) -> str:
-    """Hexadecimal SHA-256 of a file; ``progress`` is told the bytes, piece by piece."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(8 * 1024 * 1024):
-            digest.update(piece)
-            progress(len(piece))
-    return digest.hexdigest()
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    return digest_file(path).sha256
+
+
+def digests(
+    folder: Path, known: Mapping[str, Digest] | None = None, progress: Callable[[int], None] = lambda count: None
+) -> dict[str, Digest]:
+    """What identifies every file below a folder, by relative path, in order.
+
+    Args:
+        folder: where to look.
+        known: digests that were taken beside the writing.
+        progress: told the bytes read.
+    """
+    known = known or {}
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: known[name] if name in known else digest_file(path, progress) for name, path in files.items()}
 
 
 def manifest(folder: Path, progress: Callable[[int], None] = lambda count: None) -> dict[str, str]:
     """SHA-256 of every file below a folder, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path, progress) for path in files}
+    return {name: digest.sha256 for name, digest in digests(folder, None, progress).items()}
 
 
 def _sync(folder: Path) -> None:
@@ -140,53 +157,22 @@ def _check_free(target: Path, overwrite: bool) -> None:
         )
 
 
-def _sibling(place: Path, kind: str = "") -> Path:
-    """A name beside a folder for this process; :func:`_sweep` knows it."""
-    return place.with_name(f".{place.name}.{os.getpid()}{kind}{SUFFIX}")
-
-
-def _replace(place: Path, building: Path) -> None:
+def _replace(target: Path, place: Path, building: Path) -> None:
     """Rename a finished folder to its place, and remove the one that was there."""
-    if not place.exists():
-        os.rename(building, place)
-        return
-    retired = _sibling(place, ".old")
     try:
-        os.rename(place, retired)
-        os.rename(building, place)
-    finally:
-        _settle(retired, place)
-
-
-def _settle(retired: Path, place: Path) -> None:
-    """End a replacement, however far it came: the old folder goes once its place is taken, else it returns."""
-    if place.exists():
-        shutil.rmtree(retired, ignore_errors=True)
-    else:
-        os.rename(retired, place)
-
-
-def _sweep(place: Path) -> None:
-    """Put in order what killed runs left beside a folder: half-made ones go, one set aside returns to its place."""
-    pattern = re.compile(rf"\.{re.escape(place.name)}\.(\d+)(\.old)?{re.escape(SUFFIX)}")
-    for leftover in sorted(place.parent.glob(f".*{SUFFIX}")):
-        match = pattern.fullmatch(leftover.name)
-        if match is None or _alive(int(match[1])):
-            continue
-        if match[2]:
-            _settle(leftover, place)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    """Whether another process of this number runs; in containers, a run that was killed often had this one's own."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        if not place.exists():
+            os.rename(building, place)
+            return
+        aside = retired(building)
+        with held(place):
+            try:
+                os.rename(place, aside)
+                os.rename(building, place)
+            finally:
+                settle(aside, place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise LiftkitError(
+            f"{target}: another run was done first, and its folder stays; this one's was removed"
+        ) from error

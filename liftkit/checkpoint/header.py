@@ -1,7 +1,8 @@
 """The header of a safetensors file, parsed and distrusted. No torch.
 
 A file is 8 bytes (little-endian length n), n bytes of JSON and the tensors' bytes. Everything about the
-payload is checked against the file's real size before anything is read or allocated.
+payload is checked against the file's real size before anything is read or allocated, and numbers before they are
+multiplied.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from liftkit.checkpoint.source import Stamp, open_regular, stamp_of
 from liftkit.errors import UsageError
 
-MAX_HEADER = 100 * 1024 * 1024
+MAX_HEADER = 16 * 1024 * 1024
+"""Bytes; enough for a hundred thousand tensors, and little enough to be parsed without harm."""
+MOST_DIMENSIONS, LARGEST = 64, 2**48
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16,
     "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
@@ -45,6 +49,8 @@ class Header:
     metadata: dict[str, str]
     payload: int
     """Offset of the payload in the file."""
+    stamp: Stamp | None = None
+    """Of the file when its header was read."""
 
 
 def read_header(path: Path) -> Header:
@@ -53,26 +59,30 @@ def read_header(path: Path) -> Header:
     Raises:
         UsageError: if the file is missing, truncated, a git-lfs pointer, a pickle, or its header lies.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            lead = file.read(8)
-            length = int.from_bytes(lead, "little") if len(lead) == 8 else -1
-            raw = file.read(length) if 2 <= length <= min(MAX_HEADER, size - 8) else None
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    with open_regular(path) as file:
+        stamp = stamp_of(file)
+        lead = file.read(8)
+        length = int.from_bytes(lead, "little") if len(lead) == 8 else -1
+        raw = file.read(length) if 2 <= length <= min(MAX_HEADER, stamp.size - 8) else None
     if raw is None or not raw.startswith(b"{"):
-        raise UsageError(_no_safetensors(path, lead, length, size))
+        raise UsageError(_no_safetensors(path, lead, length, stamp.size))
     try:
-        content = json.loads(raw, object_pairs_hook=_no_duplicates)
+        content = json.loads(raw.decode(), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: its safetensors header is no valid JSON ({error}); fetch the file again") from error
     metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UsageError(f"{path}: its safetensors metadata is not a table of strings; fetch the file again")
     tensors = {name: _entry(path, name, value) for name, value in content.items()}
-    _check_layout(path, tensors, size - 8 - length)
-    return Header(path, tensors, metadata, 8 + length)
+    _check_layout(path, tensors, stamp.size - 8 - length)
+    header = Header(path, tensors, metadata, 8 + length, stamp)
+    try:
+        encode_header(tensors, metadata)
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{path}: its safetensors header holds text that is no Unicode; fetch the file again"
+        ) from error
+    return header
 
 
 def encode_header(tensors: dict[str, TensorEntry], metadata: dict[str, str]) -> bytes:
@@ -90,7 +100,8 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * DTYPE_BITS[dtype] // 8
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """``object_pairs_hook`` of a JSON reader: ValueError where a key occurs twice, of which the last would win."""
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
@@ -101,20 +112,22 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(path: Path, name: str, value: Any) -> TensorEntry:
     try:
-        dtype, shape, (start, end) = value["dtype"], value["shape"], value["data_offsets"]
+        dtype, shape, (start, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
         numbers = [*shape, start, end]
-        if not all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers):
+        if len(shape) > MOST_DIMENSIONS or not all(
+            type(number) is int and 0 <= number <= LARGEST for number in numbers
+        ):
             raise TypeError
-        size = tensor_bytes(dtype, tuple(shape))
+        size = tensor_bytes(dtype, shape)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{path}: tensor {name!r} has no valid dtype, shape and offsets; fetch the file again"
         ) from error
     if end - start != size:
         raise UsageError(
-            f"{path}: tensor {name!r} should take {size} bytes ({dtype} {shape}), its offsets say {end - start}"
+            f"{path}: tensor {name!r} should take {size} bytes ({dtype} {list(shape)}), its offsets say {end - start}"
         )
-    return TensorEntry(dtype, tuple(shape), start, end)
+    return TensorEntry(dtype, shape, start, end)
 
 
 def _check_layout(path: Path, tensors: dict[str, TensorEntry], payload: int) -> None:
@@ -136,11 +149,12 @@ def _check_layout(path: Path, tensors: dict[str, TensorEntry], payload: int) -> 
 
 
 def _no_safetensors(path: Path, lead: bytes, length: int, size: int) -> str:
-    start = path.read_bytes()[:64] if size < 1_000_000 else lead
-    if start.startswith(b"version https://git-lfs"):
+    if lead == b"version ":
         return f"{path}: a git-lfs pointer, not the weights; run 'git lfs pull' in the model folder"
     if lead[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
         return f"{path}: a pickle, which liftkit never opens; save the model with safe_serialization=True"
     if length > MAX_HEADER:
-        return f"{path}: no safetensors file (its header would take {length} bytes); fetch the file again"
+        return (
+            f"{path}: no safetensors file: its header would take {length} bytes, {MAX_HEADER} at most; fetch it again"
+        )
     return f"{path}: no safetensors file, or truncated ({size} bytes, header of {max(length, 0)}); fetch the file again"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liftkit.checkpoint.files import reason
-from liftkit.checkpoint.header import Header, read_header
+from liftkit.checkpoint.header import Header, no_duplicates, read_header
 from liftkit.checkpoint.rewrite import read_tensor
+from liftkit.checkpoint.source import open_regular, stamp_of
 from liftkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _SINGLE = re.compile(rf"{STEM}(?:\.(?P<variant>(?![^.]*-\d+-of-\d+\.)[^.]+))?\.s
 LONG_PROMPT = 512
 """Text tokens that a pipeline asks of its tokenizer by itself."""
 DEFAULT_SIZE = 1024
+MAX_JSON = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,12 @@ class ModelFolder:
         """What to call it: the Hub id, or the folder's name without its path."""
         local = Path(os.path.expanduser(self.source)).exists()
         return self.source if _is_hub_id(self.source) and not local else self.path.resolve().name
+
+    @property
+    def home(self) -> Path:
+        """Where links of its files may lead: the folder itself, and of the Hub's cache the model's own entry."""
+        real = self.path.resolve()
+        return real.parent.parent if real.parent.name == "snapshots" else real
 
     @property
     def components(self) -> list[str]:
@@ -136,12 +144,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        UsageError: if it is missing or no object.
+        UsageError: if it is missing, huge, ambiguous or no object.
     """
+    with open_regular(path) as file:
+        if stamp_of(file).size > MAX_JSON:
+            raise UsageError(f"{path}: {stamp_of(file).size} bytes of JSON, {MAX_JSON} at most; fetch the file again")
+        raw = file.read()
     try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({reason(error)}); is the model folder complete?") from error
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: no valid JSON ({error})") from error
     if not isinstance(content, dict):
@@ -211,7 +221,11 @@ def _open(path: Path, source: str) -> ModelFolder:
         inner = [p.parent.name for p in sorted(path.glob("*/model_index.json"))]
         hint = f"; did you mean {path / inner[0]}?" if inner else ""
         raise UsageError(f"{source}: no diffusers pipeline: model_index.json is missing{hint}")
-    return ModelFolder(path, source, read_json(path / "model_index.json"))
+    index = read_json(path / "model_index.json")
+    strange = next((name for name in index if not re.fullmatch(r"[A-Za-z0-9_-]+", name)), None)
+    if strange is not None:
+        raise UsageError(f"{path / 'model_index.json'}: {strange!r} is no plain name of a component; refused")
+    return ModelFolder(path, source, index)
 
 
 def _from_hub(model: str, check: Callable[[ModelFolder], object]) -> ModelFolder:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from liftkit.checkpoint.files import atomic_file
-from liftkit.checkpoint.header import Header, TensorEntry, encode_header, tensor_bytes
+from liftkit.checkpoint.follow import Follower, Ledger, Part, parts_of
+from liftkit.checkpoint.header import DTYPE_BITS, Header, TensorEntry, encode_header, tensor_bytes
+from liftkit.checkpoint.source import Stamp, open_regular, read_exactly, stamp_of
+from liftkit.errors import LiftkitError, ProofError, UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 CHUNK = 16 * 1024 * 1024
+FLOATS = ("F64", "F32", "F16", "BF16")
 _TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
@@ -22,15 +28,19 @@ _TORCH_NAMES = {
 
 
 def read_tensor(header: Header, name: str) -> Tensor:
-    """One tensor of a file, read alone."""
+    """One tensor of a file, read alone.
+
+    Raises:
+        LiftkitError: if the file is no longer the one whose header this is.
+    """
     import torch
 
     entry = header.tensors[name]
-    with header.path.open("rb") as file:
-        file.seek(header.payload + entry.start)
-        raw = bytearray(file.read(entry.size))
-    if not raw:
+    if not entry.size:
         return torch.empty(entry.shape, dtype=torch_dtype(entry.dtype))
+    raw = bytearray(entry.size)
+    with open_regular(header.path, header.stamp) as file:
+        read_exactly(file.fileno(), header.payload + entry.start, memoryview(raw), header.path)
     return torch.frombuffer(raw, dtype=torch_dtype(entry.dtype)).reshape(entry.shape)
 
 
@@ -41,6 +51,7 @@ def rewrite_file(
     *,
     dtype: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda written: None,
+    ledger: Ledger | None = None,
 ) -> None:
     """Write a copy of a safetensors file with some tensors changed or added.
 
@@ -50,24 +61,94 @@ def rewrite_file(
         changed: replaces the source's tensors of the same name; names that it does not have are added at the end.
         dtype: cast floating tensors of the source to this; None keeps their bytes.
         progress: told the bytes written, piece by piece.
+        ledger: has the file read back beside the writing, and compared with the source.
+
+    Raises:
+        LiftkitError: if the source changed since its header was read, or the disk refuses.
+        UsageError: if a tensor does not fit into ``dtype``.
     """
     entries = _plan(source, changed, dtype)
-    with source.path.open("rb") as original, atomic_file(target) as file:
-        file.write(encode_header(entries, source.metadata or {"format": "pt"}))
-        for piece in _pieces(source, entries, changed):
-            if isinstance(piece, range):
-                copy_range(original, source.payload + piece.start, len(piece), file, progress)
+    lead = encode_header(entries, source.metadata or {"format": "pt"})
+    parts = _parts(source, Header(target, entries, {}, len(lead)), changed.keys())
+    size = max((part.end for part in parts), default=len(lead))
+    with _writing(source.path, source.stamp, target, size, parts, ledger) as (original, file, tell):
+        _write(file, 0, lead)
+        tell(len(lead))
+        for piece in _pieces(parts):
+            if isinstance(piece, Part) and piece.name in changed:
+                _write_tensor(file, piece.start, changed[piece.name])
+                tell(piece.end)
+                progress(piece.end - piece.start)
+            elif isinstance(piece, Part):
+                for raw, at in _cast_chunks(original, source.path, piece, progress):
+                    _write(file, at, raw)
+                    tell(at + len(raw))
             else:
-                tensor = changed[piece] if piece in changed else read_tensor(source, piece).to(dtype)
-                _write_tensor(file, tensor)
-                progress(entries[piece].size)
+                start, end, origin = piece
+                copy_range(original, origin, end - start, file, start, _both(progress, tell))
+
+
+def copy_file(
+    source: Path,
+    target: Path,
+    *,
+    stamp: Stamp | None = None,
+    header: Header | None = None,
+    progress: Callable[[int], None] = lambda written: None,
+    ledger: Ledger | None = None,
+) -> None:
+    """Copy a file whole, in the kernel where it can; ``header`` is its own if it is a safetensors file.
+
+    Raises:
+        LiftkitError: if it is not the file of the stamp, or the disk refuses.
+    """
+    with open_regular(source, stamp) as file:
+        stamp = stamp_of(file)
+    origins = {name: header.payload + entry.start for name, entry in header.tensors.items()} if header else {}
+    parts = parts_of(header, origins) if header else [Part("", 0, stamp.size, 0)]
+    with _writing(source, stamp, target, stamp.size, parts, ledger) as (original, written, tell):
+        copy_range(original, 0, stamp.size, written, 0, _both(progress, tell))
+
+
+def link_file(source: Path, target: Path, header: Header | None = None, ledger: Ledger | None = None) -> bool:
+    """Give a file a second name, where the file system and its rules allow that; whether they did."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        return False
+    if ledger is not None:
+        size = target.stat().st_size
+        follower = Follower(target, size, parts_of(header) if header else ())
+        follower.advance(size)
+        ledger.add(target, follower)
+    return True
+
+
+def compare_files(source: Header, target: Header, changed: Container[str]) -> None:
+    """Whether a rewritten file holds its source's tensors, cast where it has another dtype, all but the changed ones.
+
+    Raises:
+        ProofError: naming the first tensor that is missing, has another shape or other bytes.
+    """
+    for name, entry in source.tensors.items():
+        found = target.tensors.get(name)
+        if found is None or (name not in changed and found.shape != entry.shape):
+            what = "is missing" if found is None else f"has shape {list(found.shape)}, its source {list(entry.shape)}"
+            raise ProofError(f"{target.path}: tensor {name!r} {what}")
+    added = next((name for name in target.tensors if name not in source.tensors and name not in changed), None)
+    if added is not None:
+        raise ProofError(f"{target.path}: tensor {added!r} is not in {source.path}")
+    size = target.path.stat().st_size
+    follower = Follower(target.path, size, _parts(source, target, changed), (source.path, source.stamp))
+    follower.advance(size)
+    follower.result()
 
 
 def rewritten_size(source: Header, changed: dict[str, TensorEntry], dtype: str | None) -> int:
     """Bytes of the tensors that :func:`rewrite_file` would write (its header aside)."""
     kept = {name: entry for name, entry in source.tensors.items() if name not in changed}
     total = sum(entry.size for entry in changed.values())
-    return total + sum(tensor_bytes(_cast(entry.dtype, dtype), entry.shape) for entry in kept.values())
+    return total + sum(tensor_bytes(cast_name(entry.dtype, dtype), entry.shape) for entry in kept.values())
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -77,8 +158,6 @@ def torch_dtype(name: str) -> torch.dtype:
         UsageError: if torch here has no such dtype.
     """
     import torch
-
-    from liftkit.errors import UsageError
 
     if name not in _TORCH_NAMES:
         raise UsageError(f"tensors of dtype {name} are not supported; convert the full-precision checkpoint")
@@ -90,8 +169,66 @@ def dtype_name(dtype: torch.dtype) -> str:
     return {value: key for key, value in _TORCH_NAMES.items()}[str(dtype).removeprefix("torch.")]
 
 
-def _cast(name: str, wanted: str | None) -> str:
-    return wanted if wanted is not None and name in ("F64", "F32", "F16", "BF16") else name
+def cast_name(name: str, wanted: str | None) -> str:
+    """The dtype that a tensor gets: floating ones the wanted, others keep theirs."""
+    return wanted if wanted is not None and name in FLOATS else name
+
+
+def casts(header: Header, wanted: str | None) -> bool:
+    """Whether any of a file's tensors gets another dtype."""
+    return any(cast_name(entry.dtype, wanted) != entry.dtype for entry in header.tensors.values())
+
+
+def copy_range(
+    source: IO[bytes], offset: int, size: int, target: IO[bytes], position: int, told: Callable[[int, int], None]
+) -> None:
+    """Copy bytes between files in the kernel where it can, else through a buffer.
+
+    Args:
+        source: open for reading.
+        offset: in it.
+        size: bytes.
+        target: open for writing.
+        position: in it.
+        told: the bytes copied and the position reached, piece by piece.
+
+    Raises:
+        LiftkitError: if the source ends before.
+    """
+    while size > 0:
+        count = min(size, CHUNK)
+        try:
+            copied = os.copy_file_range(source.fileno(), target.fileno(), count, offset, position)
+        except (OSError, AttributeError):
+            copied = os.pwrite(target.fileno(), os.pread(source.fileno(), count, offset), position)
+        if copied == 0:
+            raise LiftkitError(f"{source.name}: became shorter while it was read; run again")
+        offset, position, size = offset + copied, position + copied, size - copied
+        told(copied, position)
+
+
+def _both(progress: Callable[[int], None], tell: Callable[[int], None]) -> Callable[[int, int], None]:
+    def told(count: int, position: int) -> None:
+        progress(count)
+        tell(position)
+
+    return told
+
+
+@contextmanager
+def _writing(
+    source: Path, stamp: Stamp | None, target: Path, size: int, parts: list[Part], ledger: Ledger | None
+) -> Iterator[tuple[IO[bytes], IO[bytes], Callable[[int], None]]]:
+    """The source, a new file, and whom to tell how far that is written."""
+    with open_regular(source, stamp) as original, atomic_file(target) as file:
+        follower = None
+        if ledger is not None:
+            follower = Follower(target, size, parts, (source, stamp), under=Path(str(file.name)), sync=True)
+            ledger.add(target, follower)
+        yield original, file, follower.advance if follower else lambda position: None
+    if stamp is not None:
+        with open_regular(source, stamp):
+            pass
 
 
 def _plan(source: Header, changed: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, TensorEntry]:
@@ -103,50 +240,85 @@ def _plan(source: Header, changed: dict[str, Tensor], dtype: torch.dtype | None)
         if name in changed:
             kind, shape = dtype_name(changed[name].dtype), tuple(changed[name].shape)
         else:
-            kind, shape = _cast(source.tensors[name].dtype, wanted), source.tensors[name].shape
+            kind, shape = cast_name(source.tensors[name].dtype, wanted), source.tensors[name].shape
         size = tensor_bytes(kind, shape)
         entries[name] = TensorEntry(kind, shape, position, position + size)
         position += size
     return entries
 
 
-def _pieces(source: Header, entries: dict[str, TensorEntry], changed: dict[str, Tensor]) -> Iterator[range | str]:
-    """What the payload is made of: byte ranges of the source's payload that stay, and names that are written anew."""
-    run: range | None = None
-    for name, entry in entries.items():
-        old = source.tensors.get(name)
-        if name not in changed and old is not None and entry.dtype == old.dtype:
-            # Neighbours that stay go in one piece.
-            run = range(run.start if run else old.start, old.end)
-            continue
-        if run:
-            yield run
-        run = None
-        yield name
+def _parts(source: Header, target: Header, changed: Container[str]) -> list[Part]:
+    """The new file's tensors, with the place in the source of all that are not changed."""
+    kept = {name: entry for name, entry in source.tensors.items() if name not in changed}
+    parts = parts_of(target, {name: source.payload + entry.start for name, entry in kept.items()})
+    for index, part in enumerate(parts):
+        if part.origin is not None and source.tensors[part.name].dtype != target.tensors[part.name].dtype:
+            old, new = source.tensors[part.name].dtype, target.tensors[part.name].dtype
+            cast = _caster(source.path, part.name, torch_dtype(old), torch_dtype(new))
+            parts[index] = replace(part, cast=cast, ratio=DTYPE_BITS[old] / DTYPE_BITS[new])
+    return parts
+
+
+def _pieces(parts: list[Part]) -> Iterator[Part | tuple[int, int, int]]:
+    """What a file is made of: ranges (start, end, origin) that are copied, and tensors that are written anew."""
+    run: tuple[int, int, int] | None = None
+    for part in parts:
+        if part.origin is None or part.cast is not None:
+            if run:
+                yield run
+            run = None
+            yield part
+        # Neighbours that stay neighbours go in one piece.
+        elif run and run[1] == part.start and run[2] + run[1] - run[0] == part.origin:
+            run = (run[0], part.end, run[2])
+        else:
+            if run:
+                yield run
+            run = (part.start, part.end, part.origin)
     if run:
         yield run
 
 
-def copy_range(source: IO[bytes], offset: int, size: int, target: IO[bytes], progress: Callable[[int], None]) -> None:
-    """Copy bytes between files in the kernel where it can, else through a buffer."""
-    target.flush()
-    position = target.tell()
-    while size > 0:
-        count = min(size, CHUNK)
-        try:
-            copied = os.copy_file_range(source.fileno(), target.fileno(), count, offset, position)
-        except (OSError, AttributeError):
-            source.seek(offset)
-            copied = os.pwrite(target.fileno(), source.read(count), position)
-        if copied == 0:
-            raise OSError(5, "the source file became shorter while it was read")
-        offset, position, size = offset + copied, position + copied, size - copied
-        progress(copied)
-    target.seek(position)
+def _caster(path: Path, name: str, old: torch.dtype, new: torch.dtype) -> Callable[[bytearray], bytes]:
+    def cast(raw: bytearray) -> bytes:
+        import torch
+
+        tensor = torch.frombuffer(raw, dtype=old)
+        result = tensor.to(new)
+        if not torch.equal(result.isfinite(), tensor.isfinite()):
+            raise UsageError(
+                f"{path}: tensor {name!r} holds {tensor.abs().max().item():.3g}, which {str(new).removeprefix('torch.')} "
+                "cannot hold; choose bfloat16 or float32"
+            )
+        return result.view(torch.uint8).numpy().tobytes()
+
+    return cast
 
 
-def _write_tensor(file: IO[bytes], tensor: Tensor) -> None:
+def _cast_chunks(
+    source: IO[bytes], path: Path, part: Part, progress: Callable[[int], None]
+) -> Iterator[tuple[bytes, int]]:
+    """A tensor in its new dtype, chunk by chunk, each with its place in the new file."""
+    assert part.origin is not None
+    assert part.cast is not None
+    for at in range(part.start, part.end, CHUNK):
+        count = min(CHUNK, part.end - at)
+        raw = bytearray(round(count * part.ratio))
+        read_exactly(source.fileno(), part.origin + round((at - part.start) * part.ratio), memoryview(raw), path)
+        yield part.cast(raw), at
+        progress(count)
+
+
+def _write(file: IO[bytes], at: int, raw: bytes | memoryview) -> None:
+    rest = memoryview(raw)
+    while rest:
+        count = os.pwrite(file.fileno(), rest, at)
+        rest, at = rest[count:], at + count
+
+
+def _write_tensor(file: IO[bytes], at: int, tensor: Tensor) -> None:
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    file.write(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    if flat.numel():
+        _write(file, at, flat.view(torch.uint8).numpy().data)

@@ -12,11 +12,16 @@ from typing import Annotated
 import typer
 
 from liftkit.cli import console
+from liftkit.cli.compare import compare
 from liftkit.cli.convert import convert
 from liftkit.cli.demo import demo
+from liftkit.cli.finetune import finetune
 from liftkit.cli.fit import fit
+from liftkit.cli.generate import generate
+from liftkit.cli.recipes import recipes
 from liftkit.cli.report import report
 from liftkit.cli.sample import sample
+from liftkit.cli.verify import verify
 
 INTERRUPTED = 130
 
@@ -29,9 +34,14 @@ app = typer.Typer(
 )
 app.command()(convert)
 app.command()(fit)
+app.command()(verify)
 app.command()(report)
+app.command()(finetune)
+app.command()(compare)
 app.command()(sample)
+app.command()(generate)
 app.command()(demo)
+app.add_typer(recipes)
 
 
 def _version(wanted: bool) -> None:

@@ -14,6 +14,7 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -32,8 +33,8 @@ class Settings:
 
 
 settings = Settings()
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def quiet_libraries() -> None:
@@ -92,6 +93,8 @@ class _Rate(ProgressColumn):
 class Bars:
     """An observer that draws one bar per stage on stderr."""
 
+    _running: tuple[Progress, TaskID, str] | None = None
+
     @contextmanager
     def stage(self, title: str, total: float | None, unit: str) -> Iterator[Advance]:
         """See :class:`liftkit.progress.Observer`."""
@@ -105,10 +108,18 @@ class Bars:
         )
         with Progress(*columns, console=err) as progress:
             task = progress.add_task(escape(title), total=total, unit=unit)
+            self._running = progress, task, title
             yield lambda amount: progress.advance(task, amount)
+            self._running = None
             # A stage that had enough before its end is done all the same.
             progress.update(task, total=progress.tasks[0].completed)
 
     def note(self, text: str) -> None:
         """See :class:`liftkit.progress.Observer`."""
         note(text)
+
+    def status(self, text: str) -> None:
+        """See :class:`liftkit.progress.Observer`."""
+        if self._running is not None:
+            progress, task, title = self._running
+            progress.update(task, description=escape(f"{title}  {text}"))

@@ -59,6 +59,21 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Shards(StrEnum):
+    """Choices of ``--shards``."""
+
+    copy = "copy"
+    link = "link"
+
+
+class ProofOn(StrEnum):
+    """Choices of ``--proof``."""
+
+    auto = "auto"
+    model = "model"
+    projections = "projections"
+
+
 def number_of_images(text: str | None) -> int | Literal["auto"] | None:
     """``--num-images``: a number, ``auto``, or not given."""
     if text is None:
@@ -115,6 +130,13 @@ def convert(
     ] = Dtype.auto,
     seed: Seed = 0,
     lift: Annotated[Path | None, typer.Option(help="Reuse a saved lift (.safetensors) instead of fitting one.")] = None,
+    shards: Annotated[
+        Shards,
+        typer.Option(help="Weight files without a changed tensor: copy, or link (a second name for the same file)."),
+    ] = Shards.copy,
+    proof: Annotated[
+        ProofOn, typer.Option(help="Prove on the assembled model, on the projections alone, or as memory allows.")
+    ] = ProofOn.auto,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier conversion.", rich_help_panel="Dangerous options")
@@ -140,6 +162,8 @@ def convert(
         seed=seed,
         overwrite=overwrite,
         lift=lift,
+        shards=shards.value,
+        proof=proof.value,
     )
     plan = make_plan(model, output, options)
     print_plan(plan)
@@ -156,7 +180,8 @@ def print_plan(plan: Plan) -> None:
     """What would happen."""
     options = plan.options
     rewritten = ", ".join(f"{name} {tuple(entry.shape)}" for name, entry in plan.rewritten.items())
-    copied = "copied byte for byte" if options.dtype == "auto" else f"cast to {options.dtype}"
+    how = "copied byte for byte" if options.shards == "copy" else "linked or copied, by whole shards"
+    copied = how if options.dtype == "auto" else f"cast to {options.dtype}"
     console.table(
         "Plan",
         [
@@ -168,6 +193,7 @@ def print_plan(plan: Plan) -> None:
             ("rewritten", rewritten),
             ("transformer", console.size(plan.transformer_bytes)),
             ("disk", f"{console.size(plan.needed_bytes)} for {plan.output}"),
+            ("proof", f"on the {plan.proof} ({plan.reasons['proof']})"),
             ("device", f"{options.device} ({plan.reasons['device']})"),
         ],
     )  # fmt: skip
@@ -212,7 +238,7 @@ def print_summary(result: Conversion) -> None:
     rows = [
         *lift_rows(result.lift),
         ("proof", f"deviation {proof.exact:.1e} in full precision, {proof.stored:.1e} as stored in {proof.dtype} "
-                  f"({proof.steps} steps)"),
+                  f"({proof.steps} steps, on the {proof.kind})"),
         ("model", str(output)),
         ("report", str(output / "alignment.html")),
         ("next", f'liftkit sample {output} -p "a prompt" -o samples.png'),

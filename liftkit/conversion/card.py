@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from liftkit.conversion.plan import Plan
     from liftkit.conversion.result import Conversion
 
+_PROVED = {
+    "model": "both models",
+    "projections": "the projections of both models (every other tensor is the source's, bit for bit)",
+}
 PACKAGES = ("liftkit", "torch", "diffusers", "transformers", "safetensors", "numpy")
 
 
@@ -72,15 +76,16 @@ is the source's own. Untrained, it paints s A z of what its source would paint; 
 import liftkit
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{plan.output.resolve().name}")
+pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
 image = pipe(prompt="a prompt", height={size}, width={size}{_text_length(plan)}).images[0]
 ```
 
 | what | value |
 |---|---|
 {rows}
-The proof ran both models from tied noise for {proof.steps} Euler steps on {proof.tokens[0]} x {proof.tokens[1]} tokens;
-deviations are relative to the largest value. See `alignment.html` for pictures and `liftkit.json` for provenance.
+The proof ran {_PROVED[proof.kind]} from tied noise for {proof.steps} Euler steps on
+{proof.tokens[0]} x {proof.tokens[1]} tokens; deviations are relative to the largest value. See `alignment.html` for pictures
+and `liftkit.json` for provenance.
 
 {_licence_line(plan, licence)}
 """

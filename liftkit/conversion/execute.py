@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from liftkit.checkpoint.files import write_text
-from liftkit.checkpoint.folder import atomic_folder, manifest, tree_size
+from liftkit.checkpoint.folder import RECORD, atomic_folder, digests
+from liftkit.checkpoint.follow import Ledger
+from liftkit.checkpoint.source import check_unchanged
 from liftkit.conversion.card import model_card, versions
-from liftkit.conversion.fitting import fit_plan
 from liftkit.conversion.plan import ConvertOptions, Plan, make_plan
 from liftkit.conversion.result import Conversion
 from liftkit.conversion.verify import prove
-from liftkit.conversion.write import write_components, write_transformer
+from liftkit.conversion.write import Carrier, write_components, write_transformer
+from liftkit.lift import Lift
 from liftkit.progress import Observer, Silent
 from liftkit.report.data import Report
 from liftkit.report.pages import alignment_page
@@ -47,26 +49,42 @@ def convert(
 
 def execute(plan: Plan, observer: Observer) -> Conversion:
     """Carry out a plan; see :func:`convert`."""
-    lift, skipped = fit_plan(plan, observer)
+    # The folder is claimed before the fit: a second run into the same one learns so at once.
     with atomic_folder(plan.output, overwrite=plan.options.overwrite) as building:
-        write_components(plan, lift, building)
-        write_transformer(plan, lift, building, observer)
-        proof = prove(
-            plan.model.path,
-            building,
-            plan.spec,
-            lift,
-            device=plan.options.device,
-            steps=plan.options.proof_steps,
-            seed=plan.options.seed,
-            observer=observer,
-        )
-        result = Conversion(plan, lift, proof, skipped)
-        _write_report(result, building, observer)
+        lift, skipped = _lift(plan, observer)
+        with Ledger(building) as ledger:
+            carrier = Carrier(plan.sources, plan.options.shards == "link", ledger, observer.note)
+            write_components(plan, lift, building, carrier)
+            write_transformer(plan, lift, building, observer, carrier)
+            proof = prove(
+                plan.model.path,
+                building,
+                plan.spec,
+                lift,
+                kind="projections" if plan.proof == "projections" else plan.options.proof,
+                # The ledger compares what is copied; whatever it finds, it says before the output is there.
+                compared=True,
+                device=plan.options.device,
+                steps=plan.options.proof_steps,
+                seed=plan.options.seed,
+                observer=observer,
+            )
+            result = Conversion(plan, lift, proof, skipped)
+            _write_report(result, building, ledger, observer)
+        check_unchanged(plan.sources)
     return result
 
 
-def _write_report(result: Conversion, building: Path, observer: Observer) -> None:
+def _lift(plan: Plan, observer: Observer) -> tuple[Lift, str]:
+    """The lift of a plan, given or fitted, and a line on images that could not be used (or nothing)."""
+    if plan.lift is not None:
+        return plan.lift, ""
+    from liftkit.conversion.fitting import fit_plan
+
+    return fit_plan(plan, observer)
+
+
+def _write_report(result: Conversion, building: Path, ledger: Ledger, observer: Observer) -> None:
     """Alignment page and figures, model card, and last the manifest."""
     plan = result.plan
     provenance = {
@@ -79,22 +97,25 @@ def _write_report(result: Conversion, building: Path, observer: Observer) -> Non
     write_text(building / "alignment.json", json.dumps(report.to_dict(), indent=2) + "\n")
     write_text(building / "alignment.html", alignment_page(report))
     write_text(building / "README.md", model_card(result))
-    with observer.stage("write: checksums", tree_size(building), "bytes") as advance:
-        checksums = manifest(building, advance)
+    with observer.stage("write: checksums", None, "bytes") as advance:
+        found = digests(building, ledger.digests(), advance)
     record = {
         "format": "liftkit.conversion",
         "version": 1,
         **provenance,
         "scale": result.lift.scale,
         "proof": report.proof,
-        "sha256": checksums,
+        "sha256": {path: digest.sha256 for path, digest in found.items()},
+        # By the digest of their file: what is no longer that file is not looked up here by mistake.
+        "tensors": {digest.sha256: digest.tensors for digest in found.values() if digest.tensors},
     }
-    write_text(building / "liftkit.json", json.dumps(record, indent=2) + "\n")
+    write_text(building / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def _plain_options(options: ConvertOptions) -> dict[str, Any]:
-    """Options as plain data; of paths the name alone, for the folder may be published."""
+    """Options as plain data, without those that leave every byte as it is; of paths the name alone, for the folder may
+    be published."""
     paths = {
         key: Path(value).name for key, value in vars(options).items() if value and key in ("images", "lift", "prompts")
     }
-    return {**vars(options), **paths}
+    return {key: value for key, value in {**vars(options), **paths}.items() if key not in ("overwrite", "shards")}

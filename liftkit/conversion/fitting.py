@@ -21,9 +21,7 @@ from liftkit.sampling import latent_samples
 
 
 def fit_plan(plan: Plan, observer: Observer) -> tuple[Lift, str]:
-    """The lift of a plan, given or fitted, and a line on images that could not be used (or nothing)."""
-    if plan.lift is not None:
-        return plan.lift, ""
+    """The lift that is fitted for a plan, and a line on images that could not be used (or nothing)."""
     source = open_source(plan, plan.options, observer)
     collection = fit_pass(source, plan.options, plan.latent_patch, observer=observer)
     lift = fit_collected(collection, plan.options, plan.latent_patch, source, observer)

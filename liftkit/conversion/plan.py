@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from liftkit.checkpoint.folder import check_space, check_target, tree_size
-from liftkit.checkpoint.header import TensorEntry, tensor_bytes
-from liftkit.checkpoint.model import Weights
-from liftkit.checkpoint.rewrite import rewritten_size
+from liftkit.checkpoint.folder import check_space, check_target
+from liftkit.checkpoint.header import Header, TensorEntry, tensor_bytes
+from liftkit.checkpoint.model import ModelFolder, Weights
+from liftkit.checkpoint.rewrite import casts, rewritten_size
+from liftkit.checkpoint.source import PICKLES, Stamp, check_at_home, list_files, stamps
+from liftkit.conversion.memory import ProofKind, choose_proof
 from liftkit.conversion.subject import Subject, check_sources, choose, inspect_model
 from liftkit.errors import UsageError
 from liftkit.fit.engine import FitOptions
@@ -30,12 +32,16 @@ class ConvertOptions(FitOptions):
         overwrite: replace an existing output.
         lift: reuse a saved lift instead of fitting one.
         proof_steps: Euler steps of the proof.
+        shards: whether weight files without a changed tensor are a ``copy``, or a ``link``: a second name of the source's.
+        proof: on the assembled ``model``, on the ``projections`` alone, or ``auto``: the model where memory allows.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     overwrite: bool = False
     lift: Path | None = None
     proof_steps: int = 8
+    shards: Literal["copy", "link"] = "copy"
+    proof: ProofKind = "auto"
 
 
 @dataclass
@@ -51,6 +57,9 @@ class Plan(Subject):
         transformer_bytes: of the new transformer.
         needed_bytes: disk that the whole output takes.
         lift: a given lift, checked.
+        brought: the source's files that come along, by their path in the output.
+        sources: what every file that is read looked like, to be sure at the end that it is still the same.
+        proof: how the conversion will be proved; the reason is among the reasons.
     """
 
     output: Path
@@ -61,6 +70,18 @@ class Plan(Subject):
     transformer_bytes: int = 0
     needed_bytes: int = 0
     lift: Lift | None = None
+    brought: dict[str, Path] = field(default_factory=dict)
+    sources: dict[Path, Stamp] = field(default_factory=dict)
+    proof: ProofKind = "model"
+
+    @property
+    def wanted(self) -> str | None:
+        """The dtype that floating tensors are cast to, as safetensors calls it, or None to keep their own."""
+        return None if self.options.dtype == "auto" else DTYPES[self.options.dtype]
+
+    def is_untouched(self, header: Header) -> bool:
+        """Whether a weight file of the transformer comes along as it is."""
+        return self.rewritten.keys().isdisjoint(header.tensors) and not casts(header, self.wanted)
 
 
 def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
@@ -85,13 +106,51 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
     else:
         check_sources(chosen)
     _plan_tensors(plan)
-    # The source's VAE stays beside the new model, every other component comes along, the reference holds the
-    # projections and the output norm again, and the report a few pictures.
-    others = sum(tree_size(subject.model.path / name) for name in subject.model.components if name != "transformer")
-    kept_apart = 2 * sum(entry.size for entry in plan.rewritten.values()) + _size_of(plan, plan.spec.reference)
-    plan.needed_bytes = plan.transformer_bytes + others + kept_apart + REPORT_BYTES
+    _plan_files(plan)
+    plan.proof, plan.reasons["proof"] = choose_proof(chosen.proof, weights, chosen.device)
     check_space(output, plan.needed_bytes)
     return plan
+
+
+def brought_files(model: ModelFolder) -> dict[str, Path]:
+    """The source's files that come along, by their path in the output: every component that is not made anew, the
+    original VAE beside the new model, and the licence; pickles stay behind.
+
+    Raises:
+        UsageError: see :func:`liftkit.checkpoint.source.list_files`.
+    """
+    folders = {name: name for name in model.components if name not in ("transformer", "scheduler")}
+    folders["vae"] = "latent/vae"
+    found = {
+        f"{place}/{path.relative_to(model.path / name).as_posix()}": path
+        for name, place in folders.items()
+        for path in list_files(model.path / name, model.home)
+        if path.suffix not in PICKLES
+    }
+    licences = [path for path in sorted(model.path.glob("LICENSE*")) if path.is_file()]
+    for path in licences:
+        check_at_home(path, model.home)
+    return found | {path.name: path for path in licences}
+
+
+def _plan_files(plan: Plan) -> None:
+    """Which files come along, what each looks like now, and what the output takes."""
+    model = plan.model
+    plan.brought = brought_files(model)
+    transformer = [header.path for header in plan.weights.headers.values()]
+    configs = [model.path / "transformer" / "config.json", model.path / "scheduler" / "scheduler_config.json"]
+    plan.sources = stamps([model.path / "model_index.json", *configs, *transformer, *plan.brought.values()])
+    # Headers were read a moment ago: that file, not one that took its place since, is what was planned for.
+    plan.sources |= {header.path: header.stamp for header in plan.weights.headers.values() if header.stamp is not None}
+    # The reference holds the projections and the output norm again, and the report a few pictures.
+    kept_apart = 2 * sum(entry.size for entry in plan.rewritten.values()) + _size_of(plan, plan.spec.reference)
+    others = [plan.sources[path] for path in plan.brought.values()]
+    plan.needed_bytes = plan.transformer_bytes + sum(stamp.size for stamp in others) + kept_apart + REPORT_BYTES
+    if plan.options.shards == "link":
+        device = plan.output.resolve().parent.stat().st_dev
+        linked = [plan.sources[path] for path in plan.brought.values() if path.suffix == ".safetensors"]
+        linked += [plan.sources[h.path] for h in plan.weights.headers.values() if plan.is_untouched(h)]
+        plan.needed_bytes -= sum(stamp.size for stamp in linked if stamp.device == device)
 
 
 def _check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
@@ -114,7 +173,6 @@ def _size_of(plan: Plan, modules: tuple[str, ...]) -> int:
 def _plan_tensors(plan: Plan) -> None:
     """Which tensors change and what the new transformer weighs, from headers and config alone."""
     growth = plan.dim // plan.rank if plan.dim % plan.rank == 0 else plan.dim / plan.rank
-    wanted = None if plan.options.dtype == "auto" else DTYPES[plan.options.dtype]
     for projection, side in plan.spec.projections:
         for kind in ("weight", "bias") if side == "output" else ("weight",):
             name = f"{projection.path}.{kind}"
@@ -124,10 +182,11 @@ def _plan_tensors(plan: Plan) -> None:
                         f"{plan.model.path / 'transformer'}: tensor {name!r} is missing; is the model complete?"
                     )
                 continue
+            _check_projection(plan, name, side)
             entry = plan.weights.headers[plan.weights.where[name]].tensors[name]
             axis = 1 if side == "input" else 0
             shape = tuple(round(n * growth) if i == axis else n for i, n in enumerate(entry.shape))
-            dtype = wanted or entry.dtype
+            dtype = plan.wanted or entry.dtype
             plan.rewritten[name] = TensorEntry(dtype, shape, 0, tensor_bytes(dtype, shape))
     plan.rewritten["lift.basis"] = TensorEntry("F32", (plan.dim, plan.rank), 0, 4 * plan.dim * plan.rank)
     plan.kept = len(plan.weights.where) - (len(plan.rewritten) - 1)
@@ -135,5 +194,17 @@ def _plan_tensors(plan: Plan) -> None:
         here = {
             name: entry for name, entry in plan.rewritten.items() if plan.weights.where.get(name) == header.path.name
         }
-        plan.transformer_bytes += rewritten_size(header, here, wanted)
+        plan.transformer_bytes += rewritten_size(header, here, plan.wanted)
     plan.transformer_bytes += plan.rewritten["lift.basis"].size
+
+
+def _check_projection(plan: Plan, name: str, side: str) -> None:
+    """Whether a projection is what can be lifted: of the right width, and finite."""
+    from liftkit.conversion.surgery import check_finite, check_width
+
+    header = plan.weights.headers[plan.weights.where[name]]
+    if name.endswith(".weight"):
+        check_width(name, header.tensors[name].shape, side, plan.rank, header.path)
+    tensor = plan.weights.read(name)
+    assert tensor is not None
+    check_finite(name, tensor, header.path)

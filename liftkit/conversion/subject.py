@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import ModelFolder, find_model
+from liftkit.checkpoint.source import PICKLES, list_files
 from liftkit.errors import UsageError
 from liftkit.fit.engine import FitOptions, color_names
 from liftkit.models.latents import vae_geometry
@@ -67,8 +68,8 @@ def inspect_model(model: str) -> Subject:
     """
     folder = find_model(model, check=_check_model)
     spec, config, factor = _check_model(folder)
-    folder.weights("vae")
     _check_components(folder)
+    folder.weights("vae")
     return Subject(folder, spec, config, factor)
 
 
@@ -98,8 +99,9 @@ def _check_components(folder: ModelFolder) -> None:
         path = folder.path / name
         if not path.is_dir():
             raise UsageError(f"{path}: missing, though model_index.json lists it; is the model folder complete?")
-        weights = sorted(path.glob("*.safetensors"))
-        pickles = sorted(found for ending in ("bin", "pt", "ckpt") for found in path.glob(f"*.{ending}"))
+        files = list_files(path, folder.home)
+        weights = [file for file in files if file.suffix == ".safetensors"]
+        pickles = [file for file in files if file.suffix in PICKLES]
         if pickles and not weights:
             raise UsageError(
                 f"{pickles[0]}: a pickle, which liftkit never opens; save the model with safe_serialization=True"

@@ -7,7 +7,8 @@ the architecture's own order, and the pixel model sees its pixels folded, so A i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -62,7 +63,14 @@ def check_lift(spec: Architecture, config: Config, factor: int, lift: Lift) -> N
 def lifted_tensors(
     spec: Architecture, read: Callable[[str], Tensor | None], lift: Lift, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """The tensors that a conversion rewrites or adds, by name, on the CPU.
+    """The tensors that a conversion rewrites or adds, by name; see :func:`each_lifted`."""
+    return dict(each_lifted(spec, read, lift, dtype))
+
+
+def each_lifted(
+    spec: Architecture, read: Callable[[str], Tensor | None], lift: Lift, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a conversion rewrites or adds, by name, on the CPU, one at a time.
 
     Args:
         read: the source's tensor of a name, or None where there is none (a projection without bias).
@@ -70,35 +78,73 @@ def lifted_tensors(
         dtype: of the result; None takes each source tensor's own. The basis is float32 beside anything narrower.
 
     Raises:
-        UsageError: if a projection's weight is missing or has an unexpected shape.
+        UsageError: if a projection's weight is missing, has an unexpected shape or numbers that are not finite.
     """
-    result = {}
+    wide = False
     for projection, side in spec.projections:
         basis = native_basis(lift, projection.order)
         weight = read(f"{projection.path}.weight")
-        width = None if weight is None else (weight[0].numel() if side == "input" else weight.shape[0])
-        if weight is None or width != lift.rank:
-            raise UsageError(
-                f"tensor {projection.path}.weight: expected {lift.rank} numbers per token, "
-                + ("it is missing" if weight is None else f"found {width} (shape {tuple(weight.shape)})")
-            )
+        check_width(f"{projection.path}.weight", None if weight is None else tuple(weight.shape), side, lift.rank)
+        assert weight is not None
         apply = lift_input if side == "input" else lift_output
-        result[f"{projection.path}.weight"] = _rounded(apply, weight, basis, dtype)
+        product = _rounded(f"{projection.path}.weight", apply, weight, basis, dtype)
+        wide |= projection is spec.inputs[0] and product.dtype == torch.float64
+        yield f"{projection.path}.weight", product
+        del product
         bias = read(f"{projection.path}.bias")
         if side == "output" and bias is not None:
-            result[f"{projection.path}.bias"] = _rounded(lift_output, bias, basis, dtype)
+            name = f"{projection.path}.bias"
+            yield name, _rounded(name, lift_output, bias, basis, dtype)
     # Images are patchified channel first before the velocity is recovered; packed tokens keep the model's order.
     state_order = spec.inputs[0].order if spec.layout == "tokens" else "cpq"
     basis = native_basis(lift, state_order)
-    result[BASIS] = basis if result[f"{spec.inputs[0].path}.weight"].dtype == torch.float64 else basis.float()
-    return result
+    yield BASIS, basis if wide else basis.float()
+
+
+def check_width(name: str, shape: tuple[int, ...] | None, side: str, rank: int, where: object = "") -> None:
+    """Whether a projection's weight takes or gives tokens of r numbers.
+
+    Raises:
+        UsageError: naming the tensor, its shape and ``where`` it stands.
+    """
+    width = None if not shape or len(shape) < 2 else (prod(shape[1:]) if side == "input" else shape[0])
+    if width != rank:
+        found = "it is missing" if shape is None else f"found {width} (shape {shape})"
+        place = f"{where}: " if where else ""
+        raise UsageError(f"{place}tensor {name}: expected {rank} numbers per token, {found}")
+
+
+def check_finite(name: str, tensor: Tensor, where: object = "") -> None:
+    """Whether a projection's numbers are all finite: one that is not would spoil every pixel.
+
+    Raises:
+        UsageError: naming the tensor, how many are not, and ``where`` it stands.
+    """
+    wrong = tensor.numel() - int(tensor.isfinite().sum())
+    if wrong:
+        place = f"{where}: " if where else ""
+        raise UsageError(
+            f"{place}tensor {name!r}: {wrong} of {tensor.numel()} numbers are NaN or infinite; fetch the file again"
+        )
 
 
 def _rounded(
-    apply: Callable[[Tensor, Tensor], Tensor], tensor: Tensor, basis: Tensor, dtype: torch.dtype | None
+    name: str,
+    apply: Callable[[Tensor, Tensor], Tensor],
+    tensor: Tensor,
+    basis: Tensor,
+    dtype: torch.dtype | None,
 ) -> Tensor:
     """A product in float64, rounded to ``dtype`` or to the tensor's own."""
-    return apply(tensor.cpu().double(), basis).to(dtype or tensor.dtype)
+    check_finite(name, tensor)
+    product = apply(tensor.cpu().double(), basis)
+    rounded = product.to(dtype or tensor.dtype)
+    if not rounded.isfinite().all():
+        raise UsageError(
+            f"tensor {name!r}: source times lift reaches {product.abs().max().item():.3g}, which "
+            f"{str(rounded.dtype).removeprefix('torch.')} cannot hold; choose bfloat16 or float32"
+        )
+    return rounded
 
 
 def lifted_config(spec: Architecture, config: Config, lift: Lift) -> dict[str, Any]:

@@ -4,15 +4,19 @@ Start the pixel model at noise eps and the latent model at ``A^T eps``; walk noi
 ``tau = k(sigma) sigma``. Then ``A^T (k x_t) = z_tau`` after every Euler step, and ``x_0 = s A z_0`` at the end.
 This holds for any network and whatever it is told, so that random conditioning proves as much as a prompt.
 
-First the stored projections are compared with the products, bit for bit. Then two runs are made, both in float32. With
-the projections computed in full precision the identity must hold to rounding, which proves the method, the geometry and
-every unchanged tensor (rounded in the source too, where another dtype was asked for). With the projections as stored
-(rounded once to the checkpoint's dtype) the deviation measures what that rounding costs.
+First the stored projections are compared with the products, bit for bit. Then two runs are made. With the projections
+computed in full precision the identity must hold to rounding, which proves the method, the geometry and every unchanged
+tensor (rounded in the source too, where another dtype was asked for). With the projections as stored (rounded once to the
+checkpoint's dtype) the deviation measures what that rounding costs.
+
+The runs are of the assembled models, in float32, where memory allows. Where it does not, they are of the projections
+alone, with a fixed function in the network's place (:mod:`liftkit.conversion.standin`), and every other tensor is
+compared with the source's, byte for byte: together that is the same theorem, for it holds for any function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,23 +25,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.asymflow import calibrate, lift_sigma
-from liftkit.checkpoint.model import Weights, read_weights
-from liftkit.checkpoint.rewrite import torch_dtype
-from liftkit.conversion.surgery import lifted_tensors
+from liftkit.checkpoint.model import Weights, read_json, read_weights
+from liftkit.checkpoint.rewrite import compare_files, torch_dtype
+from liftkit.conversion.memory import ProofKind
+from liftkit.conversion.standin import deviations
+from liftkit.conversion.surgery import each_lifted
+from liftkit.conversion.tied import GRID, TiedRun
 from liftkit.errors import LiftkitError, ProofError
 from liftkit.lift import Lift
-from liftkit.models.flow import FlowModel, euler, open_flow
+from liftkit.models.flow import open_flow
 from liftkit.models.registry import lifted_class
 from liftkit.models.spec import Architecture
 from liftkit.progress import Observer, Silent
-from liftkit.tokens import patchify, unpatchify
 
 EXACT_TOLERANCE = 1e-3
 # Each stored number is off by half a unit in the last place at most; over a few steps of a network that grows to
 # some tens of units. More than this is a fault, not rounding.
 STORED_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-GRID = (4, 6)
 
 
 @dataclass
@@ -50,6 +54,7 @@ class Proof:
         steps: Euler steps.
         tokens: the grid, rows and columns.
         dtype: of the stored projections.
+        kind: whether it ran on the assembled ``model`` or on the ``projections`` alone.
     """
 
     exact: float
@@ -57,6 +62,7 @@ class Proof:
     steps: int
     tokens: tuple[int, int]
     dtype: str
+    kind: str = "model"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -69,6 +75,8 @@ def prove(
     spec: Architecture,
     lift: Lift,
     *,
+    kind: ProofKind = "model",
+    compared: bool = False,
     device: str = "cpu",
     steps: int = 8,
     seed: int = 0,
@@ -81,52 +89,122 @@ def prove(
         converted: the pixel pipeline's folder.
         spec: the architecture.
         lift: the lift that was used.
+        kind: on the ``model`` or on the ``projections``; ``auto`` tries the model first.
+        compared: whether the bytes of unchanged tensors have been compared with the source's already.
 
     Raises:
-        ProofError: if a stored projection is not the product, or a deviation is beyond its tolerance.
+        ProofError: if a stored projection is not the product, another tensor not the source's, or a deviation is
+            beyond its tolerance.
         LiftkitError: if the device's memory does not hold a model in float32.
     """
+    case = _Case(spec, lift, read_weights(source / "transformer"), read_weights(converted / "transformer"), steps, seed)
     observer = observer or Silent()
-    weights = read_weights(source / "transformer")
-    stored = read_weights(converted / "transformer")
-    products = lifted_tensors(spec, weights.read, lift, torch.float64)
-    check_stored(stored, products)
-    try:
-        with full_precision(), observer.stage("prove: sampling both models", 3 * steps, "steps") as advance:
-            latent = _load(_stock(spec), source, device, weights.variant)
-            round_as_stored(latent, stored, products)
-            run = TiedRun(spec, dict(latent.config), lift, steps, seed, device)
-            reference = run.sample_latent(open_flow(latent))
-            advance(steps)
-            del latent
-            twin = _load(lifted_class(spec), converted, device, stored.variant)
-            as_stored = run.deviation(open_flow(twin), reference)
-            advance(steps)
-            full = {name: product.float() for name, product in products.items()}
-            twin.load_state_dict({**twin.state_dict(), **full}, strict=True)
-            exact = run.deviation(open_flow(twin), reference)
-            advance(steps)
-    except torch.OutOfMemoryError as error:
-        raise LiftkitError(
-            f"--device {device}: not enough memory for the proof, which needs the transformer in float32; use --device cpu"
-        ) from error
-    dtype = stored_dtype(stored, f"{spec.outputs[0].path}.weight")
-    proof = Proof(exact, as_stored, steps, GRID, str(dtype).removeprefix("torch."))
-    _check_deviations(proof, STORED_TOLERANCE.get(dtype, EXACT_TOLERANCE))
-    return proof
+    changed = check_stored(case.stored, each_lifted(spec, case.source.read, lift, torch.float64))
+    if kind != "projections":
+        try:
+            return case.judge(*_on_model(case, source, converted, device, observer), "model")
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if kind == "model":
+                raise LiftkitError(
+                    f"--device {device}: not enough memory for the proof, which needs the transformer in float32; "
+                    "try --proof projections, or use --device cpu"
+                ) from error
+        observer.note(f"the transformer does not fit into the memory of {device}; proving on the projections")
+    if not compared:
+        check_copied(case.source, case.stored, changed)
+    config = read_json(source / "transformer" / "config.json")
+    with observer.stage("prove: the projections", 3 * steps, "steps") as advance:
+        found = deviations(spec, lift, config, case.source.read, case.stored.read, steps, seed, advance)
+    return case.judge(*found, "projections")
 
 
-def check_stored(stored: Weights, products: dict[str, Tensor]) -> None:
+@dataclass
+class _Case:
+    """What is to be proved."""
+
+    spec: Architecture
+    lift: Lift
+    source: Weights
+    stored: Weights
+    steps: int
+    seed: int
+
+    def judge(self, exact: float, as_stored: float, kind: str) -> Proof:
+        """The proof, or ProofError if a deviation is beyond its tolerance."""
+        dtype = stored_dtype(self.stored, f"{self.spec.outputs[0].path}.weight")
+        proof = Proof(exact, as_stored, self.steps, GRID, str(dtype).removeprefix("torch."), kind)
+        _check_deviations(proof, STORED_TOLERANCE.get(dtype, EXACT_TOLERANCE))
+        return proof
+
+
+def _on_model(case: _Case, source: Path, converted: Path, device: str, observer: Observer) -> tuple[float, float]:
+    """Deviations in full precision and as stored, of the assembled models in float32."""
+    spec, steps, stored = case.spec, case.steps, case.stored
+    with full_precision(), observer.stage("prove: sampling both models", 3 * steps, "steps") as advance:
+        latent = _load(_stock(spec), source, device, case.source.variant)
+        products = dict(each_lifted(spec, case.source.read, case.lift, torch.float64))
+        round_as_stored(latent, stored, products)
+        run = TiedRun(spec, dict(latent.config), case.lift, steps, case.seed, device)
+        reference = run.sample_latent(open_flow(latent))
+        advance(steps)
+        del latent
+        twin = _load(lifted_class(spec), converted, device, stored.variant)
+        as_stored = run.deviation(open_flow(twin), reference)
+        advance(steps)
+        full = {name: product.float() for name, product in products.items()}
+        twin.load_state_dict({**twin.state_dict(), **full}, strict=True)
+        exact = run.deviation(open_flow(twin), reference)
+        advance(steps)
+    return exact, as_stored
+
+
+def check_stored(stored: Weights, products: Iterable[tuple[str, Tensor]]) -> set[str]:
     """Whether the stored projections are the products in float64, rounded once: bit for bit.
+
+    Returns:
+        The names of the products.
 
     Raises:
         ProofError: naming the tensor that is not.
     """
-    for name, product in products.items():
-        found = stored.read(name)
-        if found is None or not torch.equal(found, product.to(found.dtype)):
-            what = "is missing" if found is None else f"is not source times lift, rounded to {found.dtype}"
-            raise ProofError(f"the proof failed: the stored tensor {name!r} {what}; the output was discarded")
+    names = set()
+    for name, product in products:
+        names.add(name)
+        wrong = mismatch(stored, name, product)
+        if wrong:
+            raise ProofError(f"the proof failed: {wrong}; the output was discarded")
+    return names
+
+
+def mismatch(stored: Weights, name: str, product: Tensor, slack: float = 0.0) -> str:
+    """What is wrong with a stored projection that should be a product in float64, rounded once; nothing, if it is.
+
+    Args:
+        slack: of the product's largest value, by which the product itself may be off: none where it was computed by the
+            same machine, some units of float64 where by another.
+    """
+    found = stored.read(name)
+    if found is None:
+        return f"the stored tensor {name!r} is missing"
+    if found.shape == product.shape:
+        off = slack * product.abs().max()
+        low, high = (product - off).to(found.dtype), (product + off).to(found.dtype)
+        if bool(((found >= low) & (found <= high)).all()):
+            return ""
+    return f"the stored tensor {name!r} is not source times lift, rounded to {found.dtype}"
+
+
+def check_copied(source: Weights, stored: Weights, changed: Container[str]) -> None:
+    """Whether every tensor but the changed ones is the source's, cast where it is stored in another dtype.
+
+    Raises:
+        ProofError: naming the tensor that is not.
+    """
+    for header in source.headers.values():
+        shards = {stored.where.get(name) for name in header.tensors}
+        if len(shards) != 1 or None in shards:
+            raise ProofError(f"{header.path}: its tensors are not together in one converted file ({shards})")
+        compare_files(header, stored.headers[str(shards.pop())], changed)
 
 
 def stored_dtype(stored: Weights, name: str) -> torch.dtype:
@@ -165,68 +243,6 @@ def full_precision() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
-
-
-class TiedRun:
-    """Tied noise, tied grids and shared conditioning for a latent model and its pixel twin.
-
-    Args:
-        spec: the architecture.
-        config: of the latent transformer.
-        lift: between the two.
-        steps: of Euler's method.
-        seed: of noise and conditioning.
-        device: where the models are.
-        dtype: of the states.
-    """
-
-    def __init__(
-        self,
-        spec: Architecture,
-        config: dict[str, Any],
-        lift: Lift,
-        steps: int,
-        seed: int,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.lift, self.patch = lift, spec.latent_patch(config)
-        generator = torch.Generator().manual_seed(seed)
-        rows, columns = GRID
-        noise = torch.randn(1, 3, rows * lift.patch_size, columns * lift.patch_size, generator=generator)
-        conditioning = spec.conditioning(config, 1, generator)
-        self.noise = noise.to(device, dtype)
-        self.conditioning = {key: value.to(device) for key, value in conditioning.items()}
-        self.basis = lift.basis.to(device, dtype)
-        self.taus = torch.linspace(1.0, 0.0, steps + 1, device=device, dtype=dtype)
-
-    def sample_latent(self, flow: FlowModel) -> list[Tensor]:
-        """Latent tokens z_tau after every step, starting at A^T eps."""
-        start = patchify(self.noise, self.lift.patch_size) @ self.basis
-        rows, columns = GRID
-        trace: list[Tensor] = []
-        state = unpatchify(start, self.patch, rows * self.patch, columns * self.patch)
-        euler(flow, state, self.taus, self.conditioning, trace)
-        return [patchify(state, self.patch) for state in trace]
-
-    def deviation(self, flow: FlowModel, reference: list[Tensor]) -> float:
-        """Largest relative deviation of A^T (k x_t) from z_tau over the steps, and of x_0 from s A z_0."""
-        trace: list[Tensor] = []
-        sigmas = lift_sigma(self.taus, self.lift.scale)
-        euler(flow, self.noise, sigmas, self.conditioning, trace)
-        worst = 0.0
-        gains, _ = calibrate(sigmas[1:], self.lift.scale)
-        for state, gain, latent in zip(trace, gains, reference):
-            projected = gain * patchify(state, self.lift.patch_size) @ self.basis
-            worst = max(worst, relative(projected, latent))
-        lifted = self.lift.raise_tokens(reference[-1])
-        return max(worst, relative(patchify(trace[-1], self.lift.patch_size), lifted))
-
-
-def relative(value: Tensor, reference: Tensor) -> float:
-    """max |value - reference| / max |reference|; infinite if anything is not finite."""
-    error = ((value - reference).abs().max() / reference.abs().max()).item()
-    return error if error == error else float("inf")
 
 
 def _stock(spec: Architecture) -> Any:

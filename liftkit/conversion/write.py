@@ -1,39 +1,83 @@
-"""The converted folder, component by component; only the projections are computed, all else is copied."""
+"""The converted folder, component by component; only the projections are computed, all else is copied.
+
+Nothing here builds a model: the transformer's headers are read, its bytes go from file to file in the kernel.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from liftkit.checkpoint.files import write_safetensors, write_text
-from liftkit.checkpoint.folder import copy_tree
-from liftkit.checkpoint.header import read_header
+from liftkit.checkpoint.follow import Ledger
+from liftkit.checkpoint.header import Header, read_header
 from liftkit.checkpoint.model import STEM, Weights
-from liftkit.checkpoint.rewrite import rewrite_file
+from liftkit.checkpoint.rewrite import casts, copy_file, dtype_name, link_file, rewrite_file
+from liftkit.checkpoint.source import Stamp
 from liftkit.conversion.card import pipeline_file
-from liftkit.conversion.plan import Plan
+from liftkit.conversion.plan import Plan, brought_files
 from liftkit.conversion.surgery import BASIS, lifted_config, lifted_tensors
 from liftkit.lift import Lift
-from liftkit.models.autoencoder import PixelAutoencoder
 from liftkit.progress import Observer
 
 
-def write_components(plan: Plan, lift: Lift, building: Path) -> None:
+@dataclass
+class Carrier:
+    """How files come along that do not change.
+
+    Args:
+        stamps: what they looked like when the plan was made; another file is not taken in their place.
+        link: give weight files a second name instead of copying them, where the file system allows.
+        ledger: takes digests beside the writing.
+        note: hears where linking was not possible.
+    """
+
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    link: bool = False
+    ledger: Ledger | None = None
+    note: Callable[[str], object] = lambda text: None
+    told: bool = field(default=False, init=False)
+
+    def bring(
+        self,
+        source: Path,
+        target: Path,
+        header: Header | None = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        """Take one file along, as it is."""
+        if header is None and source.suffix == ".safetensors":
+            header = read_header(source)
+        if self.link and header is not None:
+            if link_file(source, target, header, self.ledger):
+                progress(target.stat().st_size)
+                return
+            if not self.told:
+                self.note(f"--shards link: {source} cannot be linked from here (another disk, or no right to); copying")
+            self.told = True
+        stamp = self.stamps.get(source)
+        copy_file(source, target, stamp=stamp, header=header, progress=progress, ledger=self.ledger)
+
+
+def write_components(plan: Plan, lift: Lift, building: Path, carrier: Carrier | None = None) -> None:
     """Everything but the transformer: index, pixel autoencoder, scheduler, and the source's other parts and licence."""
-    source = plan.model
-    for path in sorted(source.path.iterdir()):
-        part = path.is_dir() and path.name in source.index and path.name not in ("transformer", "vae", "scheduler")
-        if part or (path.is_file() and path.name.startswith("LICENSE")):
-            copy_tree(path, building / path.name)
-    (building / "latent").mkdir()
-    copy_tree(source.path / "vae", building / "latent" / "vae")
-    autoencoder = PixelAutoencoder.from_lift(lift, sample_size=source.image_size())
-    autoencoder.save_pretrained(building / "vae")
-    (building / "vae" / f"{STEM}.safetensors").chmod(0o666 & ~_umask())
+    source, carrier = plan.model, carrier or Carrier()
+    for name, path in brought_files(source).items():
+        target = building / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        carrier.bring(path, target)
+    (building / "vae").mkdir()
+    config, tensors = autoencoder_files(lift, source.image_size())
+    write_text(building / "vae" / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_safetensors(building / "vae" / f"{STEM}.safetensors", tensors, {"format": "pt"})
     scheduler = {**source.config("scheduler"), "lift_scale": lift.scale}
     scheduler["_class_name"] = f"Asym{source.class_of('scheduler')}"
     (building / "scheduler").mkdir()
@@ -49,23 +93,29 @@ def write_components(plan: Plan, lift: Lift, building: Path) -> None:
     lift.save(building / "lift.safetensors")
 
 
-def write_transformer(plan: Plan, lift: Lift, building: Path, observer: Observer) -> None:
+def write_transformer(
+    plan: Plan, lift: Lift, building: Path, observer: Observer, carrier: Carrier | None = None
+) -> None:
     """Stream the transformer's files into the new folder; only the projections are computed.
 
     What finetuning needs of the source, its projections and output norm, goes to ``latent/reference.safetensors``.
     """
-    target = building / "transformer"
+    target, carrier = building / "transformer", carrier or Carrier()
     target.mkdir()
     originals = {name: tensor for name in _reference(plan) if (tensor := plan.weights.read(name)) is not None}
     dtype = None if plan.options.dtype == "auto" else getattr(torch, plan.options.dtype)
     changed = lifted_tensors(plan.spec, originals.get, lift, dtype)
+    write_safetensors(building / "latent" / "reference.safetensors", originals, {"format": "pt"})
     home = plan.weights.where[f"{plan.spec.inputs[0].path}.weight"]
     where = {**plan.weights.where, BASIS: home}
     names = plain_names(plan.weights)
     with observer.stage("write: transformer", plan.transformer_bytes, "bytes") as advance:
         for name, header in plan.weights.headers.items():
             here = {key: tensor for key, tensor in changed.items() if where[key] == name}
-            rewrite_file(header, target / names[name], here, dtype=dtype, progress=advance)
+            if here or casts(header, dtype and dtype_name(dtype)):
+                rewrite_file(header, target / names[name], here, dtype=dtype, progress=advance, ledger=carrier.ledger)
+            else:
+                carrier.bring(header.path, target / names[name], header, advance)
     if plan.weights.sharded:
         written = [entry for name in names.values() for entry in read_header(target / name).tensors.values()]
         index = {
@@ -75,7 +125,32 @@ def write_transformer(plan: Plan, lift: Lift, building: Path, observer: Observer
         write_text(target / f"{STEM}.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
     config = lifted_config(plan.spec, plan.config, lift)
     write_text(target / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    write_safetensors(building / "latent" / "reference.safetensors", originals, {"format": "pt"})
+
+
+def autoencoder_files(lift: Lift, sample_size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and weights of the :class:`PixelAutoencoder` of a lift, as diffusers would save them, without building it
+    (diffusers alone takes more memory than a conversion)."""
+    channels = 3 * lift.fold**2
+    numbers = channels * lift.latent_patch**2
+    config = {
+        "_class_name": "PixelAutoencoder",
+        "_diffusers_version": version("diffusers"),
+        "batch_norm_eps": 0.0,
+        "block_out_channels": [channels] * lift.fold.bit_length(),
+        "color": lift.color.to_dict(),
+        "fold": lift.fold,
+        "latent_channels": channels,
+        "latent_patch": lift.latent_patch,
+        "sample_size": sample_size,
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+    }
+    tensors = {
+        "bn.num_batches_tracked": torch.tensor(0),
+        "bn.running_mean": torch.zeros(numbers),
+        "bn.running_var": torch.ones(numbers),
+    }
+    return config, tensors
 
 
 def plain_names(weights: Weights) -> dict[str, str]:
@@ -92,9 +167,3 @@ def _reference(plan: Plan) -> list[str]:
     """The tensors of the projections and of the modules that finetuning trains in full."""
     paths = [projection.path for projection, _ in plan.spec.projections] + list(plan.spec.reference)
     return [name for name in plan.weights.where if any(name.startswith(f"{path}.") for path in paths)]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +18,16 @@ from torch import Tensor
 
 from liftkit.errors import UsageError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 # Formats that Pillow opens but that are no pictures, or need other programs to draw.
 NO_PICTURES = {".pdf", ".ps", ".eps", ".wmf", ".emf", ".h5", ".hdf", ".grib", ".bufr", ".mpg", ".mpeg", ".fits", ".fit"}
 
-
 DECODERS = 4
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -84,8 +89,7 @@ class ImageFolder:
         self.path = Path(path).expanduser()
         if not self.path.is_dir():
             raise UsageError(f"--images {path}: no such folder; give a folder of images, or 'demo'")
-        endings = picture_endings()
-        files = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in endings and p.is_file())
+        files = picture_files(self.path)
         if not files:
             raise UsageError(f"--images {path}: no image files (.png, .jpg, .webp, .tif, ...) in this folder")
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(files))
@@ -98,19 +102,11 @@ class ImageFolder:
 
     def images(self, resolution: int, multiple: int, which: range | None = None) -> Iterator[tuple[int, Tensor]]:
         """See :class:`ImageSource`; decodes ahead in threads."""
-        pending = iter(which if which is not None else range(len(self.files)))
-        with ThreadPoolExecutor(max_workers=DECODERS) as pool:
-
-            def begin(place: int) -> tuple[int, Future[Tensor]]:
-                return place, pool.submit(load_image, self.files[place], resolution, multiple)
-
-            ahead = deque(begin(place) for place in islice(pending, 4 * DECODERS))
-            while ahead:
-                place, future = ahead.popleft()
-                ahead.extend(begin(following) for following in islice(pending, 1))
-                image = self._result(place, future)
-                if image is not None:
-                    yield place, image
+        places = which if which is not None else range(len(self.files))
+        for place, future in ahead(lambda place: load_image(self.files[place], resolution, multiple), places):
+            image = self._result(place, future)
+            if image is not None:
+                yield place, image
 
     def _result(self, place: int, future: Future[Tensor]) -> Tensor | None:
         """A decoded image, or None and a note of why not."""
@@ -173,6 +169,39 @@ def picture_endings() -> frozenset[str]:
     return frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN) - NO_PICTURES
 
 
+def picture_files(folder: Path) -> list[Path]:
+    """All picture files below a folder, in the order of their names."""
+    endings = picture_endings()
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+
+
+def ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int = DECODERS, window: int | None = None
+) -> Generator[tuple[Item, Future[Result]], None, None]:
+    """Items in their order, with work on the next ones done meanwhile by threads.
+
+    Args:
+        work: called with each item in a thread.
+        items: what to work on.
+        workers: threads.
+        window: items begun and not yet taken, at most; four a thread if left out.
+    """
+    pending = iter(items)
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+
+        def begin(item: Item) -> tuple[Item, Future[Result]]:
+            return item, pool.submit(work, item)
+
+        waiting = deque(begin(item) for item in islice(pending, window or 4 * workers))
+        try:
+            while waiting:
+                item, future = waiting.popleft()
+                waiting.extend(begin(following) for following in islice(pending, 1))
+                yield item, future
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 class TooSmall(ValueError):
     """An image smaller than a patch."""
 
@@ -194,30 +223,50 @@ def load_image(path: Path, resolution: int, multiple: int) -> Tensor:
         OSError: if Pillow cannot read it.
         TooSmall: if it is smaller than ``multiple``.
     """
+    image = read_picture(path, resolution)
+    side = min(resolution, min(image.size)) // multiple * multiple
+    if side == 0:
+        raise TooSmall(f"{path}: {image.width} x {image.height} pixels, smaller than a patch of {multiple}")
+    return covered(image, side, side)
+
+
+def read_picture(file: Path | IO[bytes], resolution: int) -> Image:
+    """A picture in RGB: upright, and on white where transparent.
+
+    Args:
+        file: any that Pillow reads.
+        resolution: a JPEG may be decoded at a reduced size, with neither side under this.
+
+    Raises:
+        OSError: if Pillow cannot read it; see :data:`BROKEN` for all that it raises.
+    """
     from PIL import Image, ImageOps
 
-    with Image.open(path) as file:
-        file.draft("RGB", (resolution, resolution))
-        image: Any = ImageOps.exif_transpose(file)
+    with Image.open(file) as opened:
+        opened.draft("RGB", (resolution, resolution))
+        image: Any = ImageOps.exif_transpose(opened)
         if "transparency" in image.info or "A" in image.getbands():
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         elif image.mode.startswith("I"):
             # 16-bit greyscale: Pillow would clip it to white.
             image = Image.fromarray((np.asarray(image, dtype=np.float64) / 256.0).clip(0, 255).astype(np.uint8))
-        image = image.convert("RGB")
-    side = min(resolution, min(image.size)) // multiple * multiple
-    if side == 0:
-        raise TooSmall(f"{path}: {image.width} x {image.height} pixels, smaller than a patch of {multiple}")
-    square = ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
+        return image.convert("RGB")
+
+
+def covered(image: Image, height: int, width: int) -> Tensor:
+    """An RGB picture resized to cover a size and cropped about its centre, uint8 (3, height, width)."""
+    from PIL import Image, ImageOps
+
+    fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(fitted).transpose(2, 0, 1).copy())
 
 
 def batches(images: Iterator[tuple[int, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Neighbouring images of equal shape, ``size`` at most.
 
     Yields:
-        Their places (B,), and themselves, float32 (B, 3, H, W) in [-1, 1].
+        Their places (B,), and themselves, uint8 (B, 3, H, W).
     """
     waiting: list[tuple[int, Tensor]] = []
     for pair in images:
@@ -230,12 +279,12 @@ def batches(images: Iterator[tuple[int, Tensor]], size: int) -> Iterator[tuple[T
 
 
 def _stacked(pairs: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.tensor([place for place, _ in pairs]), to_signed(torch.stack([image for _, image in pairs]))
+    return torch.tensor([place for place, _ in pairs]), torch.stack([image for _, image in pairs])
 
 
 def to_signed(images: Tensor) -> Tensor:
-    """uint8 images to float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1.0
+    """uint8 images to float32 in [-1, 1]; others are so already."""
+    return images.float() / 127.5 - 1.0 if images.dtype == torch.uint8 else images
 
 
 def to_uint8(images: Tensor) -> Tensor:

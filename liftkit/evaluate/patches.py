@@ -1,29 +1,51 @@
-"""Low-level statistics: the Frechet distance of 8 x 8 patches, and an unsharp mask as the control to beat."""
+"""Frechet distances of normal approximations, on patches of images; and an unsharp mask, the control to beat."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 PATCH = 8
+MOST_PATCHES = 2**18
+"""Patches that a covariance rests on at most; of larger sets every k-th patch is taken."""
+
+
+class Gaussian(NamedTuple):
+    """A sample seen as a normal distribution, in float64.
+
+    Args:
+        mean: (d,).
+        covariance: (d, d).
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def gaussian(rows: Tensor) -> Gaussian:
+    """Mean and covariance of (n, d); more rows than columns, or the covariance is singular."""
+    rows = rows.double()
+    return Gaussian(rows.mean(dim=0), torch.cov(rows.T))
+
+
+def frechet(a: Gaussian, b: Gaussian) -> float:
+    """Frechet distance of two normal distributions (Heusel et al. 2017).
+
+    Returns:
+        |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), >= 0.
+    """
+    # tr (S_a S_b)^(1/2) is the sum of the singular values of S_a^(1/2) S_b^(1/2).
+    roots = torch.linalg.svdvals(_root(a.covariance) @ _root(b.covariance)).sum()
+    means = (a.mean - b.mean).square().sum()
+    return (means + a.covariance.trace() + b.covariance.trace() - 2 * roots).clamp(min=0).item()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of two samples under normal approximations (Heusel et al. 2017).
-
-    Args:
-        a, b: (n, d) and (m, d); more rows than columns, or the covariances are singular.
-
-    Returns:
-        |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), >= 0, computed in float64.
-    """
-    a, b = a.double(), b.double()
-    covariance_a, covariance_b = torch.cov(a.T), torch.cov(b.T)
-    # tr (S_a S_b)^(1/2) is the sum of the singular values of S_a^(1/2) S_b^(1/2).
-    roots = torch.linalg.svdvals(_root(covariance_a) @ _root(covariance_b)).sum()
-    means = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
-    return (means + covariance_a.trace() + covariance_b.trace() - 2 * roots).clamp(min=0).item()
+    """:func:`frechet` of two samples, (n, d) and (m, d)."""
+    return frechet(gaussian(a), gaussian(b))
 
 
 def patch_frechet(images: Tensor, reference: Tensor) -> float:
@@ -35,7 +57,14 @@ def patch_frechet(images: Tensor, reference: Tensor) -> float:
     Returns:
         >= 0; 0 for equal distributions, biased up for few images.
     """
-    return frechet_distance(_patches(images), _patches(reference))
+    return frechet(patch_gaussian(images), patch_gaussian(reference))
+
+
+def patch_gaussian(images: Tensor) -> Gaussian:
+    """The mean-removed 8 x 8 patches of (n, 3, H, W) images in [-1, 1] as a normal distribution, d = 192."""
+    each = (images.shape[-2] // PATCH) * (images.shape[-1] // PATCH)
+    stride = -(-len(images) * each // MOST_PATCHES)
+    return gaussian(torch.cat([_patches(part)[::stride] for part in images.split(max(1, 2**24 // images[0].numel()))]))
 
 
 def unsharp(images: Tensor, amount: float) -> Tensor:

@@ -45,15 +45,14 @@ class FoldedMoments:
             pixel_tokens: (B, N, D).
             indices: (B,) each image's place in its source.
         """
-        which = indices % len(self._folds)
-        for fold in which.unique().tolist():
-            mask = which == fold
-            # A few images a fold make small products, which are slow: they wait for more.
+        which = (indices % len(self._folds)).tolist()
+        for fold, latents, pixels in zip(which, latent_tokens.split(1), pixel_tokens.split(1)):
+            # A few images make small products, which are slow: they wait for more of their fold.
             waiting = self._waiting[fold]
-            if waiting and waiting[0][0].shape[1] != latent_tokens.shape[1]:
+            if waiting and waiting[0][0].shape != latents.shape:
                 self._add_waiting(fold)
-            waiting.append((latent_tokens[mask], pixel_tokens[mask]))
-            if sum(z.shape[0] * z.shape[1] for z, _ in waiting) >= TOKENS_AT_ONCE:
+            waiting.append((latents, pixels))
+            if len(waiting) * latents.shape[1] >= TOKENS_AT_ONCE:
                 self._add_waiting(fold)
 
     def _add_waiting(self, fold: int) -> None:

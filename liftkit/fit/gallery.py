@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.data.images import to_uint8
+from liftkit.data.images import to_signed, to_uint8
 from liftkit.fit.alignment import AffineMap
 from liftkit.fit.pairs import PairSource
 from liftkit.lift import Lift
@@ -83,7 +83,7 @@ def render(source: PairSource, lift: Lift, linear: AffineMap, latents: Tensor, i
         return lift.color.decode(unpatchify(tokens, lift.patch_size, height, width))
 
     return {
-        "image": images,
+        "image": to_signed(images),
         "vae": source.space.decode(latents),
         "projection": show(x @ basis @ basis.T),
         "lift": show(lift.raise_tokens(z)),

@@ -60,9 +60,10 @@ class TokenMoments:
             )
         device = self.cross.device
         # One product gives all three moments; a value that is not finite shows on its diagonal.
-        joint = torch.cat([latent_tokens.to(device), pixel_tokens.to(device)], dim=-1)
-        joint = joint.reshape(-1, self.latent_dim + self.pixel_dim).double()
-        gram, total, r = joint.T @ joint, joint.sum(dim=0), self.latent_dim
+        r = self.latent_dim
+        joint = torch.empty(pixel_tokens.shape[:-1].numel(), r + self.pixel_dim, dtype=torch.float64, device=device)
+        joint[:, :r], joint[:, r:] = latent_tokens.flatten(0, -2), pixel_tokens.flatten(0, -2)
+        gram, total = _gram(joint), joint.sum(dim=0)
         if not torch.isfinite(gram.diagonal()).all():
             raise ValueError("moments: a token holds NaN or infinity")
         self.count += len(joint)
@@ -115,3 +116,14 @@ class TokenMoments:
         for name in cls.SUMS:
             setattr(moments, name, tensors[name])
         return moments
+
+
+def _gram(tokens: Tensor, blocks: int = 4) -> Tensor:
+    """``T^T T`` of tokens T (n, d): block by block, because only those on and above the diagonal have to be computed."""
+    dim = tokens.shape[1]
+    gram = tokens.new_empty(dim, dim)
+    for columns in torch.arange(dim).chunk(blocks):
+        first, end = int(columns[0]), int(columns[-1]) + 1
+        gram[first:end, first:] = tokens[:, first:end].T @ tokens[:, first:]
+        gram[end:, first:end] = gram[first:end, end:].T
+    return gram

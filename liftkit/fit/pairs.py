@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from liftkit.data.images import ImageSource, Skipped, batches
+from liftkit.data.images import ImageSource, Skipped, batches, to_signed
 from liftkit.models.latents import LatentSpace
 
 PIXELS_AT_ONCE = 1024 * 1024
@@ -27,7 +27,7 @@ class PairSource(Protocol):
     def __len__(self) -> int: ...
 
     def pairs(self, which: range) -> Iterator[Pair]:
-        """Batches of places (B,), normalised latents (B, C, h, w) and images (B, 3, H, W) in [-1, 1]."""
+        """Batches of places (B,), normalised latents (B, C, h, w) and images (B, 3, H, W), uint8 or in [-1, 1]."""
 
     def describe(self) -> dict[str, Any]:
         """Plain data for reports."""
@@ -61,7 +61,7 @@ class EncodedImages:
         full = self.resolution - self.resolution % self.side
         for places, images in batches(self.source.images(self.resolution, self.side, which), size):
             images = images.to(self.space.vae.device)
-            yield places, self._encode(images, size if images.shape[-1] == full else 1), images
+            yield places, self._encode(to_signed(images), size if images.shape[-1] == full else 1), images
 
     def _encode(self, images: Tensor, size: int) -> Tensor:
         """Latents of images in batches of ``size`` exactly, the last one filled up.

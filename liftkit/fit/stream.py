@@ -113,11 +113,18 @@ def collect(work: Pass, observer: Observer | None = None) -> Collection:
 def _gather(work: Pass, collection: Collection, places: range) -> Iterator[None]:
     """Add the pairs of all places that are not done; yields after each batch, when nothing is on its way.
 
-    A thread adds one batch while the VAE works on the next: a VAE leaves some of the processor idle, and a GPU all of it.
+    A GPU leaves the processor idle: a thread adds one batch while the VAE works on the next. On the processor itself both
+    would only fight over its cores, and batches are added in turn.
     """
+    pairs = work.source.pairs(places[collection.done :])
+    if work.source.space.vae.device.type == "cpu":
+        for pair in pairs:
+            _add(work, collection, places, *pair)
+            yield
+        return
     with ThreadPoolExecutor(max_workers=1) as pool:
         adding: Future[None] | None = None
-        for pair in work.source.pairs(places[collection.done :]):
+        for pair in pairs:
             if adding is not None:
                 adding.result()
                 yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from math import isqrt
 from typing import Any
 
@@ -9,9 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from liftkit.models.mixin import channels_for
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Grid
 from liftkit.tokens import patchify, unpatchify
+
+GUIDANCE = 4.0
+"""What a guidance-distilled model is told where the caller says nothing."""
 
 
 class FlowModel:
@@ -19,24 +24,30 @@ class FlowModel:
 
     Args:
         transformer: a supported stock diffusers transformer, or its Asym twin.
+        latent: the latent network that an Asym twin came from, where its shared weights still run as that: a callable
+            with the stock forward's arguments. The model is then a latent one.
 
     Raises:
         UsageError: if the class is not supported.
     """
 
-    def __init__(self, transformer: Any) -> None:
+    def __init__(self, transformer: Any, latent: Callable[..., Any] | None = None) -> None:
         name = type(transformer).__name__
         self.transformer = transformer
+        self.call = latent if latent is not None else transformer
         self.architecture = architecture(name)
-        self.is_pixel = is_lifted(name)
-        self.latent_patch = self.architecture.latent_patch(transformer.config)
-        side = isqrt(transformer.config.lift_dim // 3) if self.is_pixel else self.latent_patch
+        self.is_pixel = is_lifted(name) and latent is None
+        self.config: Mapping[str, Any] = transformer.config
+        if latent is not None:
+            self.config = channels_for(self.architecture, dict(transformer.config), latent=True)
+        self.latent_patch = self.architecture.latent_patch(self.config)
+        side = isqrt(self.config["lift_dim"] // 3) if self.is_pixel else self.latent_patch
         self.fold = side // self.latent_patch
 
     @property
     def channels(self) -> int:
         """Channels of the state: 3 for a pixel model, the VAE's for a latent one."""
-        size = self.architecture.token_size(self.transformer.config)
+        size = self.architecture.token_size(self.config)
         return size // (self.latent_patch * self.fold) ** 2
 
     @property
@@ -71,6 +82,8 @@ class FlowModel:
         height, width = folded.shape[-2:]
         grid = Grid(len(x_t), height // self.latent_patch, width // self.latent_patch, x_t.device)
         arguments = {**spec.positions(grid, conditioning), **conditioning}
+        if self.config.get("guidance_embeds") and "guidance" not in arguments:
+            arguments["guidance"] = torch.full((len(x_t),), GUIDANCE, device=x_t.device)
         state = patchify(folded, self.latent_patch) if spec.layout == "tokens" else folded
         dtype = self.transformer.dtype
         arguments = {
@@ -80,7 +93,7 @@ class FlowModel:
         # The pixel twin takes its state in float32 and rounds after its gain; the stock class wants its own dtype.
         arguments[spec.state] = state if self.is_pixel else state.to(dtype)
         arguments[spec.time] = spec.clock.time(sigma.to(torch.promote_types(sigma.dtype, torch.float32)))
-        output = spec.sign * self.transformer(**arguments, return_dict=False)[0]
+        output = spec.sign * self.call(**arguments, return_dict=False)[0]
         if spec.layout == "tokens":
             output = unpatchify(output, self.latent_patch, height, width)
         return F.pixel_shuffle(output, self.fold) if self.fold > 1 else output

@@ -35,6 +35,12 @@ def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dic
     return result
 
 
+def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
+    more = {} if length is None else {"max_sequence_length": length}
+    embeds, _ = pipeline.encode_prompt(prompts, device=pipeline.device, **more)
+    return {"encoder_hidden_states": embeds}
+
+
 FLUX2 = Architecture(
     name="Flux2Transformer2DModel",
     inputs=(Projection("x_embedder", "cpq"),),
@@ -47,4 +53,14 @@ FLUX2 = Architecture(
     clean_tokens=_reference_tokens,
     pipeline_latents=lambda state: F.pixel_unshuffle(state, 2),
     reference=("norm_out",),
+    adapters=(
+        "transformer_blocks.*.ff.linear_in",
+        "transformer_blocks.*.ff.linear_out",
+        "transformer_blocks.*.ff_context.linear_in",
+        "transformer_blocks.*.ff_context.linear_out",
+        "time_guidance_embed.timestep_embedder.linear_1",
+        "time_guidance_embed.timestep_embedder.linear_2",
+        "single_transformer_blocks.*.attn.to_out",
+    ),
+    prompts=_prompts,
 )

@@ -70,13 +70,17 @@ class AsymMixin:
             gain = torch.where(clean.unsqueeze(-1), 1.0 / scale, gain)
         arguments[spec.state] = (at_least_float32(x_t) * gain).to(self.dtype)
         arguments[spec.time] = spec.clock.time(tau)
-        output = super().forward(**arguments)  # type: ignore[misc]
+        output = self.network(**arguments)
         sample = output[0]
         velocity = spec.sign * self._recover(spec.sign * sample, x_t, sigma)
         if isinstance(output, tuple):
             return (velocity, *output[1:])
         output.sample = velocity
         return output
+
+    def network(self, **arguments: Any) -> Any:
+        """The stock forward, between the two pure functions; the trainer puts its wrapped network in its place."""
+        return super().forward(**arguments)  # type: ignore[misc]
 
     def _recover(self, u_cal: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
         scale = self.config.lift_scale

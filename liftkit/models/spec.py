@@ -71,6 +71,10 @@ def _no_arguments(grid: Grid, conditioning: Mapping[str, Any]) -> dict[str, Any]
     return {}
 
 
+def _no_prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
+    raise NotImplementedError("this architecture says nothing about prompts")
+
+
 def _no_clean_tokens(arguments: Mapping[str, Any]) -> Tensor | None:
     return None
 
@@ -102,6 +106,9 @@ class Architecture:
             arguments of a call; they carry ``x_0 / s`` whatever the time.
         pipeline_latents: from a state (B, C, h, w) to what the stock pipeline takes as ``latents``.
         reference: modules beside the projections that finetuning trains in full, kept for the frozen reference.
+        adapters: patterns of the modules that get a LoRA where a recipe names none.
+        prompts: ``(pipeline, prompts, text length or None) -> arguments`` of the transformer's forward, by the stock
+            pipeline's own text encoders.
     """
 
     name: str
@@ -120,6 +127,8 @@ class Architecture:
     clean_tokens: Callable[[Mapping[str, Any]], Tensor | None] = _no_clean_tokens
     pipeline_latents: Callable[[Tensor], Tensor] = _same
     reference: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    prompts: Callable[[Any, list[str], int | None], dict[str, Tensor]] = _no_prompts
 
     @property
     def lifted_name(self) -> str:

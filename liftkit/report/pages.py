@@ -126,8 +126,10 @@ def pictures_table(pictures: dict[str, Any]) -> str:
 def proof_table(proof: dict[str, Any]) -> str:
     """The proof of Theorem 1 as it was run."""
     rows, columns = proof["tokens"]
+    alone = "The projections of both models, every other tensor being the source's bit for bit,"
+    who = alone if proof.get("kind") == "projections" else "Both models"
     return (
-        "<p>Both models ran from tied noise, x = eps and z = A<sup>T</sup> eps, over "
+        f"<p>{who} ran from tied noise, x = eps and z = A<sup>T</sup> eps, over "
         f"{proof['steps']} Euler steps on {rows} x {columns} tokens. The largest deviation, over all steps and the final "
         "sample, relative to the largest value:</p><table>"
         f'<tr><td>projections in full precision</td><td class="number">{proof["exact"]:.1e}</td></tr>'

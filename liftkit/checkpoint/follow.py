@@ -1,0 +1,249 @@
+"""Files read back beside their writing: digests for the manifest, and bytes compared with where they came from.
+
+While one thread writes (mostly the kernel's own copying), two others follow it, a little behind, and read from the page
+cache what arrived: one takes the SHA-256 of the file, one compares each tensor's bytes with the source's and adds them
+up. A third has the disk begin early, so that the last sync has little left to do. Hashing and system calls run beside
+each other in Python threads.
+
+A tensor's sum is that of its bytes as little-endian 64-bit words, modulo 2^64: any single flipped bit changes it, and it
+costs a tenth of a digest. It tells *where* a file was spoiled; *that* it was is what the SHA-256 tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Condition
+from types import TracebackType
+
+import numpy as np
+
+from liftkit.checkpoint.header import Header, read_header
+from liftkit.checkpoint.source import Stamp, open_regular, read_exactly
+from liftkit.errors import ProofError, UsageError
+
+BLOCK = 1024 * 1024
+SYNC_EVERY = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of a file that is being written.
+
+    Args:
+        name: of the tensor; empty for a file of another kind.
+        start: offset in the file.
+        end: offset behind it.
+        origin: offset in the source file of the bytes that it should have, or None where it is made anew.
+        cast: makes bytes of the file from bytes of the source, where they are not the same; ``(bytes) -> bytes``.
+        ratio: bytes of the source for one of the file, where they are cast.
+    """
+
+    name: str
+    start: int
+    end: int
+    origin: int | None = None
+    cast: Callable[[bytearray], bytes] | None = None
+    ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What identifies a file: its SHA-256 and, of a safetensors file, each tensor's sum, both hexadecimal."""
+
+    sha256: str
+    tensors: dict[str, str] = field(default_factory=dict)
+
+
+class Follower:
+    """Reads a file back while it is written.
+
+    Args:
+        path: of the file; ``under`` is the name that it has now, where that is another.
+        size: that it will have.
+        parts: its tensors.
+        source: the file that their bytes come from, and its stamp.
+        sync: have the disk begin early.
+        read: told the bytes hashed, from another thread.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        parts: Sequence[Part] = (),
+        source: tuple[Path, Stamp | None] | None = None,
+        *,
+        under: Path | None = None,
+        sync: bool = False,
+        read: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self.path, self.size, self.parts, self.source, self.read = path, size, parts, source, read
+        self._position, self._stopped, self._moved = 0, False, Condition()
+        self._handle = os.open(under or path, os.O_RDONLY | os.O_CLOEXEC)
+        self._pool = ThreadPoolExecutor(max_workers=3)
+        tasks = [self._hash, self._add_up, *([self._sync] if sync else [])]
+        self._futures: list[Future] = [self._pool.submit(task) for task in tasks]
+
+    def advance(self, position: int) -> None:
+        """The writer has come this far."""
+        with self._moved:
+            self._position = position
+            self._moved.notify_all()
+
+    def stop(self) -> None:
+        """The writer failed: give up, and wait until all threads have."""
+        with self._moved:
+            self._stopped = True
+            self._moved.notify_all()
+        self._pool.shutdown()
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def result(self) -> Digest:
+        """Wait for the end.
+
+        Raises:
+            ProofError: if bytes are not the source's.
+            LiftkitError: if the source changed.
+            OSError: if the disk failed.
+        """
+        try:
+            found = [future.result() for future in self._futures]
+        finally:
+            self.stop()
+        return Digest(found[0], {name: total for name, total in found[1].items() if name})
+
+    def _wait(self, position: int) -> None:
+        with self._moved:
+            self._moved.wait_for(lambda: self._stopped or self._position >= position)
+            if self._stopped:
+                raise InterruptedError
+
+    def _hash(self) -> str:
+        digest, buffer, at = hashlib.sha256(), memoryview(bytearray(BLOCK)), 0
+        while at < self.size:
+            block = buffer[: min(BLOCK, self.size - at)]
+            self._wait(at + len(block))
+            read_exactly(self._handle, at, block, self.path)
+            digest.update(block)
+            at += len(block)
+            self.read(len(block))
+        return digest.hexdigest()
+
+    def _add_up(self) -> dict[str, str]:
+        if self.source is None:
+            return {part.name: self._part(part, None) for part in self.parts}
+        with open_regular(*self.source) as source:
+            return {part.name: self._part(part, source.fileno()) for part in self.parts}
+
+    def _part(self, part: Part, source: int | None) -> str:
+        """A tensor's sum; its bytes are compared with the source's, where it has some."""
+        buffer, total, at = memoryview(bytearray(BLOCK)), 0, part.start
+        while at < part.end:
+            block = buffer[: min(BLOCK, part.end - at)]
+            self._wait(at + len(block))
+            read_exactly(self._handle, at, block, self.path)
+            if source is not None and part.origin is not None:
+                self._compare(block, part, at - part.start, source)
+            total += _sum(block)
+            at += len(block)
+        return f"{total % 2**64:016x}"
+
+    def _compare(self, block: memoryview, part: Part, at: int, source: int) -> None:
+        assert part.origin is not None
+        assert self.source is not None
+        original = bytearray(round(len(block) * part.ratio))
+        read_exactly(source, part.origin + round(at * part.ratio), memoryview(original), self.source[0])
+        wanted = part.cast(original) if part.cast else original
+        if not _same(block, memoryview(wanted)):
+            raise ProofError(
+                f"{self.path}: tensor {part.name!r} is not what {self.source[0]} holds, near its byte {at}; "
+                "check disk and memory, and run again"
+            )
+
+    def _sync(self) -> None:
+        sync = getattr(os, "fdatasync", os.fsync)
+        for at in range(SYNC_EVERY, self.size + SYNC_EVERY, SYNC_EVERY):
+            self._wait(min(at, self.size))
+            sync(self._handle)
+
+
+class Ledger:
+    """Digests of a folder in the making, taken beside the writing; use as a context.
+
+    Args:
+        folder: in the making.
+        most: files that are followed at once; by default as many as there are processors.
+    """
+
+    def __init__(self, folder: Path, most: int | None = None) -> None:
+        self.folder, self.most = folder, most or os.cpu_count() or 1
+        self._running: dict[str, Follower] = {}
+        self._done: dict[str, Digest] = {}
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for follower in self._running.values():
+            follower.stop()
+
+    def add(self, path: Path, follower: Follower) -> None:
+        """Take over the follower of a file below the folder, by the name that the file will have."""
+        self._running[path.relative_to(self.folder).as_posix()] = follower
+        while len(self._running) > self.most:
+            self._finish(next(iter(self._running)))
+
+    def digests(self) -> Mapping[str, Digest]:
+        """Wait for all; see :meth:`Follower.result`."""
+        for name in list(self._running):
+            self._finish(name)
+        return self._done
+
+    def _finish(self, name: str) -> None:
+        self._done[name] = self._running[name].result()
+        del self._running[name]
+
+
+def parts_of(header: Header, origins: Mapping[str, int] | None = None) -> list[Part]:
+    """The tensors of a file, in the order of their bytes.
+
+    Args:
+        header: of the file.
+        origins: where in the source file their bytes are, by name.
+    """
+    entries = sorted(header.tensors.items(), key=lambda item: item[1].start)
+    base, origins = header.payload, origins or {}
+    return [Part(name, base + entry.start, base + entry.end, origins.get(name)) for name, entry in entries]
+
+
+def digest_file(path: Path, progress: Callable[[int], None] = lambda count: None) -> Digest:
+    """What identifies a file that is there: its SHA-256 and, if it is a whole safetensors file, its tensors' sums."""
+    parts: list[Part] = []
+    if path.suffix == ".safetensors":
+        # Of one that is none after all, the SHA-256 will do.
+        with suppress(UsageError):
+            parts = parts_of(read_header(path))
+    size = path.stat().st_size
+    follower = Follower(path, size, parts, read=progress)
+    follower.advance(size)
+    return follower.result()
+
+
+def _same(found: memoryview, wanted: memoryview) -> bool:
+    kind = np.uint64 if len(found) % 8 == 0 else np.uint8
+    return np.array_equal(np.frombuffer(found, kind), np.frombuffer(wanted, kind))
+
+
+def _sum(block: memoryview) -> int:
+    whole = len(block) - len(block) % 8
+    return int(np.frombuffer(block[:whole], "<u8").sum(dtype=np.uint64)) + int.from_bytes(block[whole:], "little")

@@ -1,0 +1,133 @@
+"""``liftkit compare``: pixel models beside their latent base and beside every control."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from liftkit.cli import console
+
+if TYPE_CHECKING:
+    from liftkit.evaluate.comparison import Comparison
+
+
+def compare(
+    base: Annotated[str, typer.Argument(help="The latent model: a folder, a Hub id, or 'demo'.")],
+    pixels: Annotated[list[str], typer.Argument(metavar="PIXEL...", help="Pixel models: converted folders.")],
+    real: Annotated[str, typer.Option(help="'demo', or a folder of images with captions.")] = "demo",
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", min=8, help="Samples of each model [default: 512, quick: 64]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Sample i starts from seed + i, in every model.")] = 0,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Denoising steps; repeat for base and each PIXEL [default: 16 for demo images]"),
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale [default: 4 for demo images]")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="What to call a PIXEL; repeat in order.")] = None,
+    continued: Annotated[
+        str | None, typer.Option(help="A control: the latent base, trained on as long on the same images.")
+    ] = None,
+    scratch: Annotated[
+        str | None, typer.Option(help="A control: the pixel network from random weights, by the same recipe.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts, one a line, instead of captions.")] = None,
+    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the images [default: the base's]")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page with pictures that opens offline.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures; the schema is in docs/compare.md.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 16,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep samples and scores here: another run goes on with them.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few samples, no Frechet distances: to look, not to claim.")
+    ] = False,
+) -> None:
+    """Score pixel models, their latent base and every control on the same noise, and say what may be claimed.
+
+    Example: liftkit compare demo pixel-klein --html compare.html --cache build/compare
+    """
+    from liftkit.checkpoint.files import check_file, write_text
+    from liftkit.evaluate.compare import execute
+    from liftkit.evaluate.comparison import CompareOptions
+    from liftkit.evaluate.plan import prepare
+
+    for target, ending in ((html, ".html"), (json, ".json")):
+        check_file(target, ending)
+    options = CompareOptions(
+        base=base,
+        pixels=tuple(pixels),
+        real=real,
+        count=count,
+        seed=seed,
+        steps=tuple(steps or ()),
+        guidance=guidance,
+        labels=tuple(label or ()),
+        continued=continued,
+        scratch=scratch,
+        prompts=prompts,
+        resolution=resolution,
+        device=device,
+        batch_size=batch_size,
+        cache=cache,
+        quick=quick,
+    )
+    console.quiet_libraries()
+    found = execute(prepare(options), console.Bars())
+    print_comparison(found)
+    if html is not None:
+        from liftkit.report.compare_page import compare_page
+
+        write_text(html, compare_page(found))
+        console.out.print(f"page: {html} (opens offline)", markup=False)
+    if json is not None:
+        from json import dumps
+
+        write_text(json, dumps(found.to_dict(), indent=2) + "\n")
+        console.out.print(f"figures: {json}", markup=False)
+
+
+def print_comparison(found: Comparison) -> None:
+    """The table, figure by figure, and for each pixel model what may be claimed."""
+    # Figures that wrap cannot be read; a narrow terminal breaks whole lines instead.
+    console.out.print(_table(found), width=max(console.out.width, 17 + 12 * len(found.rows)))
+    console.out.print()
+    for verdict in found.verdicts:
+        rows = []
+        for name, standing in verdict.standings.items():
+            parts = [("beats", standing.beats), ("level with", standing.level), ("behind", standing.behind)]
+            rows.append((name, "; ".join(f"{how} {', '.join(which)}" for how, which in parts if which)))
+        console.table(verdict.label, rows)
+        console.out.print(f"[bold]{escape(verdict.text)}[/]\n")
+    for note in found.notes:
+        console.note(note)
+    for row in found.rows:
+        if row.score is None:
+            console.note(f"control not given: {row.label} (--{row.key} FOLDER)")
+
+
+def _table(found: Comparison) -> Table:
+    """One column per row of the comparison, for the figures are many."""
+    from liftkit.evaluate.figures import FIGURES
+
+    title = f"{found.count} samples each, against {found.real['reference']} real images"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("", style="dim", no_wrap=True)
+    for row in found.rows:
+        amount = f" {row.detail['amount']:g}" if "amount" in row.detail else ""
+        head = row.label if row.role == "pixel" else f"{row.key}{amount}"
+        style = "bold" if row.role == "pixel" else "dim"
+        table.add_column(escape(head), justify="right", header_style=style, overflow="fold", min_width=6, max_width=12)
+    for index, (name, figure) in enumerate(FIGURES.items()):
+        best, cells = found.best(name), []
+        for row in found.rows:
+            value = row.score.figures[name] if row.score is not None else None
+            text = "not given" if row.score is None and index == 0 else figure.show(value)
+            cells.append(f"[bold]{text}[/]" if row.key in best else text)
+        table.add_row(name, *cells)
+    return table

@@ -1,0 +1,52 @@
+"""``liftkit generate``: a model's own samples as training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from liftkit.cli import console
+
+
+def generate(
+    folder: Annotated[str, typer.Argument(help="A latent or a converted pipeline: a folder, a Hub id, or 'demo'.")],
+    prompts: Annotated[
+        str, typer.Option("--prompts", help="A file of prompts, one a line, or 'demo'; they take turns.")
+    ],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images in the folder.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The dataset folder; an interrupted one is gone on with.")
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Image i starts from seed + i, whatever the batch.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps [default: the pipeline's]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale [default: the pipeline's]")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
+) -> None:
+    """Sample a dataset folder (images, captions) from a model, to finetune on or to mix with real images.
+
+    Example: liftkit generate black-forest-labs/FLUX.2-klein-base-4B --prompts prompts.txt -n 2000 -o self-generated
+    """
+    from liftkit.checkpoint.model import find_model
+    from liftkit.conversion.fitting import read_prompts
+    from liftkit.conversion.subject import choose_device
+    from liftkit.data.generate import GenerateOptions
+    from liftkit.data.generate import generate as run
+    from liftkit.demo import TINY_KLEIN
+    from liftkit.errors import UsageError
+
+    console.quiet_libraries()
+    if prompts != "demo" and not Path(prompts).is_file():
+        raise UsageError(f"--prompts {prompts}: no such file; give a text file, one prompt a line, or 'demo'")
+    texts = read_prompts(None if prompts == "demo" else Path(prompts))
+    chosen, why = choose_device(device)
+    model = find_model(str(TINY_KLEIN) if folder == "demo" else folder)
+    options = GenerateOptions(count, seed, steps, guidance, height, width, batch_size, chosen)
+    done = run(model, texts, output, options, console.Bars())
+    if done.found:
+        console.note(f"{done.found} images had been made by an earlier run")
+    console.out.print(f"{done.new} new images in {done.folder} ({chosen}: {why})")

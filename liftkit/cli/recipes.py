@@ -1,0 +1,64 @@
+"""``liftkit recipes``: what is shipped, to look at and to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from liftkit.cli import console
+
+recipes = typer.Typer(
+    name="recipes",
+    help="List, show and copy the recipes of liftkit finetune.\n\nExample: liftkit recipes copy tiny-klein mine.yaml",
+    no_args_is_help=True,
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe; liftkit recipes list names them.")]
+
+
+@recipes.command("list")
+def list_() -> None:
+    """Name the shipped recipes.
+
+    Example: liftkit recipes list
+    """
+    from liftkit.finetune.shipped import shipped_recipes, summary
+
+    console.table("Recipes", [(name, summary(path)) for name, path in shipped_recipes().items()])
+
+
+@recipes.command()
+def show(name: Name) -> None:
+    """Print a recipe.
+
+    Example: liftkit recipes show tiny-klein
+    """
+    from liftkit.finetune.shipped import shipped_recipe
+
+    typer.echo(shipped_recipe(name).read_text(encoding="utf-8"), nl=False)
+
+
+@recipes.command()
+def copy(
+    name: Name,
+    path: Annotated[
+        Path | None, typer.Argument(help="A new file, or a folder for it [default: NAME.yaml here]")
+    ] = None,
+) -> None:
+    """Copy a recipe, to change it.
+
+    Example: liftkit recipes copy flux2-klein-9b mine.yaml
+    """
+    from liftkit.checkpoint.files import check_file, write_text
+    from liftkit.errors import UsageError
+    from liftkit.finetune.shipped import shipped_recipe
+
+    source = shipped_recipe(name)
+    target = path / source.name if path is not None and path.is_dir() else path or Path(source.name)
+    check_file(target, ".yaml")
+    if target.exists():
+        raise UsageError(f"{target}: exists already; give another name, or remove it first")
+    write_text(target, source.read_text(encoding="utf-8"))
+    console.out.print(f"{target}: edit it, then liftkit finetune {target}", markup=False)

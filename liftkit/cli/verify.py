@@ -1,0 +1,41 @@
+"""``liftkit verify``: is a converted folder whole, and does it do what its source does?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from liftkit.cli import console
+
+
+def verify(
+    folder: Annotated[str, typer.Argument(help="What liftkit convert made.")],
+    source: Annotated[
+        str | None,
+        typer.Option(help="The model that it was made from: compares every unchanged tensor, byte for byte."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Check a converted folder: manifest, hashes, shapes, orthonormality, and that it is source times lift.
+
+    Exit code 0 if all is well, 1 if something is not.
+
+    Example: liftkit verify klein-pixel
+    """
+    from liftkit.conversion.audit import audit
+
+    console.quiet_libraries()
+    found = audit(folder, source, None if as_json else console.Bars())
+    if as_json:
+        from json import dumps
+
+        typer.echo(dumps(found.to_dict(), indent=2))
+    else:
+        rows = [(check.name, check.detail if check.ok else "FAILED") for check in found.checks]
+        console.table(f"Verify {folder}", rows)
+        for check in found.checks:
+            for problem in check.problems:
+                console.fail(f"{check.name}: {problem}")
+    if not found.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,259 @@
+"""``liftkit verify``: whether a converted folder is what its conversion left, and does what its source does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.checkpoint.folder import RECORD
+from liftkit.checkpoint.follow import Digest, digest_file
+from liftkit.checkpoint.header import read_header
+from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json, read_weights
+from liftkit.checkpoint.rewrite import read_tensor
+from liftkit.checkpoint.source import list_files
+from liftkit.conversion.standin import deviations
+from liftkit.conversion.surgery import BASIS, check_lift, each_lifted
+from liftkit.conversion.verify import EXACT_TOLERANCE, STORED_TOLERANCE, check_copied, mismatch, stored_dtype
+from liftkit.errors import LiftkitError, UsageError
+from liftkit.lift import Lift
+from liftkit.models.registry import architecture, is_lifted, lifted_class
+from liftkit.models.spec import Architecture
+from liftkit.progress import Observer, Silent
+
+# What git and the Hub's client put into a folder.
+FOREIGN = (".git", ".gitattributes", ".gitignore", ".cache")
+# Another machine adds the terms of a product in another order.
+SLACK, ORTHONORMAL, STEPS = 2.0**-44, 1e-4, 8
+
+
+@dataclass
+class Check:
+    """One thing that was looked at.
+
+    Args:
+        name: what.
+        detail: what was found, on one line.
+        problems: what is wrong, each on one line; none if all is well.
+    """
+
+    name: str
+    detail: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is well."""
+        return not self.problems
+
+
+@dataclass
+class Audit:
+    """All that was looked at in a folder."""
+
+    folder: Path
+    checks: list[Check]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is well."""
+        return all(check.ok for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        checks = [{**asdict(check), "ok": check.ok} for check in self.checks]
+        return {"folder": str(self.folder), "ok": self.ok, "checks": checks}
+
+
+def audit(folder: str | Path, source: str | None = None, observer: Observer | None = None) -> Audit:
+    """Look at a converted folder: manifest, bytes, headers and shapes, orthonormality, and the lift.
+
+    Args:
+        folder: what ``liftkit convert`` made.
+        source: the model that it was made from, to compare unchanged tensors with byte for byte; a folder or a Hub id.
+        observer: hears of the progress.
+
+    Raises:
+        UsageError: if there is no such folder, or none that liftkit made.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UsageError(f"{folder}: no such folder; give what liftkit convert made")
+    if not (path / RECORD).is_file():
+        raise UsageError(f"{folder}: {RECORD} is missing; give a folder that liftkit convert made")
+    return Audit(path, list(_Auditor(path, source, observer or Silent()).checks()))
+
+
+class _Auditor:
+    def __init__(self, folder: Path, source: str | None, observer: Observer) -> None:
+        self.folder, self.source, self.observer = folder, source, observer
+        self.record: dict[str, Any] = {}
+
+    def checks(self) -> Iterator[Check]:
+        """One after another; what one needs of another it reads again, so that each stands alone."""
+        steps: list[tuple[str, Callable[[Check], None]]] = [
+            ("manifest", self._manifest),
+            ("weights", self._weights),
+            ("basis", self._basis),
+            ("lift", self._lift),
+        ]
+        if self.source is not None:
+            steps.append(("source", self._source))
+        for name, step in steps:
+            check = Check(name)
+            try:
+                step(check)
+            except LiftkitError as error:
+                check.problems.append(str(error))
+            except OSError as error:
+                check.problems.append(f"{error.filename or self.folder}: {error.strerror or error}")
+            yield check
+
+    def _manifest(self, check: Check) -> None:
+        """Missing, added and changed files; of changed weights the tensors."""
+        self.record = read_json(self.folder / RECORD)
+        expected, sums = self.record.get("sha256"), self.record.get("tensors", {})
+        if not isinstance(expected, dict) or not expected or not isinstance(sums, dict):
+            raise UsageError(f"{self.folder / RECORD}: it holds no manifest; convert again")
+        files = {path.relative_to(self.folder).as_posix(): path for path in self._files()}
+        check.problems += [f"{name}: missing" for name in sorted(expected.keys() - files.keys())]
+        check.problems += [f"{name}: not in the manifest" for name in sorted(files.keys() - expected.keys())]
+        common = sorted(expected.keys() & files.keys())
+        total = sum(files[name].stat().st_size for name in common)
+        with self.observer.stage("verify: checksums", total, "bytes") as advance:
+            for name in common:
+                digest = digest_file(files[name], advance)
+                if digest.sha256 != expected[name]:
+                    check.problems.append(f"{name}: changed{_where(digest, sums.get(expected[name]))}")
+        check.detail = f"{len(common)} files, {total} bytes, by SHA-256"
+
+    def _files(self) -> list[Path]:
+        home = ModelFolder(self.folder, str(self.folder), {}).home
+        found = list_files(self.folder, home)
+        return [path for path in found if path.relative_to(self.folder).parts[0] not in (*FOREIGN, RECORD)]
+
+    def _weights(self, check: Check) -> None:
+        """Headers of all weight files; names and shapes of the transformer against its class."""
+        count = 0
+        for path in self._files():
+            if path.suffix == ".safetensors":
+                try:
+                    count += len(read_header(path).tensors)
+                except UsageError as error:
+                    check.problems.append(str(error))
+        spec, config, stored = self._transformer()
+        expected = _shapes(spec, config)
+        found = {name: stored.headers[shard].tensors[name].shape for name, shard in stored.where.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                text = f"found {_list(found.get(name))}, {spec.lifted_name} has {_list(expected.get(name))}"
+                check.problems.append(f"transformer: tensor {name!r}: {text}")
+        check.detail = f"{count} tensors, {len(found)} of them the {spec.lifted_name}'s, of its names and shapes"
+
+    def _basis(self, check: Check) -> None:
+        """max |A^T A - I| in float64, of the lift and of what the transformer holds; the two are one."""
+        _, _, stored = self._transformer()
+        lift = Lift.load(self.folder / "lift.safetensors")
+        basis = stored.read(BASIS)
+        if basis is None:
+            raise UsageError(f"transformer: tensor {BASIS!r} is missing")
+        wide = basis.double()
+        error = (wide.T @ wide - torch.eye(wide.shape[1], dtype=torch.float64)).abs().max().item()
+        check.detail = f"max |A^T A - I| = {lift.orthonormality():.1e} in the lift, {error:.1e} in the transformer"
+        if not error < ORTHONORMAL:
+            check.problems.append(f"transformer: {BASIS} is not orthonormal: {error:.1e}, allowed {ORTHONORMAL:.0e}")
+
+    def _lift(self, check: Check) -> None:
+        """Stored projections against source times lift, and what they do in a run; numbers of configs."""
+        spec, config, stored = self._transformer()
+        lift = Lift.load(self.folder / "lift.safetensors")
+        check_lift(spec, config, lift.fold, lift)
+        scheduler = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        for where, value in (("transformer", config["lift_scale"]), ("scheduler", scheduler.get("lift_scale"))):
+            if value != lift.scale:
+                check.problems.append(f"{where}: its config has the scale {value}, the lift {lift.scale}")
+        if "finetune" in self.record:
+            check.detail = "finetuned since its conversion: projections are no longer source times lift"
+            return
+        header = read_header(self.folder / "latent" / "reference.safetensors")
+
+        def original(name: str) -> Tensor | None:
+            return read_tensor(header, name) if name in header.tensors else None
+
+        names = set()
+        for name, product in each_lifted(spec, original, lift, torch.float64):
+            names.add(name)
+            check.problems += filter(None, [mismatch(stored, name, product, SLACK)])
+        for name in header.tensors.keys() - names:
+            reference, found = original(name), stored.read(name)
+            if found is None or reference is None or not torch.equal(found, reference.to(found.dtype)):
+                check.problems.append(
+                    f"transformer: tensor {name!r} is not the source's (latent/reference.safetensors)"
+                )
+        if check.problems:
+            return
+        exact, as_stored = deviations(spec, lift, config, original, stored.read, STEPS, 0)
+        dtype = stored_dtype(stored, f"{spec.outputs[0].path}.weight")
+        for value, allowed, what in (
+            (exact, EXACT_TOLERANCE, "in full precision"),
+            (as_stored, STORED_TOLERANCE.get(dtype, EXACT_TOLERANCE), "as stored"),
+        ):
+            if not value <= allowed:
+                check.problems.append(
+                    f"projections {what} deviate by {value:.1e} from the source, allowed {allowed:.0e}"
+                )
+        check.detail = (
+            f"{len(names)} tensors are source times lift, rounded once; deviation over {STEPS} steps {exact:.1e} in full "
+            f"precision, {as_stored:.1e} as stored"
+        )
+
+    def _source(self, check: Check) -> None:
+        """Unchanged tensors against the source's, byte for byte."""
+        assert self.source is not None
+        spec, _, stored = self._transformer()
+        source = find_model(self.source).weights("transformer")
+        changed = {f"{projection.path}.weight" for projection, _ in spec.projections}
+        changed |= {f"{projection.path}.bias" for projection in spec.outputs} | {BASIS}
+        check_copied(source, stored, changed)
+        check.detail = f"{len(source.where.keys() - changed)} tensors are the source's, byte for byte"
+
+    def _transformer(self) -> tuple[Architecture, dict[str, Any], Weights]:
+        config = read_json(self.folder / "transformer" / "config.json")
+        name = config.get("_class_name")
+        if not isinstance(name, str) or not is_lifted(name):
+            raise UsageError(f"{self.folder / 'transformer' / 'config.json'}: {name} is no pixel model of liftkit's")
+        wrong = [key for key in ("lift_rank", "lift_dim", "lift_scale") if not isinstance(config.get(key), int | float)]
+        if wrong:
+            raise UsageError(f"{self.folder / 'transformer' / 'config.json'}: {wrong[0]} is missing or no number")
+        return architecture(name), config, read_weights(self.folder / "transformer")
+
+
+def _where(found: Digest, sums: Any) -> str:
+    """Which tensors of a changed file have other bytes, as far as their sums tell."""
+    if not found.tensors or not isinstance(sums, dict):
+        return ""
+    names = sorted(name for name in found.tensors.keys() | sums.keys() if found.tensors.get(name) != sums.get(name))
+    if not names:
+        return ": its header, or the order of its bytes"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f": tensor {', '.join(map(repr, names[:3]))}{more}"
+
+
+def _shapes(spec: Architecture, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """What the Asym class holds by its config, without memory."""
+    from accelerate import init_empty_weights
+
+    try:
+        with init_empty_weights(include_buffers=False):
+            twin = lifted_class(spec).from_config(config)
+    except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise UsageError(f"transformer/config.json: {spec.lifted_name} cannot be made from it ({error})") from error
+    return {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()}
+
+
+def _list(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))

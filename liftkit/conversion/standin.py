@@ -1,0 +1,153 @@
+"""The network between the projections, left out: what remains is small, and is all that a conversion changes.
+
+A transformer is ``v = W_out f(W_in z + b, tau) + b_out``, with everything between the projections in f. A conversion keeps
+f bit for bit and puts ``W_in' = W_in A^T`` and ``W_out' = A W_out`` around it. Theorem 1 says nothing of f but that it is
+the same on both sides, so that any f may stand in for it: here one that mixes tokens, features and time, and costs
+nothing. Patches are cut and flattened as the transformers themselves do it, not by the permutations that the surgery uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from liftkit.asymflow import calibrate, recover_velocity
+from liftkit.conversion.surgery import BASIS, each_lifted
+from liftkit.conversion.tied import TiedRun
+from liftkit.lift import Lift
+from liftkit.models.spec import Architecture, Config
+from liftkit.tokens import TokenOrder, patchify, unpatchify
+
+Read = Callable[[str], Tensor | None]
+
+
+def deviations(
+    spec: Architecture,
+    lift: Lift,
+    config: Config,
+    original: Read,
+    stored: Read,
+    steps: int,
+    seed: int,
+    advance: Callable[[float], None] = lambda amount: None,
+) -> tuple[float, float]:
+    """How far a latent model's projections and its pixel twin's come apart, with a stand-in between them.
+
+    Args:
+        spec: the architecture.
+        lift: between the two.
+        config: of the transformer, with latent channels.
+        original: the source's tensor of a name.
+        stored: the converted model's tensor of a name.
+        steps: of Euler's method.
+        seed: of the noise.
+        advance: told the steps done.
+
+    Returns:
+        The largest deviation with projections in full precision, and as stored.
+    """
+    products = dict(each_lifted(spec, original, lift, torch.float64))
+
+    def pixel(read: Read) -> StandIn:
+        return StandIn(spec, read, lift.latent_patch, lift.fold, read(BASIS), lift.scale)
+
+    def exact(name: str) -> Tensor | None:
+        return products[name] if name in products else stored(name)
+
+    def latent(name: str) -> Tensor | None:
+        # What is copied may have been rounded, and is the same for both.
+        return original(name) if name in products else stored(name)
+
+    run = TiedRun(spec, dict(config), lift, steps, seed, dtype=torch.float64)
+    reference = run.sample_latent(StandIn(spec, latent, lift.latent_patch))
+    advance(steps)
+    full = run.deviation(pixel(exact), reference)
+    advance(steps)
+    products.clear()
+    as_stored = run.deviation(pixel(stored), reference)
+    advance(steps)
+    return full, as_stored
+
+
+@dataclass
+class StandIn:
+    """A flow of two projections with a fixed function between them; has the face of a
+    :class:`liftkit.models.flow.FlowModel`.
+
+    Args:
+        spec: the architecture.
+        read: a stored tensor by name, or None where there is none.
+        patch: side of a token's patch on the (folded) grid.
+        fold: f of ``pixel_unshuffle`` for a pixel model, 1 for a latent one.
+        basis: A as it is stored, for a pixel model.
+        scale: s, for a pixel model.
+    """
+
+    spec: Architecture
+    read: Read
+    patch: int
+    fold: int = 1
+    basis: Tensor | None = None
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._inputs = [(*self._load(p.path), p.order) for p in self.spec.inputs]
+        self._outputs = [(*self._load(p.path), p.order) for p in self.spec.outputs]
+
+    def velocity(self, x_t: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+        """u = eps - x_0 of a state (B, C, H, W) in float64; what else the network would be told is not heard."""
+        folded = F.pixel_unshuffle(x_t, self.fold) if self.fold > 1 else x_t
+        height, width = folded.shape[-2:]
+        gain, tau = calibrate(sigma, self.scale) if self.basis is not None else (torch.ones_like(sigma), sigma)
+        hidden = sum(
+            F.linear(_flatten(folded * gain.reshape(-1, 1, 1, 1), self.patch, order), weight.flatten(1), bias)
+            for weight, bias, order in self._inputs
+        )
+        assert isinstance(hidden, Tensor)
+        velocity = sum(
+            _unflatten(F.linear(_between(hidden, tau, weight.shape[1]), weight, bias), self.patch, order, height, width)
+            for weight, bias, order in self._outputs
+        )
+        assert isinstance(velocity, Tensor)
+        if self.basis is not None:
+            velocity = self._recover(velocity, folded, sigma)
+        return F.pixel_shuffle(velocity, self.fold) if self.fold > 1 else velocity
+
+    def _recover(self, u_cal: Tensor, folded: Tensor, sigma: Tensor) -> Tensor:
+        assert self.basis is not None
+        order = self.spec.inputs[0].order if self.spec.layout == "tokens" else "cpq"
+        predicted, state = (_flatten(each, self.patch, order) for each in (u_cal, folded))
+        velocity = recover_velocity(predicted, state, sigma, self.basis.double(), self.scale)
+        return _unflatten(velocity, self.patch, order, *folded.shape[-2:])
+
+    def _load(self, path: str) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.read(f"{path}.weight"), self.read(f"{path}.bias")
+        assert weight is not None
+        return weight.double(), None if bias is None else bias.double()
+
+
+def _between(hidden: Tensor, tau: Tensor, width: int) -> Tensor:
+    """Any function will do: (B, N, hidden) and the time to (B, N, width), bounded."""
+    mixed = hidden + hidden.mean(1, keepdim=True) + hidden.roll(1, -1)
+    bounded = torch.tanh(mixed / (1e-6 + mixed.abs().mean()) + tau.reshape(-1, 1, 1))
+    return bounded[..., torch.arange(width) % hidden.shape[-1]]
+
+
+def _flatten(image: Tensor, patch: int, order: TokenOrder) -> Tensor:
+    """Patches of an image as a model flattens them, (B, N, C patch patch)."""
+    tokens = patchify(image, patch)
+    split = tokens.reshape(*tokens.shape[:2], -1, patch, patch)
+    return split.permute(0, 1, *(2 + "cpq".index(axis) for axis in order)).flatten(2)
+
+
+def _unflatten(tokens: Tensor, patch: int, order: TokenOrder, height: int, width: int) -> Tensor:
+    """The inverse of :func:`_flatten`."""
+    sizes = {"c": tokens.shape[-1] // patch**2, "p": patch, "q": patch}
+    split = tokens.reshape(*tokens.shape[:2], *(sizes[axis] for axis in order))
+    canonical = split.permute(0, 1, *(2 + order.index(axis) for axis in "cpq")).flatten(2)
+    return unpatchify(canonical, patch, height, width)

@@ -1,0 +1,249 @@
+"""Fills the caches of training data: pictures are inspected, decoded and encoded, captions are embedded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache as once
+
+import torch
+from torch import Tensor
+
+from liftkit.checkpoint.files import reason
+from liftkit.data.buckets import assign_buckets
+from liftkit.data.cache import Facts, FactsTable, TensorCache
+from liftkit.data.images import BROKEN, Skipped, ahead, to_signed
+from liftkit.data.source import CaptionedSource, Size
+from liftkit.errors import LiftkitError
+from liftkit.progress import Observer
+
+ImageEncoder = Callable[[Tensor], Tensor]
+PromptEncoder = Callable[[list[str]], dict[str, Tensor]]
+PIXELS_AT_ONCE = 1024 * 1024
+PROMPTS_AT_ONCE = 8
+
+
+@dataclass(slots=True)
+class Picture:
+    """One usable image of a source.
+
+    Args:
+        source, index: which one.
+        stamp: what it was when its facts were taken.
+        facts: key and size.
+        caption: its caption.
+        size: height and width that it is trained at.
+    """
+
+    source: int
+    index: int
+    stamp: str | None
+    facts: Facts
+    caption: str
+    size: Size = (0, 0)
+
+    @property
+    def latents_key(self) -> str:
+        """Of its latents in a cache."""
+        return f"{self.facts.key}/{self.size[0]}x{self.size[1]}"
+
+
+def prompt_key(prompt: str) -> str:
+    """Of a prompt's embedding in a cache."""
+    return hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()
+
+
+def load(source: CaptionedSource, picture: Picture) -> Tensor:
+    """The image of a picture, uint8 (3, height, width).
+
+    Raises:
+        OSError: if it changed since it was inspected; see :data:`BROKEN` for all others.
+    """
+    if source.stamp(picture.index) != picture.stamp:
+        raise OSError(f"{source.label(picture.index)}: changed")
+    return source.image(picture.index, picture.size)
+
+
+@dataclass
+class Filling:
+    """One pass over the sources.
+
+    Args:
+        sources: of pictures.
+        table: what is known of files.
+        workers: threads.
+        observer: hears of it.
+
+    Attributes:
+        skipped: what could not be used.
+        reasons: by source number, why the last one could not.
+    """
+
+    sources: Sequence[CaptionedSource]
+    table: FactsTable
+    workers: int
+    observer: Observer
+    skipped: Skipped = field(default_factory=Skipped)
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def inspect(self) -> list[Picture]:
+        """All pictures whose files can be opened; files that did not change are not opened again."""
+        places = [(number, index) for number, source in enumerate(self.sources) for index in range(len(source))]
+        found = []
+        with self.observer.stage("data: images and captions", len(places), "images") as advance:
+            for (number, index), future in ahead(self._inspected, places, self.workers):
+                try:
+                    picture = future.result()
+                except BROKEN as error:
+                    self._skip(number, index, error)
+                else:
+                    found.append(picture)
+                    if picture.stamp is not None:
+                        self.table.put(picture.stamp, picture.facts)
+                advance(1)
+        self.table.save()
+        return found
+
+    def encode(
+        self,
+        pictures: list[Picture],
+        buckets: list[Size],
+        at_least: int,
+        latents: TensorCache | None,
+        make_encoder: Callable[[], ImageEncoder] | None,
+    ) -> list[Picture]:
+        """Give pictures their sizes, decode those that never were, and cache latents.
+
+        Returns:
+            The pictures that can be decoded. Sizes follow from these alone, whatever was broken or cached before.
+        """
+        make_encoder = once(make_encoder) if make_encoder else None
+        try:
+            while True:
+                sizes = assign_buckets([(p.facts.height, p.facts.width) for p in pictures], buckets, at_least)
+                for picture, size in zip(pictures, sizes):
+                    picture.size = size
+                broken = self._decode([p for p in pictures if _is_new(p, latents)], latents, make_encoder)
+                if not broken:
+                    return pictures
+                pictures = [picture for picture in pictures if (picture.source, picture.index) not in broken]
+        finally:
+            # Interrupted work is kept.
+            if latents is not None:
+                latents.flush()
+            self.table.save()
+
+    def embed(self, prompts: list[str], embeddings: TensorCache, make_encoder: Callable[[], PromptEncoder]) -> None:
+        """Cache the embeddings of prompts, the empty one among them.
+
+        Raises:
+            LiftkitError: if they are not of one shape.
+        """
+        wanted = {prompt_key(prompt): prompt for prompt in ["", *prompts]}
+        new = [wanted[key] for key in embeddings.missing(wanted)]
+        if not new:
+            return
+        encoder = make_encoder()
+        with self.observer.stage("cache: prompt embeddings", len(new), "prompts") as advance:
+            try:
+                for start in range(0, len(new), PROMPTS_AT_ONCE):
+                    part = new[start : start + PROMPTS_AT_ONCE]
+                    # One shape for all calls: an embedding is the same whichever part or resumed run it falls into.
+                    result = encoder(part + [""] * (PROMPTS_AT_ONCE - len(part)))
+                    rows = [{name: tensor[row] for name, tensor in result.items()} for row in range(len(part))]
+                    embeddings.add({prompt_key(prompt): row for prompt, row in zip(part, rows)})
+                    _check_shapes(part[0], rows[0], embeddings.get(prompt_key("")))
+                    advance(len(part))
+            finally:
+                embeddings.flush()
+
+    def _inspected(self, place: tuple[int, int]) -> Picture:
+        number, index = place
+        source = self.sources[number]
+        stamp = source.stamp(index)
+        facts = self.table.get(stamp) if stamp is not None else None
+        facts = facts or Facts(source.key(index), *source.size(index))
+        return Picture(number, index, stamp, facts, source.caption(index))
+
+    def _decode(
+        self, pictures: list[Picture], latents: TensorCache | None, make_encoder: Callable[[], ImageEncoder] | None
+    ) -> set[tuple[int, int]]:
+        """Decode pictures, encode them; places of those that are broken."""
+        broken: set[tuple[int, int]] = set()
+        if not pictures:
+            return broken
+        waiting: dict[Size, dict[str, Tensor]] = {}
+
+        def encode(size: Size) -> None:
+            if latents is not None and make_encoder is not None and waiting.get(size):
+                latents.add(_encoded(make_encoder(), waiting.pop(size)))
+
+        title = "data: decoding" if latents is None else "cache: latents"
+        with self.observer.stage(title, len(pictures), "images") as advance:
+            for picture, future in ahead(lambda p: load(self.sources[p.source], p), pictures, self.workers):
+                advance(1)
+                try:
+                    image = future.result()
+                except BROKEN as error:
+                    broken.add((picture.source, picture.index))
+                    self._skip(picture.source, picture.index, error)
+                    continue
+                if picture.stamp is not None:
+                    picture.facts = replace(picture.facts, decoded=True)
+                    self.table.put(picture.stamp, picture.facts)
+                if latents is None or picture.latents_key in latents:
+                    continue
+                batch = waiting.setdefault(picture.size, {})
+                batch[picture.latents_key] = image
+                if len(batch) == _batch_size(picture.size):
+                    encode(picture.size)
+            for size in list(waiting):
+                encode(size)
+        return broken
+
+    def _skip(self, number: int, index: int, error: Exception) -> None:
+        label = self.sources[number].label(index)
+        self.reasons[number] = f"{label}: {reason(error)}"
+        if label not in self.skipped.unreadable:
+            self.skipped.unreadable.append(label)
+
+
+def _check_shapes(prompt: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in sorted(row.items())} for row in (found, expected))
+    if shapes != wanted:
+        raise LiftkitError(
+            f"embeddings of {prompt!r} have the shapes {shapes}, those of the empty prompt {wanted}; pad prompts to one length"
+        )
+
+
+def _is_new(picture: Picture, latents: TensorCache | None) -> bool:
+    """Whether a picture's latents are missing, or, where no latents are wanted, it was never decoded."""
+    if latents is not None:
+        return picture.latents_key not in latents
+    return picture.stamp is not None and not picture.facts.decoded
+
+
+def _batch_size(size: Size) -> int:
+    return max(1, min(16, PIXELS_AT_ONCE // (size[0] * size[1])))
+
+
+def _encoded(encoder: ImageEncoder, images: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Cache entries of images of one size, encoded in a batch that is always full.
+
+    In float32 a VAE's result depends on the batch's shape. With one shape an image has the same latents whatever
+    part or resumed run it falls into.
+    """
+    batch = to_signed(torch.stack(list(images.values())))
+    full = _batch_size((batch.shape[-2], batch.shape[-1]))
+    latents = encoder(torch.cat([batch, batch[-1:].expand(full - len(batch), -1, -1, -1)]))[: len(batch)].float().cpu()
+    for key, values in zip(images, latents):
+        if not values.isfinite().all():
+            raise LiftkitError(f"latents of image {key} are not finite; run the VAE in float32")
+    return {key: {"latents": _compact(values)} for key, values in zip(images, latents)}
+
+
+def _compact(values: Tensor) -> Tensor:
+    """In half precision where its range suffices."""
+    half = values.half()
+    return half if half.isfinite().all() else values

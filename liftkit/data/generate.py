@@ -1,0 +1,210 @@
+"""Self-generated training data: a model's own samples as a dataset folder of images and captions.
+
+Image i depends on the model, the settings, its prompt and its seed alone, so that an interrupted folder is gone on with
+and a finished one can be made larger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.checkpoint.files import atomic_file, reason, write_text
+from liftkit.checkpoint.folder import manifest, tree_size
+from liftkit.checkpoint.model import ModelFolder, read_json
+from liftkit.conversion.card import versions
+from liftkit.data.captioned import METADATA
+from liftkit.data.images import to_uint8
+from liftkit.errors import LiftkitError, UsageError
+from liftkit.progress import Observer, Silent
+from liftkit.sampling import Loaded, check_size, load_pipeline, sample, state_noise
+
+RECORD = "generate.json"
+SCHEMA = "liftkit.generated/1"
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How images are sampled.
+
+    Args:
+        count: images in the folder.
+        seed: of image 0; image i has ``seed + i``.
+        steps, guidance: the pipeline's own if None.
+        height, width: in pixels; the autoencoder's own size if None.
+        batch_size: images at once. It changes rounding at most.
+        device: ``cpu``, ``cuda``, ...
+    """
+
+    count: int
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+    batch_size: int = 8
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a run did.
+
+    Args:
+        folder: of the images.
+        new: images sampled.
+        found: images that an earlier run had made.
+    """
+
+    folder: Path
+    new: int
+    found: int
+
+
+def generate(
+    model: ModelFolder, prompts: list[str], output: Path, options: GenerateOptions, observer: Observer | None = None
+) -> Generated:
+    """Sample images into a folder that :class:`CaptionedFolder` and the Hub's ``imagefolder`` read.
+
+    The folder holds ``000000.png`` and so on, ``metadata.jsonl`` (``file_name``, ``text``, ``seed``) and
+    ``generate.json``, which says how they were made. A folder of the same settings is gone on with.
+
+    Args:
+        model: latent or converted.
+        prompts: image i has prompt ``i`` modulo their number.
+        output: the folder.
+        options: how.
+        observer: told of progress.
+
+    Raises:
+        UsageError: if the folder holds other files or images of other settings, or the settings do not fit the model.
+        LiftkitError: if the disk refuses.
+    """
+    observer = observer or Silent()
+    _check_folder(output)
+    settings = _settings(model, prompts, options, observer)
+    _check_record(output / RECORD, settings)
+    missing = [index for index in range(options.count) if not _file(output, index).is_file()]
+    if missing:
+        loaded = load_pipeline(model, options.device)
+        check_size(loaded, options.height, options.width)
+        _begin(output, {"schema": SCHEMA, "settings": settings, "device": options.device, "versions": versions()})
+        try:
+            with observer.stage(f"generate: {model.name} on {options.device}", len(missing), "images") as advance:
+                for start in range(0, len(missing), options.batch_size):
+                    part = missing[start : start + options.batch_size]
+                    _sample(loaded, prompts, part, output, options)
+                    advance(len(part))
+        finally:
+            _write_metadata(output, prompts, options.seed)
+    elif output.is_dir():
+        _write_metadata(output, prompts, options.seed)
+    return Generated(output, len(missing), options.count - len(missing))
+
+
+def _check_folder(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output}: is a file; the output is a folder")
+    if not output.absolute().parent.is_dir():
+        raise UsageError(f"{output.absolute().parent}: no such folder; make it first")
+    if output.is_dir() and not (output / RECORD).is_file() and any(output.iterdir()):
+        raise UsageError(f"{output}: holds files but no {RECORD}; choose another output")
+
+
+def _settings(model: ModelFolder, prompts: list[str], options: GenerateOptions, observer: Observer) -> dict[str, Any]:
+    """All that an image depends on, its number aside."""
+    parts = [path for name in sorted(model.components) if (path := model.path / name).is_dir()]
+    digest = hashlib.sha256(json.dumps(model.index, sort_keys=True).encode())
+    with observer.stage("generate: reading the model", sum(map(tree_size, parts)), "bytes") as advance:
+        for part in parts:
+            digest.update(json.dumps(manifest(part, advance)).encode())
+    return {
+        "model": model.name,
+        "model_digest": digest.hexdigest(),
+        "prompts": len(prompts),
+        "prompts_digest": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "seed": options.seed,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "height": options.height,
+        "width": options.width,
+    }
+
+
+def _check_record(path: Path, settings: dict[str, Any]) -> None:
+    if not path.is_file():
+        return
+    record = read_json(path)
+    if record.get("schema") != SCHEMA or not isinstance(record.get("settings"), dict):
+        raise UsageError(f"{path}: expected the schema {SCHEMA}, found {record.get('schema')!r}; choose another output")
+    # A model may be called by another path; its digest says whether it is the same.
+    differing = [name for name in settings if name != "model" and record["settings"].get(name) != settings[name]]
+    if differing:
+        name = differing[0]
+        raise UsageError(
+            f"{path.parent}: its images were made with other settings ({name}: {record['settings'].get(name)} there, "
+            f"{settings[name]} now); repeat those or choose another output"
+        )
+
+
+def _begin(output: Path, record: dict[str, Any]) -> None:
+    try:
+        output.mkdir(exist_ok=True)
+    except OSError as error:
+        raise LiftkitError(f"{output}: cannot be made ({reason(error)})") from error
+    if not (output / RECORD).is_file():
+        write_text(output / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def _sample(loaded: Loaded, prompts: list[str], part: list[int], output: Path, options: GenerateOptions) -> None:
+    """Sample the images of some numbers and write them, each file whole."""
+    height, width = options.height or loaded.size, options.width or loaded.size
+    factor = loaded.pipeline.vae_scale_factor
+    noise = torch.cat([state_noise(loaded.flow, 1, height, width, factor, options.seed + index) for index in part])
+    images = sample(
+        loaded,
+        [prompts[index % len(prompts)] for index in part],
+        noise=noise,
+        height=height,
+        width=width,
+        steps=options.steps,
+        guidance=options.guidance,
+        batch_size=options.batch_size,
+    )
+    for index, image in zip(part, to_uint8(images)):
+        _save(image, _file(output, index))
+    # A killed run leaves its images with their captions.
+    with (output / METADATA).open("a", encoding="utf-8") as file:
+        file.write("".join(_line(index, prompts, options.seed) for index in part))
+
+
+def _save(image: Tensor, path: Path) -> None:
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    with atomic_file(path) as file:
+        file.write(buffer.getvalue())
+
+
+def _write_metadata(output: Path, prompts: list[str], seed: int) -> None:
+    """The captions of all images in the folder, also of those that an interrupted run left without."""
+    numbers = sorted(int(path.stem) for path in output.glob("*.png") if path.stem.isdecimal())
+    write_text(output / METADATA, "".join(_line(index, prompts, seed) for index in numbers))
+
+
+def _line(index: int, prompts: list[str], seed: int) -> str:
+    prompt = prompts[index % len(prompts)]
+    entry = {"file_name": _file(Path(), index).name, "text": prompt, "seed": seed + index}
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _file(output: Path, index: int) -> Path:
+    return output / f"{index:06d}.png"

@@ -1,0 +1,284 @@
+"""Training batches from captioned sources: cached latents and prompt embeddings, an order without state.
+
+``batch(step)`` is a pure function of the seed and the step: a resumed run continues exactly, and each of several
+processes takes its own rows of the same global batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from liftkit.data.buckets import bucket_sizes, square
+from liftkit.data.cache import FactsTable, TensorCache
+from liftkit.data.filling import Filling, ImageEncoder, Picture, PromptEncoder, load, prompt_key
+from liftkit.data.images import BROKEN, Skipped, ahead, to_signed
+from liftkit.data.order import DROPOUT, Order, stream
+from liftkit.data.source import CaptionedSource
+from liftkit.errors import LiftkitError, UsageError
+from liftkit.progress import Observer, Silent
+
+ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on.
+
+    Args:
+        images: (B, 3, H, W), float32 in [-1, 1].
+        latents: (B, C, h, w) normalised, float32; None where no image encoder was given.
+        prompts: arguments of the transformer, (B, ...) each, in the dtype they were encoded in.
+        captions: the prompts in words, empty where dropped.
+        indices: source number and index of each image.
+    """
+
+    images: Tensor
+    latents: Tensor | None
+    prompts: dict[str, Tensor]
+    captions: list[str]
+    indices: list[tuple[int, int]]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        latents = self.latents.to(device) if self.latents is not None else None
+        prompts = {name: value.to(device) for name, value in self.prompts.items()}
+        return replace(self, images=self.images.to(device), latents=latents, prompts=prompts)
+
+    def rows(self, part: slice) -> Batch:
+        """Some of its rows."""
+        latents = self.latents[part] if self.latents is not None else None
+        prompts = {name: value[part] for name, value in self.prompts.items()}
+        return Batch(self.images[part], latents, prompts, self.captions[part], self.indices[part])
+
+
+class _Row(NamedTuple):
+    image: Tensor
+    latents: Tensor | None
+    prompts: dict[str, Tensor]
+    caption: str
+    place: tuple[int, int]
+
+
+class TrainingData:
+    """Images with captions, mixed by weight.
+
+    Args:
+        sources: with their weights, which need not sum to 1. A source's share of images is its weight's share.
+        resolution: side of the images, or with buckets of a square of their area, in pixels.
+        multiple: sides are divisible by this: the pixels of one token.
+        buckets: whether to keep aspect ratios, about; all images of one step then have one size.
+        batch_size: images a step, over all processes.
+        seed: of order and prompt dropout.
+        prompt_dropout: chance in [0, 1] that an image is trained with the empty prompt.
+        cache: folder of the caches.
+        workers: threads that decode; with 0, :meth:`ahead` decodes as it goes.
+
+    Attributes:
+        skipped: images that could not be read, also those that :meth:`batch` met.
+
+    Raises:
+        UsageError: if a number is out of range or the cache's folder cannot be used.
+    """
+
+    def __init__(
+        self,
+        sources: list[tuple[CaptionedSource, float]],
+        *,
+        resolution: int,
+        multiple: int,
+        buckets: bool,
+        batch_size: int,
+        seed: int,
+        prompt_dropout: float,
+        cache: Path,
+        workers: int,
+    ) -> None:
+        if not sources:
+            raise UsageError("training data: no source; give at least one")
+        for source, weight in sources:
+            if not 0.0 < weight < float("inf"):
+                raise UsageError(f"source {source.name}: a weight of {weight}; expected a number above 0")
+        if batch_size < 1:
+            raise UsageError(f"batch size {batch_size}: expected at least 1")
+        if not 0.0 <= prompt_dropout <= 1.0:
+            raise UsageError(f"prompt dropout {prompt_dropout}: expected a chance in [0, 1]")
+        self.sources = [source for source, _ in sources]
+        self.weights = [weight for _, weight in sources]
+        self.sizes = bucket_sizes(resolution, multiple) if buckets else [square(resolution, multiple)]
+        self.batch_size, self.seed, self.prompt_dropout = batch_size, seed, prompt_dropout
+        self.cache, self.workers = Path(cache), workers
+        self.skipped = Skipped()
+        self._pictures: dict[tuple[int, int], Picture] = {}
+        self._latents: TensorCache | None = None
+
+    def prepare(
+        self,
+        make_image_encoder: Callable[[], ImageEncoder] | None,
+        image_fingerprint: str,
+        make_prompt_encoder: Callable[[], PromptEncoder],
+        prompt_fingerprint: str,
+        observer: Observer | None = None,
+        extra_prompts: Sequence[str] = (),
+    ) -> Skipped:
+        """Fill the caches and fix the order; needed once before the first batch.
+
+        With several processes one prepares alone first; the others find the caches complete.
+
+        Args:
+            make_image_encoder: called only if latents are missing, it returns what makes normalised latents
+                (B, C, h, w) of images (B, 3, H, W) in [-1, 1] on the CPU. None for batches without latents.
+            image_fingerprint: of the VAE; another one, other latents.
+            make_prompt_encoder: called only if embeddings are missing, it returns what makes the transformer's arguments
+                (B, ...) of prompts, padded to one length.
+            prompt_fingerprint: of the text encoders, and of how they are called.
+            observer: told of progress and of anything odd.
+            extra_prompts: embedded too, for :meth:`prompts`.
+
+        Returns:
+            The images that cannot be read, which are left out of the order.
+
+        Raises:
+            UsageError: if a source has no usable image.
+            LiftkitError: if the disk refuses, latents are not finite, or embeddings differ in shape.
+        """
+        observer = observer or Silent()
+        filling = Filling(self.sources, FactsTable(self.cache / "files.json"), max(1, self.workers), observer)
+        self._embeddings = TensorCache(self.cache / "prompts", prompt_fingerprint)
+        self._latents = TensorCache(self.cache / "latents", image_fingerprint) if make_image_encoder else None
+        pictures = filling.encode(filling.inspect(), self.sizes, self.batch_size, self._latents, make_image_encoder)
+        self._check(pictures, filling.reasons, observer)
+        filling.embed(
+            [*extra_prompts, *(picture.caption for picture in pictures)], self._embeddings, make_prompt_encoder
+        )
+        self._pictures = {(picture.source, picture.index): picture for picture in pictures}
+        groups: dict[tuple[int, int], dict[int, list[int]]] = {}
+        for picture in pictures:
+            groups.setdefault(picture.size, {}).setdefault(picture.source, []).append(picture.index)
+        self._order = Order(groups, self.weights, self.batch_size, self.seed)
+        self.skipped = filling.skipped
+        return filling.skipped
+
+    def batch(self, step: int, part: slice = ALL) -> Batch:
+        """The batch of a step.
+
+        Args:
+            step: any integer >= 0; the data never run out.
+            part: rows of the global batch to take.
+
+        Raises:
+            LiftkitError: if an image cannot be read any more, nor any other of its kind. One that cannot be read gives
+                its row to the next of its source and size, and is named in :attr:`skipped`.
+        """
+        return self._assemble([self._row(step, row) for row in range(self.batch_size)[part]])
+
+    def prompts(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """The transformer's arguments for prompts that :meth:`prepare` embedded, (n, ...) each."""
+        rows = [self._embeddings.get(prompt_key(caption)) for caption in captions]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def captions(self, step: int) -> list[str]:
+        """The captions of a step's images, none of them dropped."""
+        places = (self._order.row(step, row) for row in range(self.batch_size))
+        return [self._pictures[place].caption for place in places]
+
+    def ahead(self, first: int, last: int, part: slice = ALL) -> Iterator[Batch]:
+        """The batches of steps ``first`` to ``last`` - 1, about two of them decoded ahead by threads."""
+        rows = range(self.batch_size)[part]
+        if self.workers < 1:
+            yield from (self.batch(step, part) for step in range(first, last))
+            return
+        places = ((step, row) for step in range(first, last) for row in rows)
+        window = max(4 * self.workers, 2 * len(rows))
+        with closing(ahead(lambda place: self._row(*place), places, self.workers, window)) as loaded:
+            waiting = []
+            for _, future in loaded:
+                waiting.append(future.result())
+                if len(waiting) == len(rows):
+                    yield self._assemble(waiting)
+                    waiting = []
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for reports; ``digest`` tells images, captions, sizes and their order from others."""
+        sizes = Counter(picture.size for picture in self._pictures.values())
+        digest = hashlib.sha256()
+        for (source, _), picture in sorted(self._pictures.items()):
+            digest.update(repr((source, picture.facts.key, picture.size, picture.caption)).encode())
+        return {
+            "sources": [{**source.describe(), "weight": weight} for source, weight in zip(self.sources, self.weights)],
+            "images": len(self._pictures),
+            "skipped": len(self.skipped),
+            "sizes": {f"{height}x{width}": count for (height, width), count in sorted(sizes.items())},
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "prompt_dropout": self.prompt_dropout,
+            "digest": digest.hexdigest(),
+        }
+
+    def _check(self, pictures: list[Picture], reasons: dict[int, str], observer: Observer) -> None:
+        """Whether each source has images; and notes about them."""
+        for damaged in (cache.damaged for cache in (self._latents, self._embeddings) if cache is not None):
+            if damaged:
+                observer.note(f"damaged parts of the cache were made anew: {', '.join(damaged)}")
+        for number, source in enumerate(self.sources):
+            own = [picture for picture in pictures if picture.source == number]
+            if not own:
+                raise UsageError(f"{source.name}: none of its {len(source)} images can be read ({reasons[number]})")
+            silent = sum(not picture.caption for picture in own)
+            if silent:
+                observer.note(f"{source.name}: {silent} of {len(own)} images have no caption")
+            small = sum(p.facts.height < p.size[0] or p.facts.width < p.size[1] for p in own)
+            if small:
+                observer.note(
+                    f"{source.name}: {small} of {len(own)} images are smaller than in training, and are enlarged"
+                )
+
+    def _row(self, step: int, row: int) -> _Row:
+        source, index = self._order.row(step, row)
+        picture, image = self._loaded(self._pictures[source, index])
+        dropped = stream(self.seed, DROPOUT, step).random(self.batch_size)[row] < self.prompt_dropout
+        caption = "" if dropped else picture.caption
+        latents = self._latents.get(picture.latents_key)["latents"].float() if self._latents is not None else None
+        prompts = self._embeddings.get(prompt_key(caption))
+        return _Row(image, latents, prompts, caption, (picture.source, picture.index))
+
+    def _loaded(self, picture: Picture) -> tuple[Picture, Tensor]:
+        """A picture and its image; the next one's where it went away."""
+        source = self.sources[picture.source]
+        try:
+            return picture, load(source, picture)
+        except BROKEN:
+            self._skip(picture)
+        for index in self._order.after(picture.size, picture.source, picture.index):
+            other = self._pictures[picture.source, index]
+            try:
+                return other, load(source, other)
+            except BROKEN:
+                self._skip(other)
+        raise LiftkitError(
+            f"{source.name}: none of its images of {picture.size} can be read any more; is the disk there?"
+        )
+
+    def _skip(self, picture: Picture) -> None:
+        label = self.sources[picture.source].label(picture.index)
+        if label not in self.skipped.unreadable:
+            self.skipped.unreadable.append(label)
+
+    @staticmethod
+    def _assemble(rows: list[_Row]) -> Batch:
+        latents = [row.latents for row in rows if row.latents is not None]
+        return Batch(
+            to_signed(torch.stack([row.image for row in rows])),
+            torch.stack(latents) if latents else None,
+            {name: torch.stack([row.prompts[name] for row in rows]) for name in rows[0].prompts},
+            [row.caption for row in rows],
+            [row.place for row in rows],
+        )

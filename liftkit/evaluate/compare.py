@@ -1,0 +1,196 @@
+"""Pixel models beside their latent base and beside every control, scored alike: what ``liftkit compare`` does."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.checkpoint.files import reason
+from liftkit.conversion.fitting import open_latents
+from liftkit.data.cache import TensorCache
+from liftkit.data.images import to_signed, to_uint8
+from liftkit.errors import UsageError
+from liftkit.evaluate.cache import digest, remembered, tensor_digest
+from liftkit.evaluate.comparison import CompareOptions, Comparison, Role, Row
+from liftkit.evaluate.controls import FILTERS, Choice, choose
+from liftkit.evaluate.entries import Entry
+from liftkit.evaluate.figures import ENOUGH, SEEDS, STEPS, Score, Scorer
+from liftkit.evaluate.plan import Work, prepare
+from liftkit.evaluate.real import Real, open_real
+from liftkit.evaluate.tied import Settings, tied_samples
+from liftkit.evaluate.verdict import Verdict, judge
+from liftkit.progress import Observer, Silent
+
+SHOWN = 8
+QUICK_STEPS, QUICK_SEEDS = 100, (0,)
+DEFINITIONS = 1
+"""Raised when a figure's definition changes, so that no kept score of an older one is taken."""
+OPTIONAL = {"continued": "latent base, continued", "scratch": "network from random weights"}
+FILTERED = {"unsharp": "base + unsharp mask", "noise": "base + white noise"}
+Set = tuple[Row, Tensor | None]
+
+
+def compare(options: CompareOptions, observer: Observer | None = None) -> Comparison:
+    """Sample every model from tied noise, make the controls, score all rows, and judge.
+
+    Raises:
+        UsageError: if models, images or options do not fit together; then nothing was sampled.
+    """
+    return execute(prepare(options), observer or Silent())
+
+
+def execute(work: Work, observer: Observer) -> Comparison:
+    """Do what was planned; see :func:`compare`."""
+    options = work.options
+    with _cache(options.cache) as cache:
+        real = open_real(options.real, work.count, work.size, options.seed, options.prompts)
+        sets = _sets(work, real, cache, observer)
+        rows = _scored(work, real, sets, cache, observer)
+    return Comparison(
+        rows=rows,
+        verdicts=_verdicts(rows, work.count),
+        prompts=list(real.prompts[:SHOWN]),
+        count=work.count,
+        real=real.description,
+        notes=[*work.notes, *_notes(work, real)],
+        settings=_settings(options),
+    )
+
+
+@contextmanager
+def _cache(folder: Path | None) -> Iterator[Path]:
+    """The folder of ``--cache``, or one for this run alone."""
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="liftkit-compare-") as temporary:
+            yield Path(temporary)
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--cache {folder}: cannot be made ({reason(error)}); choose another folder") from error
+    yield folder
+
+
+def _sets(work: Work, real: Real, cache: Path, observer: Observer) -> list[Set]:
+    """Every row with its images, uint8 (n, 3, S, S); None for a control that was not given."""
+    options = work.options
+    settings = Settings(
+        real.prompts, work.size, options.seed, options.guidance, options.device, options.batch_size, cache
+    )
+
+    def painted(entry: Entry, key: str, label: str, role: Role, which: int) -> tuple[Row, Tensor]:
+        steps = work.steps(which)
+        images = tied_samples(entry, work.lift, steps, settings, observer, label)
+        return Row(key, label, role, detail={"source": entry.source, "digest": entry.digest, "steps": steps}), images
+
+    base = painted(work.base, "base", "latent base", "control", 0)
+    optional: list[Set] = []
+    for key, label in OPTIONAL.items():
+        entry = work.controls.get(key)
+        # A network from random weights is sampled as the pixel model that it is the control of.
+        which = 1 if key == "scratch" else 0
+        optional.append(painted(entry, key, label, "control", which) if entry else (Row(key, label, "control"), None))
+    pixels = [
+        painted(entry, f"pixel-{index}", label, "pixel", index)
+        for index, (label, entry) in enumerate(work.pixels.items(), start=1)
+    ]
+    return [
+        (Row("real", "real images", "real"), real.shown),
+        (Row("vae", "real through the VAE", "control"), _through_vae(work, real, cache, observer)),
+        base,
+        *_filtered(base[1], real, cache, observer),
+        *optional,
+        *pixels,
+    ]
+
+
+def _through_vae(work: Work, real: Real, cache: Path, observer: Observer) -> Tensor:
+    kept = TensorCache(cache / "samples", digest({"vae": work.base.digest, "images": tensor_digest(real.shown)}))
+    if "images" not in kept:
+        options = work.options
+        space = open_latents(work.subject, options.device)
+        parts = []
+        with observer.stage("control: real images through the VAE", len(real.shown), "images") as advance:
+            for part in real.shown.split(options.batch_size):
+                latents = space.encode(to_signed(part).to(options.device))
+                parts.append(to_uint8(space.decode(latents)).cpu())
+                advance(len(part))
+        kept.add({"images": {"image": torch.cat(parts)}})
+        kept.flush()
+    return kept.get("images")["image"]
+
+
+def _filtered(base: Tensor, real: Real, cache: Path, observer: Observer) -> list[Set]:
+    """The base with the best of each filter."""
+    half, origin = base[: len(base) // 2], {"validation": tensor_digest(real.shown), "definitions": DEFINITIONS}
+    result: list[Set] = []
+    with observer.stage("control: the best filters", len(FILTERS), "filters") as advance:
+        for name, (apply, amounts) in FILTERS.items():
+            key = {**origin, "filter": name, "amounts": amounts, "images": tensor_digest(half)}
+            make = partial(choose, name, to_signed(half), to_signed(real.shown))
+            chosen = remembered(cache, key, Choice, make)
+            row = Row(name, f"{FILTERED[name]} {chosen.amount:g}", "control", detail=asdict(chosen))
+            result.append((row, to_uint8(apply(to_signed(base), chosen.amount))))
+            advance(1)
+    return result
+
+
+def _scored(work: Work, real: Real, sets: list[Set], cache: Path, observer: Observer) -> list[Row]:
+    """The rows with their scores; those that a cache holds are not taken again."""
+    steps, seeds = (QUICK_STEPS, QUICK_SEEDS) if work.options.quick else (STEPS, SEEDS)
+    scorer = Scorer(to_signed(real.reference), patch=work.lift.patch_size, scenes=real.scenes, steps=steps, seeds=seeds)
+    origin = {
+        "reference": tensor_digest(real.reference),
+        "patch": work.lift.patch_size,
+        "prompts": real.prompts if real.scenes else None,
+        "steps": steps,
+        "seeds": seeds,
+        "definitions": DEFINITIONS,
+    }
+    rows = []
+    with observer.stage("score", len(sets), "rows") as advance:
+        for row, images in sets:
+            if images is not None:
+                key = {**origin, "images": tensor_digest(images)}
+                score = remembered(cache, key, Score, partial(scorer.score, to_signed(images)))
+                row = replace(row, score=score, images=images[:SHOWN])
+            rows.append(row)
+            advance(1)
+    return rows
+
+
+def _verdicts(rows: list[Row], count: int) -> list[Verdict]:
+    """One for each pixel model."""
+    controls = [row for row in rows if row.role == "control"]
+    given = {row.key: row.score.figures for row in controls if row.score is not None}
+    missing = {row.key: row.label for row in controls if row.score is None}
+    return [
+        judge(row.key, row.label, row.score.figures, given, missing, count)
+        for row in rows
+        if row.role == "pixel" and row.score is not None
+    ]
+
+
+def _notes(work: Work, real: Real) -> list[str]:
+    notes = []
+    if work.count < ENOUGH:
+        notes.append(f"Frechet distances are left out: {ENOUGH} samples are needed for them.")
+    if real.scenes is None:
+        notes.append("The prompts are not the demo data's, so that its oracle's figures do not apply.")
+    if left_out := real.description["left_out"]:
+        notes.append(f"{len(left_out)} images could not be used: unreadable or too small, such as {left_out[0]}.")
+    return notes
+
+
+def _settings(options: CompareOptions) -> dict[str, Any]:
+    """The options as plain data, without what changes no figure."""
+    plain = asdict(replace(options, cache=None, prompts=None))
+    return {**plain, "prompts": options.prompts.name if options.prompts else None}

@@ -1,0 +1,107 @@
+"""The models of a comparison, found and checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from liftkit.checkpoint.folder import manifest
+from liftkit.checkpoint.model import ModelFolder, find_model
+from liftkit.demo import TINY_KLEIN
+from liftkit.errors import UsageError
+from liftkit.evaluate.cache import digest
+from liftkit.lift import Lift
+from liftkit.models.registry import architecture, is_lifted
+from liftkit.sampling import Loaded, load_pipeline
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model to be compared.
+
+    Args:
+        source: what the user called it.
+        name: what to call it in a table.
+        digest: of all files that its samples follow from.
+        lift: of a pixel model; None for a latent one.
+        size: side of the images that it was made for.
+        load: its stock pipeline, on a device.
+    """
+
+    source: str
+    name: str
+    digest: str
+    lift: Lift | None
+    size: int
+    load: Callable[[str], Loaded]
+
+
+def open_entry(name: str) -> Entry:
+    """The one place where a name on the command line becomes a model.
+
+    Args:
+        name: a latent or converted pipeline folder, a Hub id, or ``demo`` for the embedded latent model.
+
+    Raises:
+        UsageError: if it is none of these, or its architecture is not supported.
+    """
+    folder = find_model(str(TINY_KLEIN) if name == "demo" else name)
+    kind = folder.class_of("transformer")
+    if kind is None:
+        raise UsageError(f"{name}: the pipeline has no transformer; give a latent or a converted flow model")
+    architecture(kind)
+    lift = Lift.load(folder.path / "lift.safetensors") if is_lifted(kind) else None
+    return Entry(
+        source=name,
+        name=folder.name,
+        digest=_digest(folder),
+        lift=lift,
+        size=folder.image_size(),
+        load=lambda device: load_pipeline(folder, device),
+    )
+
+
+def open_pixel(name: str) -> tuple[Entry, Lift]:
+    """A pixel model and its lift.
+
+    Raises:
+        UsageError: if it is another model.
+    """
+    entry = open_entry(name)
+    if entry.lift is None:
+        raise UsageError(
+            f"{name}: a latent model; only the first is the latent base, make the others by liftkit convert"
+        )
+    return entry, entry.lift
+
+
+def open_latent(name: str, flag: str = "") -> Entry:
+    """A latent model.
+
+    Raises:
+        UsageError: if it is a pixel model.
+    """
+    entry = open_entry(name)
+    if entry.lift is not None:
+        raise UsageError(f"{flag + ' ' if flag else ''}{name}: a pixel model; a latent pipeline is expected here")
+    return entry
+
+
+def labels(entries: Sequence[Entry], given: Sequence[str]) -> list[str]:
+    """What to call the entries: the labels that were given, else their names, numbered where two are alike.
+
+    Raises:
+        UsageError: if there are labels, and not one for each.
+    """
+    if given and len(given) != len(entries):
+        raise UsageError(f"--label: {len(given)} given for {len(entries)} pixel models; give one for each, in order")
+    names = list(given) or [entry.name for entry in entries]
+    return [
+        f"{name} ({names[: index + 1].count(name)})" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
+
+
+def _digest(folder: ModelFolder) -> str:
+    """Of the components' files: what stands beside them, such as a model card, changes no sample."""
+    return digest({"index": folder.index, **{name: manifest(folder.path / name) for name in folder.components}})

@@ -1,0 +1,125 @@
+"""A comparison before anything is loaded: its models found, its options checked and completed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from liftkit import demo
+from liftkit.conversion.subject import Subject, choose_device, inspect_model
+from liftkit.errors import UsageError
+from liftkit.evaluate.cache import tensor_digest
+from liftkit.evaluate.comparison import CompareOptions
+from liftkit.evaluate.entries import Entry, labels, open_entry, open_latent, open_pixel
+from liftkit.evaluate.figures import ENOUGH
+from liftkit.lift import Lift
+
+QUICK = 64
+"""Samples of ``--quick``."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A comparison that was checked.
+
+    Args:
+        options: with their automatic choices made.
+        subject: the base, with its VAE.
+        base: the same as an entry.
+        pixels: pixel models by label, in order.
+        controls: those of the optional controls that were given, by key.
+        lift: of the first pixel model; ties the noise of latent models.
+        count: n, samples of each model.
+        size: side of the images.
+        notes: what a reader has to know.
+    """
+
+    options: CompareOptions
+    subject: Subject
+    base: Entry
+    pixels: dict[str, Entry]
+    controls: dict[str, Entry]
+    lift: Lift
+    count: int
+    size: int
+    notes: list[str]
+
+    def steps(self, which: int) -> int | None:
+        """Sampling steps of the base (0) or of a pixel model (from 1); None for the pipeline's own."""
+        given = self.options.steps
+        return None if not given else given[0] if len(given) == 1 else given[which]
+
+
+def prepare(options: CompareOptions) -> Work:
+    """Check everything that can be checked without loading a model.
+
+    Raises:
+        UsageError: naming the flag or the folder.
+    """
+    count = _count(options)
+    options = _resolved(options)
+    base = open_latent(options.base)
+    subject = inspect_model(str(demo.TINY_KLEIN) if options.base == "demo" else options.base)
+    pixels = [open_pixel(name) for name in options.pixels]
+    names = labels([entry for entry, _ in pixels], options.labels)
+    controls = _controls(options)
+    for entry in (*(entry for entry, _ in pixels), *controls.values()):
+        _check_geometry(entry, subject)
+    lift = pixels[0][1]
+    size = options.resolution or base.size
+    if size % lift.patch_size:
+        raise UsageError(f"--resolution {size}: not a multiple of the {lift.patch_size} pixels of one token")
+    notes = []
+    if len({tensor_digest(other.basis) for _, other in pixels}) > 1:
+        notes.append(f"The pixel models have different lifts; latent models start from the noise of {names[0]}'s.")
+    if options.quick:
+        notes.append(
+            f"A quick look at {count} samples with a shorter two-sample test: its figures are not those of a whole run."
+        )
+    entries = dict(zip(names, (entry for entry, _ in pixels)))
+    return Work(options, subject, base, entries, controls, lift, count, size, notes)
+
+
+def _count(options: CompareOptions) -> int:
+    count = options.count or (QUICK if options.quick else ENOUGH)
+    if count < ENOUGH and not options.quick:
+        raise UsageError(
+            f"-n {count}: Frechet distances of fewer than {ENOUGH} samples say more of their number than of the model; "
+            "take more, or pass --quick to go without them"
+        )
+    return count
+
+
+def _resolved(options: CompareOptions) -> CompareOptions:
+    """The automatic choices, and what can be said of the options alone."""
+    if not options.pixels:
+        raise UsageError("no pixel model to compare; give at least one converted folder")
+    if len(options.steps) not in (0, 1, 1 + len(options.pixels)):
+        raise UsageError(
+            f"--steps: {len(options.steps)} given; give one for all models, or {1 + len(options.pixels)}, for the base "
+            "and each pixel model in order"
+        )
+    device, _ = choose_device(options.device)
+    at_demo = options.real == "demo"
+    steps = options.steps or ((demo.STEPS,) if at_demo else ())
+    guidance = demo.GUIDANCE if options.guidance is None and at_demo else options.guidance
+    return replace(options, steps=steps, guidance=guidance, device=device)
+
+
+def _controls(options: CompareOptions) -> dict[str, Entry]:
+    found = {}
+    if options.continued is not None:
+        found["continued"] = open_latent(options.continued, "--continued")
+    if options.scratch is not None:
+        found["scratch"] = open_entry(options.scratch)
+    return found
+
+
+def _check_geometry(entry: Entry, subject: Subject) -> None:
+    if entry.lift is None:
+        return
+    own, base = (entry.lift.rank, entry.lift.patch_size), (subject.rank, subject.side)
+    if own != base:
+        raise UsageError(
+            f"{entry.source}: its tokens hold {own[0]} latent numbers and {own[1]} x {own[1]} pixels, the base's "
+            f"{base[0]} and {base[1]} x {base[1]}; compare a pixel model with its own base"
+        )

@@ -1,0 +1,123 @@
+"""The real images of a comparison: one set whose prompts are painted, and another that everything is scored against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from liftkit.conversion.fitting import read_prompts
+from liftkit.data import demo
+from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaptioned
+from liftkit.data.images import BROKEN
+from liftkit.errors import UsageError
+
+REFERENCE = 1024
+"""Images to score against, where there are so many: more make the figures of few samples no better."""
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real images in two disjoint sets.
+
+    Args:
+        shown: uint8 (n, 3, S, S), the images that the prompts belong to: the row of real images, and what the
+            strengths of the filter controls are chosen against.
+        reference: uint8 (m, 3, S, S), m >= n: what every row is scored against, and nothing is chosen by.
+        prompts: n captions of the shown images, or the user's own in turn.
+        scenes: what the prompts ask for, where all are the demo data's; else None.
+        description: plain data for reports.
+    """
+
+    shown: Tensor
+    reference: Tensor
+    prompts: tuple[str, ...]
+    scenes: list[demo.Scene] | None
+    description: dict[str, Any]
+
+
+def open_real(name: str, count: int, size: int, seed: int, prompts: Path | None) -> Real:
+    """The real images of ``--real``.
+
+    Args:
+        name: ``demo`` for held-out images of the demo data, or a folder of images with captions.
+        count: n. The reference has 2 n images and at least 1024; from a folder, what it holds beyond the first n, but at
+            least n.
+        size: S; smaller images are left out.
+        seed: of the demo data, or of the order of a folder.
+        prompts: a file of prompts to use instead of captions.
+
+    Raises:
+        UsageError: if the folder is missing, too small, or lacks captions.
+    """
+    source: CaptionedSource
+    most = count + max(2 * count, REFERENCE)
+    if name == "demo":
+        if size != demo.SIZE:
+            raise UsageError(
+                f"--real demo: its images are {demo.SIZE} x {demo.SIZE}, the models' {size} x {size}; "
+                "give a folder of images by --real"
+            )
+        source = DemoCaptioned(most, split="heldout", seed=seed)
+        order: Sequence[int] = range(len(source))
+    else:
+        if not Path(name).expanduser().is_dir():
+            raise UsageError(f"--real {name}: no such folder; give a folder of images with captions, or 'demo'")
+        source = CaptionedFolder(name)
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(source)).tolist()
+    images, places, left_out = _load(source, order, most, size)
+    if len(images) < 2 * count:
+        raise UsageError(
+            f"--real {name}: {len(images)} images of at least {size} x {size} pixels; {2 * count} are needed, {count} "
+            f"to paint the prompts of and {count} others to score against"
+        )
+    texts = _prompts(source, places[:count], prompts, name)
+    description = {
+        **source.describe(), "size": size, "shown": count, "reference": len(images) - count, "left_out": left_out,
+    }  # fmt: skip
+    return Real(images[:count], images[count:], texts, _scenes(texts), description)
+
+
+def _load(source: CaptionedSource, order: Sequence[int], most: int, size: int) -> tuple[Tensor, list[int], list[str]]:
+    """The first images of an order that can be used, their places, and the names of those passed over."""
+    images, places, left_out = [], [], []
+    for place in order:
+        try:
+            image = source.image(place, (size, size)) if min(source.size(place)) >= size else None
+        except BROKEN:
+            image = None
+        if image is None:
+            left_out.append(source.label(place))
+            continue
+        images.append(image)
+        places.append(place)
+        if len(images) == most:
+            break
+    empty = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    return torch.stack(images) if images else empty, places, left_out
+
+
+def _prompts(source: CaptionedSource, places: list[int], given: Path | None, name: str) -> tuple[str, ...]:
+    if given is not None:
+        if not given.is_file():
+            raise UsageError(f"--prompts {given}: no such file")
+        lines = read_prompts(given)
+        return tuple(lines[index % len(lines)] for index in range(len(places)))
+    texts = tuple(source.caption(place) for place in places)
+    missing = [source.label(place) for place, text in zip(places, texts) if not text]
+    if missing:
+        raise UsageError(
+            f"--real {name}: {len(missing)} images without a caption, such as {missing[0]}; put one in a .txt file beside "
+            "each image, or give --prompts FILE, one a line"
+        )
+    return texts
+
+
+def _scenes(prompts: tuple[str, ...]) -> list[demo.Scene] | None:
+    known = {scene.prompt: scene for scene in demo.all_scenes()}
+    return [known[prompt] for prompt in prompts] if all(prompt in known for prompt in prompts) else None

@@ -1,0 +1,121 @@
+"""Samples of several models from the same noise.
+
+Image i of every pixel model starts at the noise eps of seed + i, and of every latent model at ``A^T eps``: what differs
+between them is then what the models do, not luck. By Theorem 1 a conversion that was not trained follows its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from liftkit.conversion.card import versions
+from liftkit.data.cache import TensorCache
+from liftkit.data.images import to_uint8
+from liftkit.demo import lower
+from liftkit.errors import UsageError
+from liftkit.evaluate.cache import digest, tensor_digest
+from liftkit.evaluate.entries import Entry
+from liftkit.lift import Lift
+from liftkit.progress import Observer
+from liftkit.sampling import Loaded, sample
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How models are sampled.
+
+    Args:
+        prompts: one sample each.
+        size: side of the images in pixels.
+        seed: of sample 0; sample i has ``seed + i``.
+        guidance: the pipeline's own if None.
+        device: to sample on.
+        batch_size: samples at once.
+        cache: a folder in which samples are kept, by what they follow from.
+    """
+
+    prompts: tuple[str, ...]
+    size: int
+    seed: int
+    guidance: float | None
+    device: str
+    batch_size: int
+    cache: Path
+
+
+def tied_samples(
+    entry: Entry, tie: Lift, steps: int | None, settings: Settings, observer: Observer, label: str
+) -> Tensor:
+    """Samples of a model from the common noise.
+
+    Args:
+        entry: the model.
+        tie: whose A carries pixel noise to a latent model's.
+        steps: of its sampler; the pipeline's own if None.
+        settings: that all models share.
+        label: to show.
+
+    Returns:
+        uint8 (n, 3, S, S).
+
+    Raises:
+        UsageError: if its samples are not finite.
+    """
+    cache = TensorCache(settings.cache / "samples", digest(_origin(entry, tie, steps, settings)))
+    keys = [digest([prompt, settings.seed + index]) for index, prompt in enumerate(settings.prompts)]
+    todo = [index for index, key in enumerate(keys) if key not in cache]
+    if todo:
+        loaded = entry.load(settings.device)
+        with observer.stage(f"sample: {label}", len(keys), "images") as advance:
+            advance(len(keys) - len(todo))
+            try:
+                for start in range(0, len(todo), settings.batch_size):
+                    part = todo[start : start + settings.batch_size]
+                    images = _sample(loaded, entry, tie, part, steps, settings)
+                    cache.add({keys[index]: {"image": image} for index, image in zip(part, images)})
+                    advance(len(part))
+            finally:
+                cache.flush()
+    return torch.stack([cache.get(key)["image"] for key in keys])
+
+
+def pixel_noise(indices: list[int], size: int, seed: int) -> Tensor:
+    """eps, (n, 3, S, S): image i from the stream of ``seed + i``, as ``liftkit sample`` draws it for pixels."""
+    streams = (torch.Generator().manual_seed(seed + index) for index in indices)
+    return torch.stack([torch.randn(3, size, size, generator=stream) for stream in streams])
+
+
+def _origin(entry: Entry, tie: Lift, steps: int | None, settings: Settings) -> dict[str, object]:
+    """All that a model's samples follow from, but for prompts and seeds."""
+    return {
+        "model": entry.digest,
+        "tie": tensor_digest(tie.basis) if entry.lift is None else None,
+        "size": settings.size,
+        "steps": steps,
+        "guidance": settings.guidance,
+        "device": torch.device(settings.device).type,
+        "versions": versions(),
+    }
+
+
+def _sample(
+    loaded: Loaded, entry: Entry, tie: Lift, indices: list[int], steps: int | None, settings: Settings
+) -> Tensor:
+    noise = pixel_noise(indices, settings.size, settings.seed)
+    images = sample(
+        loaded,
+        [settings.prompts[index] for index in indices],
+        noise=noise if entry.lift is not None else lower(tie, noise),
+        height=settings.size,
+        width=settings.size,
+        steps=steps,
+        guidance=settings.guidance,
+        batch_size=settings.batch_size,
+    )
+    if not torch.isfinite(images).all():
+        raise UsageError(f"{entry.source}: its samples hold values that are not finite; was its training cut short?")
+    return to_uint8(images)

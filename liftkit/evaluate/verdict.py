@@ -1,0 +1,96 @@
+"""What may be claimed of a pixel model: figure by figure, which controls it beats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from liftkit.evaluate.figures import FIGURES
+
+Figures = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a model stands among the controls in one figure; each holds keys of their rows.
+
+    Args:
+        beats: worse than the model by more than seeds alone can make.
+        level: neither.
+        behind: better than the model.
+    """
+
+    beats: list[str] = field(default_factory=list)
+    level: list[str] = field(default_factory=list)
+    behind: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of a pixel model.
+
+    Args:
+        key, label: of its row.
+        claims: figures in which it beats every control, none of them missing.
+        partial: figures in which it beats every control that was given, while others were not.
+        standings: by figure.
+        missing: keys of the controls that were not given.
+        text: the same in words.
+    """
+
+    key: str
+    label: str
+    claims: list[str]
+    partial: list[str]
+    standings: dict[str, Standing]
+    missing: list[str]
+    text: str
+
+
+def judge(
+    key: str, label: str, figures: Figures, controls: Mapping[str, Figures], missing: Mapping[str, str], count: int
+) -> Verdict:
+    """Compare one model with the controls.
+
+    Args:
+        key, label: of its row.
+        figures: of the model, by name.
+        controls: figures of each control that was given, by its row's key.
+        missing: labels of those that were not, by key.
+        count: samples of each; fewer make wider tolerances.
+    """
+    standings = {name: _standing(name, value, controls, count) for name, value in figures.items() if value is not None}
+    swept = [name for name, found in standings.items() if found.beats and not found.level and not found.behind]
+    claims, partial = ([], swept) if missing else (swept, [])
+    text = _say(label, claims, partial, standings, list(missing.values()))
+    return Verdict(key, label, claims, partial, standings, list(missing), text)
+
+
+def _standing(name: str, value: float, controls: Mapping[str, Figures], count: int) -> Standing:
+    figure, found = FIGURES[name], Standing()
+    for control, figures in controls.items():
+        other = figures[name]
+        if other is None:
+            continue
+        gain = figure.cost(other) - figure.cost(value)
+        place = found.level if abs(gain) <= figure.tolerance(count) else found.beats if gain > 0 else found.behind
+        place.append(control)
+    return found
+
+
+def _say(label: str, claims: list[str], partial: list[str], standings: dict[str, Standing], missing: list[str]) -> str:
+    if claims:
+        return f"{label} is better than every control in {_names(claims)}; in the other figures it is not."
+    if partial:
+        return (
+            f"{label} is better than every control that was given in {_names(partial)}; "
+            f"without the controls {' and '.join(missing)} that is no claim yet."
+        )
+    several = [name for name, found in standings.items() if found.beats]
+    if not several:
+        return f"{label} is better than no control in any figure."
+    return f"{label} is better than every control in no figure; it beats some of them in {_names(several)}."
+
+
+def _names(figures: list[str]) -> str:
+    return ", ".join(FIGURES[name].label for name in figures)

@@ -1,0 +1,15 @@
+"""Finetuning: the objective, recipes and the trainer (Sec. 5.2 of the paper)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PUBLIC = {"asymflow_loss": "liftkit.finetune.objective", "flow_loss": "liftkit.finetune.objective"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        from importlib import import_module
+
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,78 @@
+"""What a recipe would do, without doing it: what learns, how large a step is, what it takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import nn
+
+from liftkit.finetune.memory import estimate
+from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.run import find_source, token_side, training_data
+from liftkit.finetune.trainee import Trainee, open_trainee
+from liftkit.progress import Observer
+
+Rows = list[tuple[str, str]]
+
+
+def describe(recipe: Recipe, observer: Observer) -> list[tuple[str, Rows]]:
+    """Tables of a dry run: titles and rows. Nothing is written and nothing encoded.
+
+    Raises:
+        UsageError: whatever the run itself would complain about before training.
+    """
+    with TemporaryDirectory() as scratch:
+        trainee = open_trainee(recipe, find_source(recipe, Path(scratch), observer))
+        data, _ = training_data(recipe, trainee, Path(scratch))
+    side = token_side(trainee)
+    height, width = data.sizes[0]
+    tokens = height // side * (width // side)
+    state = (3, height, width) if trainee.lift is not None else ("C", height // side, width // side)
+    learns = sum(parameter.numel() for parameter in trainee.parameters.values())
+    memory = estimate(trainee.network, learns, recipe.ema.enabled, recipe.optimizer.name)
+    files = (1 + recipe.checkpoints.keep) * (4 * learns + memory["optimizer"] + memory["running mean"])
+    step = [
+        (
+            "images",
+            f"{sum(len(source) for source in data.sources)} from {', '.join(source.name for source in data.sources)}",
+        ),
+        ("tokens a step", f"{recipe.batch_size} x {tokens} = {recipe.batch_size * tokens:,}"),
+        (
+            "first batch",
+            f"states {(recipe.batch_size, *state)}, micro batches of {recipe.micro_batch or recipe.batch_size}",
+        ),
+    ]
+    needs = [(name, _bytes(count)) for name, count in memory.items()]
+    needs += [("in all, without activations", _bytes(sum(memory.values()))), ("disk for checkpoints", _bytes(files))]
+    return [("What learns", _groups(trainee, learns)), ("A step", step), ("Memory", needs)]
+
+
+def _groups(trainee: Trainee, learns: int) -> Rows:
+    """Numbers that learn, by the module or the kind of module that they belong to, and those that stay."""
+    counts: Counter[str] = Counter()
+    for name, parameter in trainee.parameters.items():
+        kind = (
+            "LoRA"
+            if ".lora_" in name
+            else next((p for p in trainee.learns["full"] if p and name.startswith(p)), "all weights")
+        )
+        counts[kind] += parameter.numel()
+    frozen = sum(p.numel() for p in _own(trainee.network) if not p.requires_grad)
+    rows = [(kind, f"{count:,}") for kind, count in sorted(counts.items())]
+    lora = trainee.learns["lora"]
+    rows += [("LoRA on", f"{len(lora)} modules, {lora[0]} ... {lora[-1]}")] if lora else []
+    return [*rows, ("in all", f"{learns:,}"), ("frozen", f"{frozen:,}")]
+
+
+def _own(network: nn.Module) -> list[nn.Parameter]:
+    return list(network.parameters())
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

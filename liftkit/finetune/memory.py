@@ -1,0 +1,39 @@
+"""How much memory a run takes: what was measured, and what can be told beforehand."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+
+def peak_memory(device: Any) -> int:
+    """The most bytes in use so far: on the GPU, or of the process where there is none."""
+    import torch
+
+    if getattr(device, "type", str(device)) == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def estimate(model: nn.Module, learns: int, average: bool, optimizer: str) -> dict[str, int]:
+    """Bytes that training keeps whatever the batch: weights, gradients, optimizer state, running mean.
+
+    Args:
+        model: with its frozen and trainable weights in their dtypes.
+        learns: numbers that learn.
+        average: whether a running mean is kept.
+        optimizer: name; Muon keeps one number per weight, AdamW two, its 8-bit kind two of a byte.
+    """
+    weights = sum(each.numel() * each.element_size() for each in [*model.parameters(), *model.buffers()])
+    per_number = {"adamw": 8, "adamw8bit": 2, "muon": 4}[optimizer]
+    return {
+        "weights": weights,
+        "gradients": 4 * learns,
+        "optimizer": per_number * learns,
+        "running mean": 4 * learns if average else 0,
+    }

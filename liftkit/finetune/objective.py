@@ -1,0 +1,143 @@
+"""The finetuning objective: a flow loss whose variance the frozen model takes away (Sec. 5.2, Eq. 18-22).
+
+``x_0^L = s A z_0`` is an image lifted from its own latents. The frozen converted model sees it under the same noise as the
+student sees the image itself, so that both err alike where the noise hides the answer::
+
+    d   = x_0 - xhat_0          d_L = x_0^L - xhat_0^L
+    lam = clamp(<d, d_L> / |d_L|^2, 0, 1)
+    w   = alpha^2 / (alpha^2 + (kappa sigma)^2),  alpha = 1 - sigma
+    L_VR = mean |d - (1 - w) lam d_L|^2 / max(sigma, floor)^2
+    L_P  = mean(w lam_map / max(sigma, floor)^2 * perceptual(xhat_0, x_0))
+
+Where the published code differs from the paper this follows the code: inner product and norm are means over the pixels of
+one colour channel of one patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from liftkit.lift import Lift
+from liftkit.tokens import unpatchify
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""A flow model with its conditioning bound: state (B, 3, H, W) and sigma (B,) to the velocity, shaped like the state."""
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+"""Two sRGB images (B, 3, H, W) in [-1, 1] to a map of their distance, (B, 1, H, W)."""
+
+NORM_FLOOR = 1e-4
+
+
+def asymflow_loss(
+    student: Velocity,
+    reference: Velocity,
+    x0: Tensor,
+    latent_tokens: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    lift: Lift,
+    *,
+    kappa: float | None = 0.3,
+    weight: float = 5.0,
+    sigma_floor: float = 0.05,
+    perceptual: Perceptual | None = None,
+    perceptual_weight: float = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Flow loss with variance reduction and perceptual correction, in float32.
+
+    Args:
+        student: the model that learns.
+        reference: the frozen converted model; no gradient passes through it.
+        x0: images in the lift's colour space, (B, 3, H, W).
+        latent_tokens: normalised latents of the same images, (B, N, r), elements in (c, row, col) order.
+        sigma: noise levels in [0, 1], (B,).
+        noise: standard normal, shaped like ``x0``; both models see it.
+        lift: A and s.
+        kappa: how soon the plain flow loss returns as the noise falls: w rises from 0 at sigma = 1 to 1 at sigma = 0.
+            None keeps the whole reduction at every noise level (w = 0), and the perceptual term silent.
+        weight: of the flow term (the published 5).
+        sigma_floor: least sigma in the weight 1 / sigma^2 of an error in x_0.
+        perceptual: a spatial distance of sRGB images in [-1, 1].
+        perceptual_weight: of its term (the paper's 0.2 times 5).
+
+    Returns:
+        The loss, (), and detached metrics: ``flow``, ``lambda`` in [0, 1] and, with a perceptual term, ``perceptual``.
+    """
+    sigma = sigma.float()
+    level = sigma.view(-1, 1, 1, 1)
+    lifted = unpatchify(lift.raise_tokens(latent_tokens.float()), lift.patch_size, *x0.shape[-2:])
+    with torch.no_grad():
+        reference_error = lifted - _denoised(reference, lifted, noise, sigma)
+    denoised = _denoised(student, x0, noise, sigma)
+    error = x0 - denoised
+    share = correlation(error.detach(), reference_error, lift.patch_size)
+    spread = _spread(share, lift.patch_size)
+    correction = _correction(level, kappa)
+    residual = error - (1.0 - correction) * spread * reference_error
+    precision = level.clamp(min=sigma_floor).square().reciprocal()
+    flow = (residual.square() * precision).mean()
+    loss, metrics = weight * flow, {"flow": flow.detach(), "lambda": share.mean()}
+    if perceptual is not None and kappa is not None:
+        gate = correction * spread.square().mean(dim=1, keepdim=True).sqrt() * precision
+        distance = perceptual(lift.color.decode(denoised), lift.color.decode(x0))
+        term = (gate * distance).mean()
+        loss, metrics["perceptual"] = loss + perceptual_weight * term, term.detach()
+    return loss, metrics
+
+
+def flow_loss(
+    student: Velocity, x0: Tensor, sigma: Tensor, noise: Tensor, *, weight: float = 1.0, sigma_floor: float = 0.05
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The plain flow loss, ``mean |u - uhat|^2``, with sigma floored where it divides; for comparison.
+
+    Args:
+        student: the model that learns.
+        x0: the data that it models: images in a colour space, or latents.
+        sigma, noise, sigma_floor: see :func:`asymflow_loss`.
+        weight: of the loss.
+
+    Returns:
+        The loss, (), and the metric ``flow``.
+    """
+    sigma = sigma.float()
+    error = x0 - _denoised(student, x0, noise, sigma)
+    flow = (error / sigma.clamp(min=sigma_floor).view(-1, 1, 1, 1)).square().mean()
+    return weight * flow, {"flow": flow.detach()}
+
+
+def correlation(error: Tensor, reference_error: Tensor, patch: int) -> Tensor:
+    """``lam``: the share of the reference's error that the student's has in it, for each colour channel of each patch.
+
+    Args:
+        error, reference_error: (B, 3, H, W).
+        patch: side of a patch, in pixels.
+
+    Returns:
+        (B, 3, h, w) in [0, 1].
+    """
+    mean = torch.nn.functional.avg_pool2d
+    product, norm = mean(error * reference_error, patch), mean(reference_error.square(), patch)
+    return (product / norm.clamp(min=NORM_FLOOR)).clamp(0.0, 1.0)
+
+
+def _correction(level: Tensor, kappa: float | None) -> Tensor:
+    """``w`` in [0, 1] of noise levels."""
+    if kappa is None:
+        return torch.zeros_like(level)
+    alpha = (1.0 - level).square()
+    return alpha / (alpha + (kappa * level).square()).clamp(min=torch.finfo(level.dtype).tiny)
+
+
+def _denoised(model: Velocity, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """``xhat_0 = x_t - sigma u``: what a model takes noised data for."""
+    level = sigma.view(-1, 1, 1, 1)
+    x_t = torch.lerp(x0, noise, level)
+    return x_t - level * model(x_t, sigma).float()
+
+
+def _spread(values: Tensor, patch: int) -> Tensor:
+    """One value per patch to one per pixel."""
+    return values.repeat_interleave(patch, dim=-2).repeat_interleave(patch, dim=-1)

@@ -1,0 +1,130 @@
+"""Optimizers by parameter group, and the learning rate over the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from liftkit.errors import UsageError
+from liftkit.finetune.recipe import Optimizer as OptimizerRecipe
+
+BASE_RATE = "base_lr"
+"""Key of a parameter group: its learning rate at its highest."""
+
+
+def make_optimizers(
+    parameters: dict[str, nn.Parameter], recipe: OptimizerRecipe, projections: Iterable[str]
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of a recipe: one, or two with Muon, which takes matrices between hidden layers only.
+
+    Args:
+        parameters: what learns, by name.
+        recipe: the section ``optimizer``.
+        projections: paths of the raw-token projections; AdamW's even under Muon, for their rows are pixels.
+
+    Raises:
+        UsageError: if the optimizer is not installed, or a multiplier names nothing that learns.
+    """
+    _check_multipliers(parameters, recipe)
+    matrices = {}
+    if recipe.name == "muon":
+        outer = tuple(f"{path}." for path in projections)
+        matrices = {name: p for name, p in parameters.items() if p.ndim == 2 and not name.startswith(outer)}
+    rest = {name: p for name, p in parameters.items() if name not in matrices}
+    result: list[torch.optim.Optimizer] = []
+    if matrices:
+        muon = getattr(torch.optim, "Muon", None)
+        if muon is None:
+            raise UsageError(
+                f"optimizer.name: muon: torch {torch.__version__} has none; install torch >= 2.9, or take adamw"
+            )
+        groups = _groups(matrices, recipe)
+        result.append(muon(groups, weight_decay=recipe.weight_decay, ns_steps=4, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        result.append(_adamw(recipe)(_groups(rest, recipe), betas=recipe.betas, weight_decay=recipe.weight_decay))
+    return result
+
+
+def _adamw(recipe: OptimizerRecipe) -> Any:
+    if recipe.name != "adamw8bit":
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UsageError(
+            "optimizer.name: adamw8bit: bitsandbytes is not installed; pip install bitsandbytes, or take adamw"
+        ) from error
+    return AdamW8bit
+
+
+def _groups(parameters: dict[str, nn.Parameter], recipe: OptimizerRecipe) -> list[dict[str, Any]]:
+    """One group per learning rate."""
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        factors = [factor for module, factor in recipe.multipliers.items() if _within(name, module)]
+        by_factor.setdefault(math.prod(factors), []).append(parameter)
+    rates = {factor: recipe.learning_rate * factor for factor in by_factor}
+    return [{"params": each, "lr": rates[factor], BASE_RATE: rates[factor]} for factor, each in by_factor.items()]
+
+
+def _within(name: str, module: str) -> bool:
+    return name.startswith(f"{module}.")
+
+
+def _check_multipliers(parameters: dict[str, nn.Parameter], recipe: OptimizerRecipe) -> None:
+    for module in recipe.multipliers:
+        if not any(_within(name, module) for name in parameters):
+            raise UsageError(
+                f"optimizer.multipliers: {module}: nothing of this module learns; see --dry-run for what does"
+            )
+
+
+def rate_factor(recipe: OptimizerRecipe, step: int, steps: int) -> float:
+    """Learning rate of step ``step`` (from 0) of ``steps``, relative to its highest, in (0, 1]."""
+    warm = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
+    begin = recipe.decay_from * steps
+    if recipe.decay == "constant" or step < begin:
+        return warm
+    progress = (step - begin) / max(steps - begin, 1.0)
+    return warm * (1.0 - progress if recipe.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Give every group its rate times a factor."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group[BASE_RATE] * factor
+
+
+class Average:
+    """Running mean of parameters by Karras' power function: ``beta_t = (1 - 1 / t)^(gamma + 1)``.
+
+    Args:
+        parameters: what learns, by name.
+        gamma: the mean reaches back over about 1 / gamma of the steps.
+        start: step at which it begins; before it, the mean is the parameters themselves.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], gamma: float, start: int) -> None:
+        self.gamma, self.start = gamma, start
+        self.values: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, parameters: dict[str, nn.Parameter], step: int) -> None:
+        """After step ``step`` (from 1)."""
+        age = max(step - self.start, 1)
+        kept = (1.0 - 1.0 / age) ** (self.gamma + 1.0)
+        for name, parameter in parameters.items():
+            self.values[name].lerp_(parameter.detach(), 1.0 - kept)
+
+    @torch.no_grad()
+    def exchange(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Swap mean and parameters; twice is nothing."""
+        for name, parameter in parameters.items():
+            current = parameter.detach().clone()
+            parameter.copy_(self.values[name])
+            self.values[name].copy_(current)

@@ -1,0 +1,201 @@
+"""What a finetune is told.
+
+The classes here and in :mod:`liftkit.finetune.recipe_sections` are the whole schema: ``docs/recipes.md`` and the messages of
+:mod:`liftkit.finetune.recipe_file` are made from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from liftkit.finetune.recipe_sections import (
+    SOURCES,
+    Checkpoints,
+    Data,
+    DatasetSource,
+    DemoSource,
+    Ema,
+    File,
+    FolderSource,
+    Noise,
+    Objective,
+    Optimizer,
+    Previews,
+    Section,
+    Source,
+    Text,
+    Trackers,
+    Trainable,
+    Validation,
+    WebDatasetSource,
+)
+from liftkit.finetune.recipe_yaml import dump
+
+__all__ = [
+    "RULES",
+    "SOURCES",
+    "Checkpoints",
+    "Data",
+    "DatasetSource",
+    "DemoSource",
+    "Ema",
+    "FolderSource",
+    "Noise",
+    "Objective",
+    "Optimizer",
+    "Previews",
+    "Recipe",
+    "Rule",
+    "Section",
+    "Source",
+    "Trainable",
+    "Validation",
+    "WebDatasetSource",
+]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What values must have in common.
+
+    Args:
+        keys: whose values ``holds`` is given; a complaint points at the first one that is written.
+        holds: whether the values go together.
+        law: the rule in words.
+    """
+
+    keys: tuple[str, ...]
+    holds: Callable[..., bool]
+    law: str
+
+
+RULES = (
+    Rule(
+        ("micro_batch", "batch_size"),
+        lambda micro, batch: micro is None or batch % micro == 0,
+        "micro_batch divides batch_size",
+    ),
+    Rule(
+        ("objective.loss", "space"),
+        lambda loss, space: loss == "flow" or space == "pixel",
+        "objective.loss asymflow needs space pixel; space latent takes flow",
+    ),
+    Rule(
+        ("objective.perceptual", "space"),
+        lambda perceptual, space: perceptual == "none" or space == "pixel",
+        "objective.perceptual compares images and needs space pixel; space latent takes none",
+    ),
+    Rule(
+        ("objective.adversarial", "space"),
+        lambda adversarial, space: adversarial == 0 or space == "pixel",
+        "objective.adversarial compares images and needs space pixel; space latent takes 0",
+    ),
+    Rule(
+        ("trainable.mode", "init"),
+        lambda mode, init: mode == "full" or init == "pretrained",
+        "trainable.mode lora needs init pretrained; init random takes full",
+    ),
+    Rule(
+        ("save", "trainable.mode"),
+        lambda save, mode: save == "model" or mode == "lora",
+        "save adapter needs trainable.mode lora; full leaves no adapter",
+    ),
+    Rule(
+        ("optimizer.decay_from", "optimizer.decay"),
+        lambda decay_from, decay: decay_from < 1 or decay == "constant",
+        "optimizer.decay linear and cosine need decay_from below 1",
+    ),
+    Rule(
+        ("validation.quantiles", "validation.images"),
+        lambda quantiles, images: quantiles <= images,
+        "validation.quantiles is at most validation.images",
+    ),
+)
+
+
+def broken_rules(value: Callable[[str], Any]) -> list[tuple[Rule, str]]:
+    """The rules that do not hold, with what to say.
+
+    Args:
+        value: of a dotted key; a rule is passed over where this raises ``LookupError``.
+    """
+    broken = []
+    for rule in RULES:
+        try:
+            values = [value(key) for key in rule.keys]
+        except LookupError:
+            continue
+        if not rule.holds(*values):
+            found = ", ".join(f"{key} {found}" for key, found in zip(rule.keys, values))
+            broken.append((rule, f"{rule.law} (found {found})"))
+    return broken
+
+
+class Recipe(Section):
+    """One finetune, complete.
+
+    Raises:
+        pydantic.ValidationError: (a ``ValueError``) with every problem, where it is made of wrong values.
+    """
+
+    model: Annotated[
+        Text,
+        Field(description="A converted folder, a latent one, a Hub id, or `demo`, the embedded model."),
+    ]
+    output: Annotated[File, Field(description="The run folder.")]
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="Of data order, noise and new weights.")] = 0
+    init: Annotated[
+        Literal["pretrained", "random"], Field(description="Random: the same network from random weights, a control.")
+    ] = "pretrained"
+    space: Annotated[
+        Literal["pixel", "latent"], Field(description="Latent: continue the latent base itself, a control.")
+    ] = "pixel"
+    data: Annotated[Data, Field(description="What is learned from.")]
+    steps: Annotated[int, Field(ge=1, description="Optimizer steps.")] = 1000
+    batch_size: Annotated[int, Field(ge=1, description="Images per optimizer step, over all devices.")] = 32
+    micro_batch: Annotated[
+        int | None,
+        Field(ge=1, description="Images per forward on one device; gradients add up to the batch. null: no adding up."),
+    ] = None
+    precision: Annotated[Literal["no", "bf16", "fp16"], Field(description="Mixed precision of the network.")] = "bf16"
+    gradient_checkpointing: Annotated[
+        bool, Field(description="Compute activations again instead of keeping them: slower, less memory.")
+    ] = False
+    compile: Annotated[bool, Field(description="Run the network through torch.compile.")] = False
+    threads: Annotated[int | None, Field(ge=1, description="CPU threads; null: torch's choice.")] = None
+    trainable: Annotated[Trainable, Field(description="What learns.")] = Trainable()
+    optimizer: Annotated[Optimizer, Field(description="How it learns.")] = Optimizer()
+    noise: Annotated[Noise, Field(description="Noise levels in training.")] = Noise()
+    objective: Annotated[Objective, Field(description="What is minimised.")] = Objective()
+    ema: Annotated[Ema, Field(description="A running mean of the weights.")] = Ema()
+    checkpoints: Annotated[Checkpoints, Field(description="States to go on from.")] = Checkpoints()
+    previews: Annotated[Previews, Field(description="Pictures along the way.")] = Previews()
+    validation: Annotated[Validation, Field(description="Held-out loss.")] = Validation()
+    trackers: Annotated[Trackers, Field(description="Where figures go beside the run folder.")] = ()
+    save: Annotated[
+        Literal["model", "adapter"],
+        Field(description="The result: a whole converted folder, or what was learned alone."),
+    ] = "model"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        broken = broken_rules(self.value)
+        if broken:
+            raise PydanticCustomError("rules", "{text}", {"text": "; ".join(text for _, text in broken)})
+        return self
+
+    def value(self, key: str) -> Any:
+        """The value of a dotted key, such as ``optimizer.decay``."""
+        found: Any = self
+        for part in key.split("."):
+            found = getattr(found, part)
+        return found
+
+    def to_yaml(self) -> str:
+        """The whole recipe with every default written out; it loads again to an equal one."""
+        return dump(self.model_dump(mode="json"))

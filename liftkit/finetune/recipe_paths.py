@@ -1,0 +1,76 @@
+"""Whether the files and folders that a recipe names are there."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from liftkit.checkpoint.model import _is_hub_id
+from liftkit.finetune.recipe_schema import Location, dotted
+from liftkit.finetune.recipe_sections import is_local
+
+
+def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Locations of paths that lead nowhere, with what to say.
+
+    Args:
+        plain: a recipe's data; what is of a wrong type is passed over.
+    """
+    model = plain.get("model")
+    if _is_text(model) and model != "demo" and not os.path.isdir(os.path.expanduser(model)):
+        if Path(os.path.expanduser(model)).exists():
+            yield ("model",), f"model: {model} is a file; expected a diffusers folder"
+        elif not _is_hub_id(model):
+            hint = (
+                near(Path(os.path.expanduser(model)))
+                or "; expected a folder (liftkit convert makes one), a Hub id, or demo"
+            )
+            yield ("model",), f"model: no folder {model}{hint}"
+    data = plain.get("data")
+    data = data if isinstance(data, dict) else {}
+    for key, path in (("output", plain.get("output")), ("data.cache", data.get("cache"))):
+        if _is_text(path) and Path(os.path.expanduser(path)).is_file():
+            yield tuple(key.split(".")), f"{key}: {path} is a file; expected a folder, or a name for a new one"
+    sources = data.get("sources")
+    for place, source in enumerate(sources if isinstance(sources, list) else []):
+        if isinstance(source, dict):
+            for inner, text in _missing_of(source):
+                location = ("data", "sources", place, *inner)
+                yield location, f"{dotted(location)}: {text}"
+
+
+def near(path: Path) -> str:
+    """``; did you mean X?`` for a name that is much like one that is there."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    found = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.with_name(found[0])}?" if found else ""
+
+
+def _missing_of(source: dict[str, Any]) -> Iterator[tuple[Location, str]]:
+    kind, path, urls = (source.get(key) for key in ("kind", "path", "urls"))
+    if kind == "folder" and _is_text(path) and not os.path.isdir(os.path.expanduser(path)):
+        yield ("path",), f"no folder {path}{near(Path(os.path.expanduser(path)))}"
+    # Anything else may be a name on the Hub.
+    if kind == "dataset" and _is_text(path) and path.startswith((".", "/", "~")):
+        local = Path(os.path.expanduser(path))
+        if not local.exists():
+            yield ("path",), f"no folder {path}{near(local)}"
+    if kind == "webdataset":
+        from liftkit.data.shards import expand_braces
+
+        for place, url in enumerate(urls if isinstance(urls, list) else [urls]):
+            names = expand_braces(os.path.expanduser(url)) if _is_text(url) and is_local(url) else []
+            absent = [name for name in names if not glob.glob(name)]
+            if absent:
+                yield ("urls", place) if isinstance(urls, list) else ("urls",), f"no file {absent[0]}"
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value

@@ -1,0 +1,197 @@
+"""Where the keys of the schema and the nodes of a file meet: what stands where, what may, and what to say of what may not."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from liftkit.finetune.recipe import SOURCES, Recipe
+
+Location = tuple[str | int, ...]
+"""Keys and list indices from the root; pydantic's, without the ``kind`` of a source."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a location leads in the nodes.
+
+    Args:
+        key: of the last step, None in a list and at the root.
+        value: there; None where nothing is written.
+        above: the node or key that holds it.
+    """
+
+    key: Node | None
+    value: Node | None
+    above: Node
+
+
+def find(root: Node, location: Location) -> Place:
+    """Follow a location as far as something is written."""
+    key, node, above = None, root, root
+    for part in location:
+        above = key or node
+        following = child(node, part)
+        if following is None:
+            return Place(None, None, above)
+        key, node = following
+    return Place(key, node, above)
+
+
+def child(node: Node, part: str | int) -> tuple[Node | None, Node] | None:
+    """The key and the value of one step, or None where it leads nowhere."""
+    if isinstance(node, MappingNode):
+        return next(((k, v) for k, v in node.value if isinstance(k, ScalarNode) and k.value == part), None)
+    if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return None, node.value[part]
+    return None
+
+
+def location_of(error: ErrorDetails) -> Location:
+    """Where an error of pydantic's belongs: it names the kind of a source as if it were a key."""
+    location: Location = error["loc"]
+    if location[:2] == ("data", "sources"):
+        location = (*location[:3], *location[4:])
+    if error["type"] == "missing" and isinstance(location[-1], int):  # an item of a list of fixed length
+        location = location[:-1]
+    return (*location, "kind") if error["type"].startswith("union_tag") else location
+
+
+def dotted(location: Location) -> str:
+    """A location as it is written in overrides."""
+    return ".".join(map(str, location))
+
+
+def fields_at(location: Location, root: Node) -> Mapping[str, FieldInfo]:
+    """The keys that may stand in a section; none where the location leads to no section.
+
+    Args:
+        location: of the section.
+        root: the recipe's nodes, which tell the kind of a source.
+    """
+    if location[:2] == ("data", "sources") and len(location) == 3:
+        kind = getattr(find(root, (*location, "kind")).value, "value", None)
+        known = [SOURCES[kind]] if kind in SOURCES else SOURCES.values()
+        return {name: field for source in known for name, field in source.model_fields.items()}
+    section: type[BaseModel] = Recipe
+    for part in location:
+        field = section.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return {}
+        section = field.annotation
+    return section.model_fields
+
+
+def is_table(location: Location) -> bool:
+    """Whether names of the user's own stand at a location, such as the modules of ``optimizer.multipliers``."""
+    known = len(location) == 2 and location[0] in Recipe.model_fields
+    field = _section(str(location[0])).get(str(location[1])) if known else None
+    return field is not None and get_origin(field.annotation) is dict
+
+
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """``; did you mean X?``, or nothing where nothing is near."""
+    near = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def unknown_key(location: Location, root: Node) -> str:
+    """What to say of a key that the schema does not have."""
+    name = str(location[-1])
+    here = suggestion(name, fields_at(location[:-1], root))
+    return f"{dotted(location)}: unknown key{here or _elsewhere(name)}"
+
+
+def _elsewhere(name: str) -> str:
+    """The key that is meant, where it stands in another section or goes by its initials."""
+    paths = [top for top in Recipe.model_fields if not _section(top)]
+    paths += [f"{top}.{key}" for top in Recipe.model_fields for key in _section(top)]
+    for path in paths:
+        key = path.rpartition(".")[2]
+        if name in (key, path) or ("_" in key and name == "".join(word[0] for word in key.split("_"))):
+            return f"; did you mean {path}?"
+    return suggestion(name, paths)
+
+
+def _section(name: str) -> Mapping[str, FieldInfo]:
+    return getattr(Recipe.model_fields[name].annotation, "model_fields", {})
+
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "path": "a path",
+    "is": "a path",
+    "tuple": "a list",
+    "dict": "a section of keys",
+    "model": "a section of keys",
+}
+_BOUNDS = {
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "finite_number": "a finite number",
+    "string_too_short": "some text",
+}
+_BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+
+
+def explain(error: ErrorDetails, location: Location, root: Node) -> str:
+    """What to say of an error of pydantic's."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    name = dotted(location)
+    if kind == "extra_forbidden":
+        return unknown_key(location, root)
+    if kind == "missing" and location != error["loc"] and isinstance(error["loc"][-1], int):
+        return f"{name}: expected {error['loc'][-1] + 1} values, found {len(value)}"
+    if kind == "missing":
+        field = fields_at(location[:-1], root).get(str(location[-1]))
+        about = (field and field.description) or ""
+        return f"{name}: required, and missing" + (f": {about[0].lower()}{about[1:].rstrip('.')}" if about else "")
+    if kind == "union_tag_not_found":
+        return f"{name}: required, and missing: {_either(list(SOURCES))}"
+    if kind in ("literal_error", "union_tag_invalid"):
+        choices = list(SOURCES) if "tag" in context else re.findall(r"'([^']*)'", context["expected"])
+        found = context.get("tag", value)
+        return f"{name}: expected {_either(choices)}, found {_say(found)}{suggestion(str(found), choices)}"
+    if kind in ("too_short", "too_long"):
+        bound = context.get("min_length", context.get("max_length"))
+        return f"{name}: expected {'at least' if kind == 'too_short' else 'at most'} {bound}, found {len(value)}"
+    if kind == "value_error":
+        return f"{name}: {context['error']}"
+    expected = _BOUNDS.get(kind, "").format(**context) or _EXPECTED.get(kind.partition("_")[0])
+    if expected is None:
+        return f"{name}: {error['msg']}"
+    return f"{name}: expected {expected}, found {_say(value)}{_hint(kind, value)}"
+
+
+def _hint(kind: str, value: Any) -> str:
+    if kind.startswith("bool") and str(value).lower() in _BOOLEANS:
+        return f"; did you mean {_BOOLEANS[str(value).lower()]}?"
+    if kind.startswith(("string", "is_instance", "path")) and isinstance(value, bool | int | float):
+        return "; put it in quotes"
+    return ""
+
+
+def _either(choices: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
+
+
+def _say(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict | list | tuple):
+        return "a section" if isinstance(value, dict) else "a list"
+    text = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

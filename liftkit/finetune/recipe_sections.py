@@ -1,0 +1,232 @@
+"""The sections of a recipe: every key with its type, default, range and meaning.
+
+Values are strict: text is no number, 1 is no boolean, and unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _path(value: object) -> object:
+    """A path from text; ``~`` is the home folder."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip() or "\0" in value:
+        raise ValueError(f"expected a path, found {value!r}")
+    # os.path leaves a ~ of nobody's as it is, where pathlib fails.
+    return Path(os.path.expanduser(value))
+
+
+def is_local(url: str) -> bool:
+    """Whether a shard's name is a path; a recipe holds no commands (``pipe:``), and shards are read at random access."""
+    return "://" not in url and not url.startswith("pipe:")
+
+
+def _local(url: str) -> str:
+    if not is_local(url):
+        raise ValueError(f"{url}: shards must be local files; fetch them first")
+    return url
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        raise ValueError("expected each name once")
+    return names
+
+
+_LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+_ONE_OR_MANY = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+
+Text = Annotated[str, Field(min_length=1)]
+File = Annotated[Path, BeforeValidator(_path)]
+Names = Annotated[tuple[Text, ...], _LISTED, Field(min_length=1)]
+Urls = Annotated[tuple[Annotated[Text, AfterValidator(_local)], ...], _ONE_OR_MANY, _LISTED, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Trackers = Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], _LISTED, AfterValidator(_distinct)]
+
+
+class Section(BaseModel):
+    """Keys that belong together; it does not change once it is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Source(Section):
+    kind: str
+    weight: Annotated[float, Field(gt=0, description="Share of the samples, relative to the other sources.")] = 1.0
+
+
+class DemoSource(_Source):
+    """The embedded digits on photographs: nothing to download."""
+
+    kind: Literal["demo"]
+    count: Annotated[int, Field(ge=1, description="Images to draw from.")] = 16384
+
+
+class FolderSource(_Source):
+    """A folder of images, nested or not, with `.txt` captions beside them or a `metadata.jsonl`."""
+
+    kind: Literal["folder"]
+    path: Annotated[File, Field(description="The folder.")]
+
+
+class WebDatasetSource(_Source):
+    """Tar shards in webdataset's format, uncompressed."""
+
+    kind: Literal["webdataset"]
+    urls: Annotated[Urls, Field(description="Local files, one or a list; `{0000..0099}` counts, `*` matches.")]
+
+
+class DatasetSource(_Source):
+    """A dataset that the `datasets` library loads."""
+
+    kind: Literal["dataset"]
+    path: Annotated[Text, Field(description="A Hub id, a folder, or a table (.parquet, .csv, .jsonl).")]
+    split: Annotated[Text, Field(description="Which part of it.")] = "train"
+    image_column: Annotated[Text, Field(description="Column of the images.")] = "image"
+    caption_column: Annotated[Text | None, Field(description="Column of the captions; null: there are none.")] = "text"
+
+
+Source = Annotated[DemoSource | FolderSource | WebDatasetSource | DatasetSource, Field(discriminator="kind")]
+SOURCES: dict[str, type[Section]] = {
+    "demo": DemoSource,
+    "folder": FolderSource,
+    "webdataset": WebDatasetSource,
+    "dataset": DatasetSource,
+}
+"""The members of the union, by their ``kind``."""
+
+
+class Data(Section):
+    """What is learned from."""
+
+    sources: Annotated[
+        tuple[Source, ...], _LISTED, Field(min_length=1, description="Where images and captions come from.")
+    ]
+    resolution: Annotated[int | None, Field(ge=1, description="Side in pixels; null: the model's own.")] = None
+    buckets: Annotated[
+        bool, Field(description="Keep aspect ratios, in buckets of about equal area; else square crops.")
+    ] = False
+    prompt_dropout: Annotated[
+        Share, Field(description="Share of the samples whose prompt is empty, for classifier-free guidance.")
+    ] = 0.1
+    cache: Annotated[
+        File | None, Field(description="Folder for encoded prompts and latents; null: `cache` in the run folder.")
+    ] = None
+    workers: Annotated[int, Field(ge=0, description="Threads that decode images; 0: none beside the trainer.")] = 2
+
+
+class Trainable(Section):
+    """What learns."""
+
+    mode: Annotated[
+        Literal["lora", "full"], Field(description="LoRA beside frozen weights, or every weight of the network.")
+    ] = "lora"
+    rank: Annotated[int, Field(ge=1, description="Of the LoRA matrices.")] = 256
+    alpha: Annotated[float | None, Field(gt=0, description="The LoRA counts alpha / rank; null: alpha = rank.")] = None
+    dropout: Annotated[float, Field(ge=0, lt=1, description="On the LoRA's input.")] = 0.05
+    targets: Annotated[
+        Names | None,
+        Field(
+            description="Modules with LoRA: full names, where `*` stands for anything; null: the architecture's own."
+        ),
+    ] = None
+    modules: Annotated[
+        Names | None,
+        Field(description="Modules trained in full, by full name; null: the projections and `norm_out`."),
+    ] = None
+
+
+class Optimizer(Section):
+    """How it learns."""
+
+    name: Annotated[
+        Literal["adamw", "adamw8bit", "muon"],
+        Field(description="AdamW, its 8-bit kind, or Muon for matrices with AdamW for the rest."),
+    ] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0, description="At its highest, after warm-up.")] = 1e-4
+    betas: Annotated[tuple[Beta, Beta], _LISTED, Field(description="Momenta of AdamW.")] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0, description="Decoupled.")] = 0.0
+    multipliers: Annotated[
+        dict[Text, Annotated[float, Field(gt=0)]],
+        Field(description="Factors on the learning rate by module, such as `proj_out: 10`."),
+    ] = {}
+    warmup: Annotated[int, Field(ge=0, description="Steps of linear warm-up.")] = 100
+    decay: Annotated[
+        Literal["constant", "linear", "cosine"], Field(description="How the learning rate goes to 0 at the end.")
+    ] = "constant"
+    decay_from: Annotated[Share, Field(description="Share of the steps at which the decay begins.")] = 0.0
+    clip: Annotated[
+        float | None, Field(gt=0, description="Largest gradient norm, over all that learns; null: no limit.")
+    ] = 1.0
+
+
+class Noise(Section):
+    """Noise levels in training: a logit-normal, shifted by sigma -> shift sigma / (1 + (shift - 1) sigma)."""
+
+    mean: Annotated[float, Field(description="Of the normal.")] = 0.0
+    std: Annotated[float, Field(gt=0, description="Of the normal.")] = 1.0
+    shift: Annotated[
+        float, Field(gt=0, description="Of the pixel sigma: the latent model's, times the lift's scale.")
+    ] = 17.0
+
+
+class Objective(Section):
+    """What is minimised."""
+
+    loss: Annotated[
+        Literal["asymflow", "flow"],
+        Field(description="With variance reduction by the frozen model, or the plain flow loss."),
+    ] = "asymflow"
+    kappa: Annotated[
+        float | None,
+        Field(ge=0, description="How soon the plain loss returns as noise falls; null: full reduction at every level."),
+    ] = 0.3
+    weight: Annotated[float, Field(gt=0, description="Of the flow loss.")] = 5.0
+    sigma_floor: Annotated[float, Field(gt=0, le=1, description="Smallest sigma that the loss divides by.")] = 0.05
+    perceptual: Annotated[
+        Literal["none", "lpips", "vae", "gradient"],
+        Field(description="LPIPS (VGG), features of the model's own VAE, or image gradients."),
+    ] = "none"
+    perceptual_weight: Annotated[float, Field(ge=0, description="Of the perceptual term.")] = 1.0
+    adversarial: Annotated[float, Field(ge=0, description="Weight of an adversarial term; 0: none.")] = 0.0
+
+
+class Ema(Section):
+    """A running mean of what learns, by Karras' power function."""
+
+    enabled: Annotated[bool, Field(description="Keep one, and write it as the result.")] = True
+    gamma: Annotated[float, Field(gt=0, description="Of the power function; a larger one forgets sooner.")] = 7.0
+    start: Annotated[int, Field(ge=0, description="Step at which it begins.")] = 100
+
+
+class Checkpoints(Section):
+    """States to go on from."""
+
+    every: Annotated[int, Field(ge=0, description="Steps between them; 0: only at the end.")] = 500
+    keep: Annotated[int, Field(ge=1, description="How many; older ones go when a newer one is safe.")] = 2
+
+
+class Previews(Section):
+    """Pictures along the way, from the same noise each time."""
+
+    every: Annotated[int, Field(ge=0, description="Steps between them; 0: never.")] = 0
+    prompts: Annotated[Names | None, Field(description="What to paint, in turns; null: captions of the data.")] = None
+    count: Annotated[int, Field(ge=1, description="Images.")] = 8
+    steps: Annotated[int | None, Field(ge=1, description="Denoising steps; null: the pipeline's.")] = None
+    guidance: Annotated[float | None, Field(ge=0, description="Guidance scale; null: the pipeline's.")] = None
+    seed: Annotated[int, Field(ge=0, description="Of the noise.")] = 0
+
+
+class Validation(Section):
+    """The loss on held-out images, by noise level."""
+
+    every: Annotated[int, Field(ge=0, description="Steps between them; 0: never.")] = 0
+    images: Annotated[int, Field(ge=1, description="Held-out images.")] = 256
+    quantiles: Annotated[int, Field(ge=1, description="Noise levels, in parts that training meets equally often.")] = 8

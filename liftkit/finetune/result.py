@@ -1,0 +1,146 @@
+"""What a run leaves: a converted-format folder, or the adapter alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from liftkit.adapter import LORA_A, LORA_B, Adapter
+from liftkit.checkpoint.files import write_text
+from liftkit.checkpoint.folder import RECORD, atomic_folder, copy_tree, manifest
+from liftkit.checkpoint.model import ModelFolder, Weights
+from liftkit.checkpoint.rewrite import rewrite_file
+from liftkit.conversion.card import versions
+from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.trainee import Trainee
+from liftkit.progress import Observer
+
+
+def learned_adapter(recipe: Recipe, trainee: Trainee, values: dict[str, Tensor], steps: int) -> Adapter:
+    """What was learned, in the format of :mod:`liftkit.adapter`, rounded once to the dtype that the base is stored in.
+
+    Args:
+        values: of the parameters that learn (their running mean), by name in the transformer under training.
+        steps: done.
+    """
+    weights = trainee.folder.weights("transformer")
+    tensors = {}
+    for name, value in values.items():
+        key = _stored_name(name)
+        weight = key.replace(LORA_A, ".weight").replace(LORA_B, ".weight")
+        stored = weights.read(weight)
+        tensors[key] = value.to(stored.dtype if stored is not None else value.dtype).contiguous()
+    record = base_record(trainee.folder)
+    return Adapter(
+        tensors=tensors,
+        alpha=recipe.trainable.alpha or float(recipe.trainable.rank),
+        lift=trainee.lift,
+        transformer=type(trainee.transformer).__name__,
+        base=str(record.get("source", {}).get("model", trainee.folder.name)),
+        provenance={"steps": steps, "recipe": plain_recipe(recipe), "versions": versions()},
+    )
+
+
+def plain_recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain data that may be published: of paths the name alone."""
+    plain = recipe.model_dump(mode="json")
+    plain["output"], plain["model"] = Path(plain["output"]).name, Path(plain["model"]).name
+    plain["data"]["cache"] = None
+    for source in plain["data"]["sources"]:
+        source |= {"path": Path(source["path"]).name} if "path" in source else {}
+        source |= {"urls": [Path(url).name for url in source["urls"]]} if "urls" in source else {}
+    return plain
+
+
+def base_record(folder: ModelFolder) -> dict[str, Any]:
+    """``liftkit.json`` of a converted folder; empty for others."""
+    path = folder.path / RECORD
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_model(adapter: Adapter, folder: ModelFolder, target: Path, observer: Observer) -> None:
+    """The folder that training began from with what was learned merged in; unchanged tensors are copied file to file.
+
+    Raises:
+        UsageError: if something is at ``target`` already.
+        LiftkitError: if the disk refuses.
+    """
+    weights = folder.weights("transformer")
+    changed = adapter.merged(_Stored(weights))
+    with atomic_folder(target, overwrite=True) as building:
+        for path in sorted(folder.path.iterdir()):
+            if path.name not in ("transformer", RECORD, "README.md"):
+                copy_tree(path, building / path.name)
+        (building / "transformer").mkdir()
+        for path in sorted((folder.path / "transformer").iterdir()):
+            if path.name not in weights.headers:
+                copy_tree(path, building / "transformer" / path.name)
+        total = sum(header.path.stat().st_size for header in weights.headers.values())
+        with observer.stage("write: transformer", total, "bytes") as advance:
+            for name, header in weights.headers.items():
+                here = {key: tensor for key, tensor in changed.items() if weights.where.get(key) == name}
+                rewrite_file(header, building / "transformer" / name, here, progress=advance)
+        write_text(building / "README.md", card(adapter, folder, "model"))
+        record = {**base_record(folder), "finetune": adapter.provenance}
+        record.setdefault("format", "liftkit.finetune")
+        record.setdefault("version", 1)
+        record["sha256"] = manifest(building)
+        write_text(building / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def card(adapter: Adapter, folder: ModelFolder, kind: str) -> str:
+    """The model card: the licence of the base's own card, what it is, how to load it, how it was made."""
+    text = (folder.path / "README.md").read_text(errors="replace") if (folder.path / "README.md").is_file() else ""
+    licence = "".join(f"{line}\n" for line in text.splitlines()[:20] if line.startswith(("license", "base_model:")))
+    recipe = adapter.provenance["recipe"]
+    what = "A pixel flow model" if adapter.lift is not None else "A latent flow model, continued"
+    load = (
+        'pipe = DiffusionPipeline.from_pretrained("this-folder")'
+        if kind == "model"
+        else f'pipe = liftkit.load_adapter("{adapter.base}", "this-folder")'
+    )
+    return f"""---
+{licence}library_name: diffusers
+tags: [pixel-diffusion, flow-matching, asymflow, liftkit]
+---
+
+# {adapter.base.rsplit("/", 1)[-1]}, finetuned in {"pixels" if adapter.lift is not None else "latents"}
+
+{what} made from `{adapter.base}` by [Asymmetric Flow](https://arxiv.org/abs/2605.12964) with liftkit.
+It was finetuned for {adapter.provenance["steps"]} steps of {recipe["batch_size"]} images
+({recipe["trainable"]["mode"]}, loss {recipe["objective"]["loss"]}).
+
+```python
+import liftkit
+from diffusers import DiffusionPipeline
+
+{load}
+```
+
+`liftkit.json` holds the recipe and versions. The licence and terms of the base apply.
+"""
+
+
+class _Stored(dict):
+    """Tensors of a transformer on disk, each read when asked for."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def get(self, name: str, default: Any = None) -> Any:  # type: ignore[override]
+        """One tensor, or the default."""
+        found = self.weights.read(name)
+        return default if found is None else found
+
+
+def _stored_name(name: str) -> str:
+    """Names as they are on disk: without peft's wrapping."""
+    return (
+        name.replace(".lora_A.default.", ".lora_A.")
+        .replace(".lora_B.default.", ".lora_B.")
+        .replace(".base_layer.", ".")
+    )

@@ -1,0 +1,75 @@
+"""The folder of a run: its recipe, log, checkpoints, previews and result, and the files by which it is told to act."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from liftkit.checkpoint.files import write_text
+from liftkit.conversion.card import versions
+from liftkit.errors import UsageError
+from liftkit.finetune.recipe import Recipe
+
+
+class RunFolder:
+    """``recipe.yaml``, ``run.json``, ``log.jsonl``, ``checkpoints/``, ``previews/``, ``cache/`` and the result.
+
+    Args:
+        path: of the run; made when it begins.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.log_file = path / "log.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.previews = path / "previews"
+
+    def result(self, recipe: Recipe) -> Path:
+        """Where the result goes."""
+        return self.path / recipe.save
+
+    def check(self, resuming: bool) -> None:
+        """Whether a run may begin here.
+
+        Raises:
+            UsageError: if another run is here and is not resumed.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"output: {self.path}: is a file; the output is a folder")
+        if not resuming and self.log_file.exists():
+            raise UsageError(f"output: {self.path}: holds a run already; go on with --resume, or choose another output")
+
+    def begin(self, recipe: Recipe, sources: list[dict[str, Any]], model: dict[str, Any]) -> None:
+        """Write what the run is made of: the resolved recipe, versions, and digests of model and data."""
+        self.previews.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+        record = {"format": "liftkit.run", "version": 1, "model": model, "data": sources, "versions": versions()}
+        write_text(self.path / "run.json", json.dumps(record, indent=2) + "\n")
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Add a line to the log."""
+        with self.log_file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of steps after ``step``, which a resumed run does again."""
+        if self.log_file.exists():
+            rows = self.log_file.read_text().splitlines()
+            kept = [row for row in rows if _step(row) <= step]
+            write_text(self.log_file, "".join(f"{row}\n" for row in kept))
+
+    def asked(self, what: str) -> bool:
+        """Whether somebody touched the file ``save`` or ``stop``; it goes when it is heard."""
+        path = self.path / what
+        if not path.exists():
+            return False
+        path.unlink(missing_ok=True)
+        return True
+
+
+def _step(row: str) -> float:
+    try:
+        return float(json.loads(row)["step"])
+    except (ValueError, KeyError):  # a line that a killed run began
+        return float("inf")

@@ -1,0 +1,163 @@
+"""Checkpoints of a run: complete or absent, and read back to the last bit."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
+from liftkit.checkpoint.folder import atomic_folder
+from liftkit.errors import UsageError
+
+RECORD = "state.json"
+_NAME = re.compile(r"step-(\d+)")
+
+
+def write_checkpoint(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], record: dict[str, Any], keep: int
+) -> Path:
+    """Write one checkpoint, and only then remove the oldest beyond ``keep``.
+
+    Args:
+        folder: that holds all of a run's.
+        step: steps done.
+        tensors: files by stem, tensors by name.
+        record: plain data; the file that says the checkpoint is complete, written last.
+        keep: how many stay.
+
+    Raises:
+        LiftkitError: if the disk refuses; the older ones are still there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f"step-{step:07d}"
+    if place.exists():  # of a run that was resumed from before it
+        shutil.rmtree(place)
+    with atomic_folder(place) as building:
+        for stem, content in tensors.items():
+            write_safetensors(building / f"{stem}.safetensors", content)
+        write_text(
+            building / RECORD,
+            json.dumps({"format": "liftkit.state", "version": 1, "step": step, **record}, indent=2) + "\n",
+        )
+    for _, old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return place
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """The complete checkpoints of a run, oldest first, with their steps."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return sorted((step, path) for step, path in found if (path / RECORD).is_file())
+
+
+def find_checkpoint(folder: Path, wanted: str) -> Path:
+    """The checkpoint that ``--resume`` means: ``latest``, or a path.
+
+    Raises:
+        UsageError: if there is none: a run never starts afresh in silence.
+    """
+    if wanted == "latest":
+        found = checkpoints(folder)
+        if not found:
+            raise UsageError(f"--resume: {folder}: no complete checkpoint there; leave --resume out to start a run")
+        return found[-1][1]
+    path = Path(wanted)
+    if not (path / RECORD).is_file():
+        raise UsageError(
+            f"--resume {wanted}: no complete checkpoint (no {RECORD} there); give one of {folder}, or 'latest'"
+        )
+    return path
+
+
+def read_checkpoint(path: Path, stems: list[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """What :func:`write_checkpoint` wrote.
+
+    Raises:
+        UsageError: if a file is missing or broken.
+    """
+    record = json.loads((path / RECORD).read_text())
+    if record.get("format") != "liftkit.state" or record.get("version") != 1:
+        raise UsageError(f"{path / RECORD}: not a state that this version reads")
+    return {stem: read_safetensors(path / f"{stem}.safetensors")[0] for stem in stems}, record
+
+
+def optimizer_tensors(
+    optimizers: list[torch.optim.Optimizer], parameters: dict[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """The state of optimizers as ``parameter/entry``, whole even where parameters are sharded."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    result = {}
+    for optimizer in optimizers:
+        for parameter, entries in optimizer.state.items():
+            for entry, value in entries.items():
+                result[f"{names[id(parameter)]}/{entry}"] = whole(torch.as_tensor(value))
+    return result
+
+
+def load_optimizers(
+    optimizers: list[torch.optim.Optimizer], parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
+) -> None:
+    """Read what :func:`optimizer_tensors` gave.
+
+    Raises:
+        UsageError: if it belongs to other parameters.
+    """
+    entries: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        entries.setdefault(name, {})[entry] = value
+    if set(entries) - set(parameters):
+        raise UsageError(
+            f"checkpoint: optimizer state of {sorted(set(entries) - set(parameters))[0]}, which does not learn in this recipe"
+        )
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    for optimizer in optimizers:
+        mine = [p for group in optimizer.param_groups for p in group["params"]]
+        for parameter in mine:
+            for entry, value in entries.get(names[id(parameter)], {}).items():
+                optimizer.state[parameter][entry] = like(value, parameter)
+
+
+def load_parameters(targets: dict[str, Tensor], tensors: dict[str, Tensor], what: str) -> None:
+    """Copy tensors into place, by name.
+
+    Raises:
+        UsageError: if names or shapes differ.
+    """
+    if set(targets) != set(tensors):
+        odd = sorted(set(targets) ^ set(tensors))[0]
+        raise UsageError(
+            f"{what}: {odd} is {'missing' if odd in targets else 'not part of this recipe'}; resume with the recipe that made it"
+        )
+    for name, target in targets.items():
+        if target.shape != tensors[name].shape:
+            raise UsageError(
+                f"{what}: {name} has shape {tuple(tensors[name].shape)}, this recipe's has {tuple(target.shape)}"
+            )
+        with torch.no_grad():
+            target.copy_(like(tensors[name], target))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered (every process has to ask), others as they are; on the CPU."""
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.detach().cpu()
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor placed as a parameter is: on its device, and sharded like it where shapes agree."""
+    if hasattr(parameter, "device_mesh") and value.shape == parameter.shape:
+        from torch.distributed.tensor import distribute_tensor
+
+        sharded: Any = parameter
+        return distribute_tensor(value.to(parameter.device), sharded.device_mesh, sharded.placements)
+    # AdamW counts its steps on the CPU.
+    return value if value.ndim == 0 else value.to(parameter.device)

@@ -1,0 +1,124 @@
+"""One step's noise and loss. Everything random is a pure function of (seed, step), so that a resumed run, or one on more
+processes, sees the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.data.training import Batch
+from liftkit.finetune.network import Reference, bind
+from liftkit.finetune.objective import Perceptual, asymflow_loss, flow_loss
+from liftkit.finetune.recipe import Noise, Recipe
+from liftkit.lift import Lift
+from liftkit.models.flow import FlowModel
+from liftkit.tokens import patchify
+
+STEP_STRIDE = 1_000_003
+"""Seeds of steps are this far apart per seed of the run."""
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of one step's noise."""
+    return (seed * STEP_STRIDE + step + 1) % (2**63)
+
+
+def draw(shape: tuple[int, ...], recipe: Noise, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    """Noise and noise levels of the whole global batch, on the CPU.
+
+    Args:
+        shape: of the batch's states.
+        recipe: the section ``noise``.
+
+    Returns:
+        Standard normal noise, shaped so, and sigma (B,): logit-normal, then shifted.
+    """
+    generator = torch.Generator().manual_seed(step_seed(seed, step))
+    noise = torch.randn(shape, generator=generator)
+    time = recipe.mean + recipe.std * torch.randn(shape[0], generator=generator)
+    return noise, shifted(torch.sigmoid(time), recipe.shift)
+
+
+def shifted(sigma: Tensor, shift: float) -> Tensor:
+    """``shift sigma / (1 + (shift - 1) sigma)``."""
+    return shift * sigma / (1.0 + (shift - 1.0) * sigma)
+
+
+def quantile_levels(recipe: Noise, parts: int) -> Tensor:
+    """The medians of equally likely parts of the training noise levels, rising, (parts,)."""
+    middle = (torch.arange(parts) + 0.5) / parts
+    return shifted(torch.sigmoid(recipe.mean + recipe.std * torch.special.ndtri(middle)), recipe.shift)
+
+
+@dataclass
+class Objective:
+    """The loss of a recipe on a batch.
+
+    Args:
+        recipe: says which.
+        student: what learns.
+        reference: the frozen converted model, for the loss asymflow.
+        lift: A and s; None in latent space.
+        perceptual: see :mod:`liftkit.finetune.perceptual`.
+        adversary: adds its term where a recipe asks for one.
+    """
+
+    recipe: Recipe
+    student: FlowModel
+    reference: Reference | None
+    lift: Lift | None
+    perceptual: Perceptual | None = None
+    adversary: Any = None
+
+    def state(self, batch: Batch) -> Tensor:
+        """What the student models: images in the colour space, or latents."""
+        if self.lift is not None:
+            return self.lift.color.encode(batch.images)
+        if batch.latents is None:
+            raise ValueError("training in latent space needs latents")
+        return batch.latents
+
+    def __call__(self, batch: Batch, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of a (micro) batch; see :func:`liftkit.finetune.objective.asymflow_loss`."""
+        choice = self.recipe.objective
+        student = bind(self.student, batch.prompts)
+        recall = Recall(student)
+        common = {"weight": choice.weight, "sigma_floor": choice.sigma_floor}
+        if choice.loss == "flow" or self.lift is None or self.reference is None or batch.latents is None:
+            loss, metrics = flow_loss(recall, x0, sigma, noise, **common)
+        else:
+            loss, metrics = asymflow_loss(
+                recall,
+                bind(self.reference, batch.prompts),
+                x0,
+                patchify(batch.latents, self.lift.latent_patch),
+                sigma,
+                noise,
+                self.lift,
+                kappa=choice.kappa,
+                perceptual=self.perceptual,
+                perceptual_weight=choice.perceptual_weight,
+                **common,
+            )
+        if self.adversary is not None and self.lift is not None:
+            term = self.adversary(batch.images, self.lift.color.decode(recall.denoised), sigma)
+            loss, metrics["adversarial"] = loss + choice.adversarial * term, term.detach()
+        return loss, metrics
+
+
+class Recall:
+    """A velocity that remembers what it took the data for."""
+
+    denoised: Tensor
+
+    def __init__(self, velocity: Any) -> None:
+        self.velocity = velocity
+
+    def __call__(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """See :data:`liftkit.finetune.objective.Velocity`."""
+        result: Tensor = self.velocity(x_t, sigma)
+        self.denoised = x_t - sigma.view(-1, 1, 1, 1) * result.float()
+        return result

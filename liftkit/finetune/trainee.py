@@ -1,0 +1,169 @@
+"""What a recipe trains: the transformer of a folder, which of its weights learn, and its frozen reference."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from liftkit.checkpoint.files import read_safetensors
+from liftkit.checkpoint.model import ModelFolder
+from liftkit.errors import UsageError
+from liftkit.finetune.network import Network, original_modules
+from liftkit.finetune.recipe import Recipe
+from liftkit.lift import Lift
+from liftkit.models.registry import architecture, is_lifted, lifted_class
+from liftkit.models.spec import Architecture
+
+COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
+
+
+@dataclass
+class Trainee:
+    """The network of a run before anything is wrapped.
+
+    Args:
+        folder: where it comes from.
+        spec: its architecture.
+        transformer: in memory; only what learns asks for gradients.
+        lift: A and s; None in latent space.
+        network: student and reference in one module.
+        learns: paths of modules trained in full and with LoRA.
+    """
+
+    folder: ModelFolder
+    spec: Architecture
+    transformer: Any
+    lift: Lift | None
+    network: Network
+    learns: dict[str, list[str]]
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What learns, by name in the transformer."""
+        return {name: each for name, each in self.transformer.named_parameters() if each.requires_grad}
+
+
+def open_trainee(recipe: Recipe, folder: ModelFolder) -> Trainee:
+    """Load the transformer of a folder and prepare it for a recipe, on the CPU.
+
+    Frozen weights are in the precision of the run, what learns in float32.
+
+    Raises:
+        UsageError: if the folder is of the wrong space, or the recipe names modules that are not there.
+    """
+    name = folder.class_of("transformer") or ""
+    spec = architecture(name)
+    _check_space(recipe, folder, is_lifted(name))
+    transformer = _load(recipe, folder, spec, name)
+    lift = Lift.load(folder.path / "lift.safetensors") if recipe.space == "pixel" else None
+    originals, frozen = None, None
+    if recipe.objective.loss == "asymflow":
+        path = folder.path / "latent" / "reference.safetensors"
+        originals = original_modules(transformer, read_safetensors(path)[0])
+        if recipe.trainable.mode == "full":
+            # Base weights that learn cannot be shared with what must not change.
+            frozen = copy.deepcopy(transformer).to(COMPUTE[recipe.precision]).eval()
+    learns = _choose(recipe, spec, transformer)
+    if recipe.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return Trainee(folder, spec, transformer, lift, Network(transformer, originals, frozen), learns)
+
+
+def _check_space(recipe: Recipe, folder: ModelFolder, lifted: bool) -> None:
+    if recipe.space == "pixel" and not lifted:
+        raise UsageError(
+            f"model: {folder.source}: a latent model; convert it first: liftkit convert {folder.source} --images ... -o OUT"
+        )
+    if recipe.space == "latent" and lifted:
+        raise UsageError(
+            f"model: {folder.source}: a pixel model, and the recipe says space: latent; give the latent one"
+        )
+    if recipe.space == "pixel" and not (folder.path / "latent").is_dir():
+        raise UsageError(f"model: {folder.path / 'latent'}: missing; finetuning needs it: convert the model again")
+
+
+def _load(recipe: Recipe, folder: ModelFolder, spec: Architecture, name: str) -> Any:
+    import diffusers
+
+    made = lifted_class(spec) if is_lifted(name) else getattr(diffusers, name)
+    full = recipe.trainable.mode == "full"
+    dtype = torch.float32 if full else COMPUTE[recipe.precision]
+    transformer = made.from_pretrained(folder.path, subfolder="transformer", dtype=dtype, use_safetensors=True)
+    if recipe.init == "random":
+        torch.manual_seed(recipe.seed)
+        fresh = made.from_config(transformer.config)
+        if is_lifted(name):
+            fresh.lift = transformer.lift
+        transformer = fresh
+    return transformer.requires_grad_(False)
+
+
+def _choose(recipe: Recipe, spec: Architecture, transformer: nn.Module) -> dict[str, list[str]]:
+    """Switch on what learns; the paths by kind."""
+    chosen = recipe.trainable
+    if chosen.mode == "full":
+        transformer.requires_grad_(True)
+        return {"full": [""], "lora": []}
+    modules = dict(transformer.named_modules())
+    full = list(chosen.modules or default_modules(spec))
+    for path in full:
+        if path not in modules:
+            raise UsageError(f"trainable.modules: {path}: no such module in {spec.name}{_near(path, modules)}")
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    targets = match_targets(list(chosen.targets or spec.adapters), linear, spec.name)
+    twice = [name for name in targets if any(name == path or name.startswith(f"{path}.") for path in full)]
+    if twice:
+        raise UsageError(
+            f"trainable.targets: {twice[0]} is trained in full already (trainable.modules); take it from one"
+        )
+    add_lora(transformer, targets, chosen.rank, chosen.alpha or chosen.rank, chosen.dropout, recipe.seed)
+    for path in full:
+        transformer.get_submodule(path).requires_grad_(True)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return {"full": full, "lora": targets}
+
+
+def default_modules(spec: Architecture) -> list[str]:
+    """What is trained in full where a recipe says nothing: the projections and the output norm."""
+    return [projection.path for projection, _ in spec.projections] + list(spec.reference)
+
+
+def match_targets(patterns: list[str], names: list[str], where: str) -> list[str]:
+    """Module names that patterns mean, each matched against whole names.
+
+    Raises:
+        UsageError: if a pattern matches nothing.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            raise UsageError(
+                f"trainable.targets: {pattern}: no linear layer of {where} is called so{_near(pattern, names)}"
+            )
+        found |= dict.fromkeys(matched)
+    return list(found)
+
+
+def add_lora(transformer: Any, targets: list[str], rank: int, alpha: float, dropout: float, seed: int) -> None:
+    """LoRA of peft on exactly these modules: B = 0, A from ``seed``."""
+    from peft import LoraConfig
+
+    # Names in a list would match as suffixes: proj_out would hit every block's.
+    exact = "|".join(re.escape(name) for name in targets)
+    torch.manual_seed(seed)
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=f"({exact})"))
+
+
+def _near(name: str, names: Any) -> str:
+    near = get_close_matches(name.replace("*", "0"), [each for each in names if each], n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""

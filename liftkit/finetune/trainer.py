@@ -1,0 +1,384 @@
+"""The loop: steps, and what happens between them (checkpoints, previews, validation, the end)."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from liftkit.checkpoint.files import atomic_file
+from liftkit.data.training import Batch, TrainingData
+from liftkit.errors import LiftkitError
+from liftkit.finetune.adversary import Adversary
+from liftkit.finetune.network import Reference, connect
+from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, set_rate
+from liftkit.finetune.perceptual import make_perceptual
+from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.run_folder import RunFolder
+from liftkit.finetune.state import (
+    load_optimizers,
+    load_parameters,
+    optimizer_tensors,
+    read_checkpoint,
+    whole,
+    write_checkpoint,
+)
+from liftkit.finetune.step import Objective, draw, step_seed
+from liftkit.finetune.trainee import Trainee
+from liftkit.finetune.watch import preview, validate
+from liftkit.progress import Observer
+
+STEMS = ["parameters", "optimizer"]
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Args:
+        step: steps done in all.
+        seconds: of training in this session.
+        stopped: whether it ended before its last step, by Ctrl-C or the file ``stop``.
+    """
+
+    step: int
+    seconds: float
+    stopped: bool
+
+
+@dataclass
+class _Speed:
+    """Seconds of steps, without what happens between them."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+    recent: list[float] = field(default_factory=list)
+
+    def add(self, seconds: float) -> None:
+        self.steps, self.seconds = self.steps + 1, self.seconds + seconds
+        self.recent = [*self.recent[-19:], seconds]
+
+    @property
+    def per_step(self) -> float:
+        return sum(self.recent) / max(len(self.recent), 1)
+
+
+class Trainer:
+    """One run, ready to train.
+
+    Args:
+        recipe: what to do.
+        trainee: the network; see :func:`liftkit.finetune.trainee.open_trainee`.
+        data: prepared training data.
+        held_out: prepared held-out data, where the recipe validates.
+        vae: the checkpoint's own, where a perceptual term looks through it.
+        accelerator: of accelerate.
+        folder: of the run.
+        observer: hears of the progress.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        trainee: Trainee,
+        data: TrainingData,
+        held_out: TrainingData | None,
+        vae: Any,
+        accelerator: Any,
+        folder: RunFolder,
+        observer: Observer,
+    ) -> None:
+        self.recipe, self.trainee, self.data, self.held_out = recipe, trainee, data, held_out
+        self.accelerator, self.folder, self.observer = accelerator, folder, observer
+        self.step = 0
+        self.speed = _Speed()
+        self._wrap(vae)
+
+    def _wrap(self, vae: Any) -> None:
+        recipe, trainee, device = self.recipe, self.trainee, self.accelerator.device
+        projections = [projection.path for projection, _ in trainee.spec.projections]
+        optimizers = make_optimizers(trainee.parameters, recipe.optimizer, projections)
+        if recipe.compile:
+            trainee.transformer.compile_repeated_blocks()
+        self.model, *self.optimizers = self.accelerator.prepare(trainee.network, *optimizers)
+        self.bare = [getattr(each, "optimizer", each) for each in self.optimizers]
+        # Sharding may have put other tensors in the places of parameters.
+        self.parameters: dict[str, nn.Parameter] = trainee.parameters
+        self.average = Average(self.parameters, recipe.ema.gamma, recipe.ema.start) if recipe.ema.enabled else None
+        student, latent = connect(trainee.transformer, self.model)
+        lift = trainee.lift
+        if lift is not None:
+            lift = replace(lift, basis=lift.basis.float().to(device))
+            trainee.transformer.lift.to(device)
+        reference = Reference(latent, lift) if lift is not None and recipe.objective.loss == "asymflow" else None
+        adversary = Adversary(recipe, device) if recipe.objective.adversarial else None
+        perceptual = make_perceptual(recipe.objective.perceptual, vae, str(device))
+        self.objective = Objective(recipe, student, reference, lift, perceptual, adversary)
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    def train(self) -> Outcome:
+        """Train to the last step, or until told to stop; state is saved either way.
+
+        Raises:
+            LiftkitError: if the loss is no longer finite.
+        """
+        recipe = self.recipe
+        self._validation = list(self._held_out_batches())
+        begun = time.monotonic()
+        stop = self.step >= recipe.steps
+        title = f"finetune: {recipe.batch_size} images a step"
+        with self.observer.stage(title, recipe.steps, "steps") as advance, _Interrupt() as interrupt:
+            advance(self.step)
+            for batch in self.data.ahead(self.step, recipe.steps, self._rows()):
+                self._step(batch)
+                advance(1)
+                stop = self._between(interrupt)
+                if stop:
+                    break
+        return Outcome(self.step, time.monotonic() - begun, stop and self.step < recipe.steps)
+
+    def _rows(self) -> slice:
+        """The rows of a global batch that are this process's."""
+        share = self.recipe.batch_size // self.accelerator.num_processes
+        return slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
+
+    def _step(self, batch: Batch) -> None:
+        began = time.monotonic()
+        recipe = self.recipe
+        self.model.train()
+        # For dropout; noise has generators of its own.
+        torch.manual_seed(step_seed(recipe.seed, self.step) + self.accelerator.process_index)
+        set_rate(self.bare, rate_factor(recipe.optimizer, self.step, recipe.steps))
+        counter = self._flop_counter()
+        with counter:
+            metrics = self._gradients(batch)
+        if self.speed.steps == 0 and hasattr(counter, "get_total_flops"):
+            self.speed.flops = float(counter.get_total_flops())
+        norm = self._clip()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if self.objective.adversary is not None:
+            self.objective.adversary.step(rate_factor(recipe.optimizer, self.step, recipe.steps))
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.parameters, self.step)
+        self._record(metrics, norm, began)
+
+    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of this process's rows, in micro batches; the mean metrics."""
+        recipe, device = self.recipe, self.accelerator.device
+        batch = batch.to(device)
+        x0 = self.objective.state(batch)
+        # Drawn for the global batch, so that it does not matter how many processes share it.
+        noise, sigma = draw((recipe.batch_size, *x0.shape[1:]), recipe.noise, recipe.seed, self.step)
+        rows = self._rows()
+        noise, sigma = noise[rows].to(device), sigma[rows].to(device)
+        size = min(recipe.micro_batch or len(x0), len(x0))
+        total: dict[str, Tensor] = {}
+        for start in range(0, len(x0), size):
+            part = slice(start, start + size)
+            last = start + size >= len(x0)
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, metrics = self.objective(batch.rows(part), x0[part], noise[part], sigma[part])
+                share = len(x0[part]) / len(x0)
+                self.accelerator.backward(loss * share)
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                total[name] = total.get(name, torch.zeros((), device=device)) + share * value.float()
+        return total
+
+    def _clip(self) -> float:
+        limit = self.recipe.optimizer.clip
+        norm = self.accelerator.clip_grad_norm_(
+            list(self.parameters.values()), limit if limit is not None else math.inf
+        )
+        return float(whole(norm)) if norm is not None else math.nan
+
+    def _record(self, metrics: dict[str, Tensor], norm: float, began: float) -> None:
+        """Log a step; stop the run where its loss is not finite."""
+        names = sorted(metrics)
+        values = self.accelerator.reduce(torch.stack([metrics[name] for name in names]), "mean").tolist()
+        row: dict[str, Any] = {"step": self.step, **dict(zip(names, values)), "gradient_norm": norm}
+        self.speed.add(time.monotonic() - began)
+        if not math.isfinite(row["loss"]):
+            found = sorted(self.folder.checkpoints.glob("step-*"))
+            last = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+            raise LiftkitError(
+                f"step {self.step}: the loss is {row['loss']}; {last}; try a lower optimizer.learning_rate or clip"
+            )
+        row["learning_rate"] = self.recipe.optimizer.learning_rate * rate_factor(
+            self.recipe.optimizer, self.step - 1, self.recipe.steps
+        )
+        self.accelerator.log({key: value for key, value in row.items() if key != "step"}, step=self.step)
+        if self.accelerator.is_main_process:
+            self.folder.log({**row, "seconds": round(self.speed.recent[-1], 4)})
+        self.observer.status(self._status(row))
+
+    def _status(self, row: dict[str, Any]) -> str:
+        parts = [f"loss {row['loss']:.3f}"]
+        parts += [f"lambda {row['lambda']:.2f}"] if "lambda" in row else []
+        parts += [
+            f"gradient {row['gradient_norm']:.2f}",
+            f"{self.recipe.batch_size / self.speed.per_step:.1f} images/s",
+        ]
+        return "  ".join(parts)
+
+    def _flop_counter(self) -> Any:
+        """Counts the first step's operations; not through compiled code, which it would slow down."""
+        if self.speed.steps or self.recipe.compile or self.accelerator.num_processes > 1:
+            return nullcontext()
+        from torch.utils.flop_counter import FlopCounterMode
+
+        return FlopCounterMode(display=False)
+
+    # -- between steps ----------------------------------------------------------------------------------------------
+
+    def _between(self, interrupt: _Interrupt) -> bool:
+        """Whatever is due after a step; whether to stop."""
+        recipe, step = self.recipe, self.step
+        last = step == recipe.steps
+        save, stop = self._told(interrupt)
+        if _due(recipe.previews.every, step) or (recipe.previews.every and last):
+            self._preview()
+        if _due(recipe.validation.every, step) or (recipe.validation.every and last):
+            self._validate()
+        if _due(recipe.checkpoints.every, step) or last or save or stop:
+            self.save()
+        return stop
+
+    def _told(self, interrupt: _Interrupt) -> tuple[bool, bool]:
+        """Whether anybody asks for a checkpoint or the end; all processes hear the same."""
+        wishes = [0.0, 0.0]
+        if self.accelerator.is_main_process:
+            wishes = [float(self.folder.asked("save")), float(self.folder.asked("stop"))]
+        wishes[1] += float(interrupt.heard)
+        heard = self.accelerator.reduce(torch.tensor(wishes, device=self.accelerator.device), "sum").tolist()
+        return heard[0] > 0, heard[1] > 0
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The running mean in the place of the weights, without dropout."""
+        if self.average is not None:
+            self.average.exchange(self.parameters)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.exchange(self.parameters)
+
+    def _preview(self) -> None:
+        from liftkit.report.pictures import grid
+
+        recipe, device = self.recipe, self.accelerator.device
+        captions = self.preview_prompts(recipe, self.data)
+        prompts = {name: value.to(device) for name, value in self.data.prompts(captions).items()}
+        empty = {name: value.to(device) for name, value in self.data.prompts([""]).items()}
+        shape = tuple(self.objective.state(self.data.batch(0, slice(0, 1)).to(device)).shape[1:])
+        with self.averaged():
+            states = preview(self.objective.student, prompts, empty, shape, recipe, device)
+        lift = self.trainee.lift
+        if lift is None or not self.accelerator.is_main_process:
+            return
+        with atomic_file(self.folder.previews / f"step-{self.step:07d}.png") as file:
+            grid(lift.color.decode(states), min(len(states), 8)).save(file, "PNG")
+
+    @staticmethod
+    def preview_prompts(recipe: Recipe, data: TrainingData) -> list[str]:
+        """What the previews paint."""
+        count = recipe.previews.count
+        given = recipe.previews.prompts
+        if given is not None:
+            return [given[index % len(given)] for index in range(count)]
+        captions: list[str] = []
+        step = 0
+        while len(captions) < count:
+            captions += data.captions(step)
+            step += 1
+        return captions[:count]
+
+    def _held_out_batches(self) -> Iterator[Batch]:
+        if self.held_out is None:
+            return
+        size = self.held_out.batch_size
+        for step in range(-(-self.recipe.validation.images // size)):
+            yield self.held_out.batch(step).to(self.accelerator.device)
+
+    def _validate(self) -> None:
+        with self.averaged():
+            rows = validate(self.objective, self._validation, self.recipe, self.recipe.seed)
+        values = {f"validation/sigma_{sigma:.3f}": error for sigma, error in rows}
+        self.accelerator.log(values, step=self.step)
+        if self.accelerator.is_main_process:
+            self.folder.log({"step": self.step, "validation": [[sigma, error] for sigma, error in rows]})
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def save(self) -> Path | None:
+        """Write a checkpoint; every process has to call this."""
+        parameters = {name: whole(parameter) for name, parameter in self.parameters.items()}
+        tensors = {"parameters": parameters, "optimizer": optimizer_tensors(self.bare, self.parameters)}
+        if self.average is not None:
+            tensors["average"] = {name: whole(value) for name, value in self.average.values.items()}
+        if self.objective.adversary is not None:
+            tensors["adversary"] = self.objective.adversary.tensors()
+        path = None
+        if self.accelerator.is_main_process:
+            record = {"recipe": self.recipe.model_dump(mode="json")}
+            path = write_checkpoint(self.folder.checkpoints, self.step, tensors, record, self.recipe.checkpoints.keep)
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            UsageError: if it is broken or of another recipe.
+        """
+        stems = [*STEMS, *(["average"] if self.average else []), *(["adversary"] if self.objective.adversary else [])]
+        tensors, record = read_checkpoint(path, stems)
+        load_parameters(dict(self.parameters), tensors["parameters"], str(path))
+        load_optimizers(self.bare, self.parameters, tensors["optimizer"])
+        if self.average is not None:
+            load_parameters(self.average.values, tensors["average"], str(path))
+        if self.objective.adversary is not None:
+            self.objective.adversary.load(tensors["adversary"])
+        self.step = int(record["step"])
+        if self.accelerator.is_main_process:
+            self.folder.rewind(self.step)
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+class _Interrupt:
+    """Ctrl-C once: finish the step, save and stop. Twice: at once."""
+
+    heard = False
+
+    def __enter__(self) -> _Interrupt:
+        try:
+            self._before = signal.signal(signal.SIGINT, self._hear)
+        except ValueError:  # not in the main thread: nobody can interrupt here
+            self._before = None
+        return self
+
+    def _hear(self, *_: Any) -> None:
+        if self.heard:
+            raise KeyboardInterrupt
+        self.heard = True
+
+    def __exit__(self, *_: Any) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)

@@ -1,0 +1,54 @@
+"""Small recipes for tests, and what is said of them; all in the current directory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from liftkit.errors import UsageError
+from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.recipe_file import load_recipe
+
+SMALL = "model: demo\noutput: run\ndata: {sources: [{kind: demo}]}\n"
+SCHEMA = Recipe.model_json_schema()
+
+
+def load(text: str, *overrides: str) -> Recipe:
+    Path("recipe.yaml").write_bytes(text.encode())
+    return load_recipe("recipe.yaml", overrides)
+
+
+def refused(text: str, *overrides: str) -> str:
+    """The report on a recipe that will not do."""
+    with pytest.raises(UsageError) as caught:
+        load(text, *overrides)
+    return str(caught.value)
+
+
+def problems(text: str, *overrides: str) -> list[str]:
+    """The lines of a report that tell a place and a problem."""
+    return re.findall(r"^(?:recipe\.yaml:\d+:\d+|override:\d+): .*$", refused(text, *overrides), re.MULTILINE)
+
+
+def keys(schema: dict[str, Any] = SCHEMA, above: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every dotted key outside lists, with its schema; sections as well."""
+    for name, key in schema["properties"].items():
+        yield above + name, key
+        if "$ref" in key:
+            yield from keys(SCHEMA["$defs"][key["$ref"].rpartition("/")[2]], f"{above}{name}.")
+
+
+def written(path: str, value: str) -> str:
+    """A recipe in which one key stands in the last line."""
+    section, _, name = path.rpartition(".")
+    required = {"model": "model: demo\n", "output": "output: run\n", "data": "data:\n  sources: [{kind: demo}]\n"}
+    base = "".join(line for key, line in required.items() if key not in (path, section))
+    if path == "data.sources":
+        return f"{base}data:\n  sources: {value}\n"
+    if section == "data":
+        return f"{base}{required['data']}  {name}: {value}\n"
+    return f"{base}{section}:\n  {name}: {value}\n" if section else f"{base}{name}: {value}\n"

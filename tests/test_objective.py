@@ -1,0 +1,198 @@
+"""The finetuning objective against its definition, and the shared reference against the frozen converted model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from liftkit.conversion.surgery import convert_transformer
+from liftkit.finetune import asymflow_loss, flow_loss
+from liftkit.finetune.network import Network, Reference, bind, connect, original_modules
+from liftkit.finetune.perceptual import VaeFeatures, gradient_distance
+from liftkit.models.flow import FlowModel, open_flow
+from liftkit.tokens import unpatchify
+from tests import tiny
+
+SIGMA = torch.tensor([0.97, 0.4, 0.03])
+
+
+def inputs(seed: int = 42) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x0 = torch.randn(3, 3, 16, 16, generator=generator)
+    tokens = torch.randn(3, 16, tiny.RANK, generator=generator)
+    return x0, tokens, torch.randn(x0.shape, generator=generator)
+
+
+def model_of(answer: Tensor):
+    """A model that takes any noised data for ``answer``."""
+    return lambda x_t, sigma: (x_t - answer) / sigma.view(-1, 1, 1, 1)
+
+
+def test_matches_the_equations_written_out_pixel_by_pixel() -> None:
+    lift = tiny.lift(patch_size=4)
+    x0, tokens, noise = inputs()
+    student, frozen = torch.randn_like(x0), torch.randn_like(x0)
+    loss, metrics = asymflow_loss(
+        model_of(student), model_of(frozen), x0, tokens, SIGMA, noise, lift, kappa=0.3, weight=5.0, sigma_floor=0.05
+    )
+    lifted = unpatchify(lift.scale * tokens @ lift.basis.float().T, 4, 16, 16)
+    total, shares = 0.0, []
+    for b, sigma in enumerate(SIGMA.tolist()):
+        w = (1 - sigma) ** 2 / ((1 - sigma) ** 2 + (0.3 * sigma) ** 2)
+        for c in range(3):
+            for row in range(0, 16, 4):
+                for column in range(0, 16, 4):
+                    cut = (b, c, slice(row, row + 4), slice(column, column + 4))
+                    d, d_reference = (x0 - student)[cut], (lifted - frozen)[cut]
+                    share = (d * d_reference).mean() / d_reference.square().mean().clamp(min=1e-4)
+                    share = share.clamp(0, 1).item()
+                    shares.append(share)
+                    total += ((d - (1 - w) * share * d_reference).square().sum() / max(sigma, 0.05) ** 2).item()
+    assert loss.item() == pytest.approx(5.0 * total / x0.numel(), rel=1e-4)
+    assert metrics["lambda"].item() == pytest.approx(sum(shares) / len(shares), rel=1e-4)
+
+
+def test_a_student_that_errs_exactly_like_the_reference_has_no_loss_under_full_reduction() -> None:
+    lift = tiny.lift(patch_size=4)
+    x0, tokens, noise = inputs()
+    lifted = unpatchify(lift.scale * tokens @ lift.basis.float().T, 4, 16, 16)
+    error = torch.randn_like(x0)
+    arguments = (model_of(x0 - error), model_of(lifted - error), x0, tokens, SIGMA, noise, lift)
+    loss, metrics = asymflow_loss(*arguments, kappa=None)
+    assert loss.item() < 1e-6
+    assert metrics["lambda"].item() == pytest.approx(1.0, abs=1e-5)
+    corrected, _ = asymflow_loss(*arguments, kappa=0.3)
+    assert corrected.item() > 0.1
+
+
+def test_a_perfect_student_has_no_loss_and_lambda_zero() -> None:
+    x0, tokens, noise = inputs()
+    loss, metrics = asymflow_loss(
+        model_of(x0), model_of(torch.zeros_like(x0)), x0, tokens, SIGMA, noise, tiny.lift(patch_size=4)
+    )
+    assert loss.item() < 1e-7
+    assert metrics["lambda"].item() < 1e-5
+
+
+def test_no_gradient_reaches_the_reference_or_flows_through_lambda() -> None:
+    x0, tokens, noise = inputs()
+    lift = tiny.lift(patch_size=4)
+    student, frozen = torch.randn_like(x0).requires_grad_(), torch.randn_like(x0).requires_grad_()
+    loss, _ = asymflow_loss(model_of(student), model_of(frozen), x0, tokens, SIGMA, noise, lift, kappa=0.3)
+    loss.backward()
+    assert frozen.grad is None
+    # With lambda held constant the loss is quadratic in the student; its gradient is that of the residual alone.
+    lifted = unpatchify(lift.raise_tokens(tokens), 4, 16, 16)
+    d, d_reference = x0 - student.detach(), lifted - frozen.detach()
+    mean = torch.nn.functional.avg_pool2d
+    share = (mean(d * d_reference, 4) / mean(d_reference.square(), 4).clamp(min=1e-4)).clamp(0, 1)
+    share = share.repeat_interleave(4, -1).repeat_interleave(4, -2)
+    sigma = SIGMA.view(-1, 1, 1, 1)
+    w = (1 - sigma) ** 2 / ((1 - sigma) ** 2 + (0.3 * sigma) ** 2)
+    expected = -2 * 5.0 * (d - (1 - w) * share * d_reference) / sigma.clamp(min=0.05) ** 2 / x0.numel()
+    torch.testing.assert_close(student.grad, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_flow_loss_is_the_mean_squared_error_of_the_velocity() -> None:
+    x0, _, noise = inputs()
+    guess = torch.randn_like(x0)
+    loss, _ = flow_loss(lambda x_t, sigma: guess, x0, SIGMA[:2].repeat(2)[:3], noise)
+    assert loss.item() == pytest.approx((noise - x0 - guess).square().mean().item(), rel=1e-4)
+
+
+def test_the_perceptual_term_is_gated_and_reaches_the_student() -> None:
+    x0, tokens, noise = inputs()
+    lift = tiny.lift(patch_size=4)
+    student = (0.3 * x0).requires_grad_()
+    arguments = (model_of(student), model_of(torch.zeros_like(x0)), x0, tokens, SIGMA, noise, lift)
+    plain, _ = asymflow_loss(*arguments)
+    seen, metrics = asymflow_loss(*arguments, perceptual=gradient_distance, perceptual_weight=2.0)
+    assert seen.item() == pytest.approx(plain.item() + 2.0 * metrics["perceptual"].item(), rel=1e-4)
+    assert metrics["perceptual"].item() > 0
+    silent, nothing = asymflow_loss(*arguments, kappa=None, perceptual=gradient_distance)
+    assert "perceptual" not in nothing
+    assert torch.isfinite(silent)
+
+
+def test_vae_features_are_a_distance_that_can_be_learned_from() -> None:
+    features = VaeFeatures(tiny.flux2_pipeline().vae)
+    a, b = torch.rand(2, 3, 16, 16) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1
+    assert features(a, a).abs().max().item() < 1e-6
+    a.requires_grad_()
+    distance = features(a, b)
+    assert distance.shape == (2, 1, 16, 16)
+    assert distance.min().item() >= 0
+    distance.mean().backward()
+    assert a.grad is not None
+    assert a.grad.abs().max().item() > 0
+
+
+def twin(name: str):
+    """A converted transformer and the latent one that it came from, in float64."""
+    stock = tiny.TRANSFORMERS[name]().double()
+    lift = tiny.lift()
+    return stock, convert_transformer(stock, lift), lift
+
+
+def conditioning(name: str, count: int) -> dict[str, Tensor]:
+    from liftkit.models.registry import architecture
+
+    config = dict(tiny.TRANSFORMERS[name]().config)
+    return architecture(name).conditioning(config, count, torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", sorted(tiny.TRANSFORMERS))
+def test_the_shared_reference_is_the_frozen_converted_model_whatever_the_student_learns(name: str) -> None:
+    stock, pixel, lift = twin(name)
+    frozen = FlowModel(copy.deepcopy(pixel))
+    originals = original_modules(pixel, stock.state_dict())
+    linear = [n for n, m in pixel.named_modules() if isinstance(m, torch.nn.Linear) and "attn.to_out" in n]
+    pixel.add_adapter(LoraConfig(r=2, target_modules=linear, init_lora_weights=False))
+    network = Network(pixel, originals)
+    student, latent = connect(pixel, network)
+    reference = Reference(latent, lift)
+    prompts = conditioning(name, 2)
+    z0 = torch.randn(2, 16, tiny.RANK, dtype=torch.float64)
+    noise, sigma = torch.randn(2, 3, 16, 16, dtype=torch.float64), torch.tensor([0.9, 0.2], dtype=torch.float64)
+    x_t = torch.lerp(unpatchify(lift.raise_tokens(z0), tiny.PATCH, 16, 16), noise, sigma.view(-1, 1, 1, 1))
+    with torch.no_grad():
+        # The student learns: everything that is its own changes.
+        for parameter_name, parameter in pixel.named_parameters():
+            full = parameter_name.startswith(("x_embedder", "pos_embed.proj", "proj_out", "norm_out"))
+            if full or "lora" in parameter_name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        expected = frozen.velocity(x_t, sigma, **prompts)
+        found = bind(reference, prompts)(x_t, sigma)
+        learned = bind(student, prompts)(x_t, sigma)
+        again = open_flow(pixel).velocity(x_t, sigma, **prompts)
+    # The recovered complement of the frozen model decays exactly; both denoise to s A z. The twin's basis is float32.
+    level = sigma.view(-1, 1, 1, 1)
+    torch.testing.assert_close(x_t - level * found, x_t - level * expected, rtol=1e-5, atol=1e-6)
+    assert (learned - expected).abs().max().item() > 1e-2
+    torch.testing.assert_close(again, learned)
+
+
+def test_the_reference_costs_no_second_copy_of_the_network() -> None:
+    stock, pixel, _ = twin("Flux2Transformer2DModel")
+    own = sum(parameter.numel() for parameter in pixel.parameters())
+    network = Network(pixel, original_modules(pixel, stock.state_dict()))
+    more = sum(parameter.numel() for parameter in network.parameters()) - own
+    originals = ("x_embedder.weight", "proj_out.weight", "norm_out.linear.weight")
+    assert more == sum(stock.state_dict()[name].numel() for name in originals)
+
+
+def test_student_and_reference_leave_each_other_as_they_were() -> None:
+    stock, pixel, lift = twin("SD3Transformer2DModel")
+    network = Network(pixel, original_modules(pixel, stock.state_dict()))
+    before = dict(pixel.named_parameters())
+    student, latent = connect(pixel, network)
+    prompts = conditioning("SD3Transformer2DModel", 2)
+    x_t, sigma = torch.randn(2, 3, 16, 16, dtype=torch.float64), torch.tensor([0.5, 0.1], dtype=torch.float64)
+    first = bind(student, prompts)(x_t, sigma)
+    bind(Reference(latent, lift), prompts)(x_t, sigma)
+    torch.testing.assert_close(bind(student, prompts)(x_t, sigma), first, rtol=0, atol=0)
+    assert all(parameter is before[name] for name, parameter in pixel.named_parameters())
