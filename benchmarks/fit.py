@@ -1,7 +1,10 @@
 """What the fit costs beyond its floor, the VAE encoding the same images: python benchmarks/fit.py
 
-Side by side in one run, in turns, so that a drifting machine disturbs both alike: encoding alone, and the whole pass with
-moments in K folds. Then the moment update alone at a real model's size, and what share of a real VAE's time that is.
+Side by side in one run, in turns: every pass, with its moments in K folds, stands between two runs of encoding alone and is
+compared with their mean; the overhead is the median of these quotients. A drifting machine disturbs both alike. Once with one
+thread, where other programs disturb little, and once with all. Processor time is that of all threads together.
+
+Then the moment update alone at a real model's size, and what share of a real VAE's time that is.
 """
 
 from __future__ import annotations
@@ -9,36 +12,64 @@ from __future__ import annotations
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
 from diffusers import AutoencoderKLFlux2
 
-from liftkit.data.images import DemoImages, batches
+from liftkit.data.images import DemoImages, batches, to_signed
 from liftkit.demo import TINY_KLEIN
 from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.pairs import EncodedImages
 from liftkit.fit.stream import Pass, collect
 from liftkit.models.latents import LatentSpace
 
-IMAGES, ROUNDS = 512, 5
+IMAGES, ROUNDS = 256, 9
+PASSES = {"one colour space": ("oklab",), "--color auto": ("oklab", "srgb")}
 RANK, DIM, TOKENS = 128, 768, 4096
 
 
-def encode_alone(space: LatentSpace) -> float:
-    """Images per second of drawing and encoding, with nothing kept."""
-    start = time.perf_counter()
+def encode_alone(space: LatentSpace) -> None:
+    """Drawing and encoding, with nothing kept."""
     for _, images in batches(DemoImages(IMAGES).images(64, 8), 16):
-        space.encode(images)
-    return IMAGES / (time.perf_counter() - start)
+        space.encode(to_signed(images))
 
 
-def whole_pass(space: LatentSpace, colors: tuple[str, ...]) -> float:
-    """Images per second of the pass that every fit and figure rests on."""
-    source = EncodedImages(space, DemoImages(IMAGES), 64, 2)
-    start = time.perf_counter()
-    collect(Pass(source, colors, 2))
-    return IMAGES / (time.perf_counter() - start)
+def whole_pass(space: LatentSpace, colors: tuple[str, ...]) -> None:
+    """The pass that every fit and figure rests on, to the last fold's moments."""
+    collection = collect(Pass(EncodedImages(space, DemoImages(IMAGES), 64, 2), colors, 2))
+    for folds in collection.folds.values():
+        assert sum(fold.images for fold in folds.folds) == IMAGES
+
+
+def seconds(work: Callable[[], None]) -> tuple[float, float]:
+    """What some work takes: on the clock, and of the processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - clock, time.process_time() - processor
+
+
+def side_by_side(space: LatentSpace) -> None:
+    """Print rates and overheads of all passes."""
+    floor = lambda: seconds(lambda: encode_alone(space))
+    before, floors = floor(), []
+    rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in PASSES}
+    for _ in range(ROUNDS):
+        for name, colors in PASSES.items():
+            taken, after = seconds(lambda colors=colors: whole_pass(space, colors)), floor()
+            clock, processor = (2 * taken[i] / (before[i] + after[i]) - 1 for i in range(2))
+            rows[name].append((IMAGES / taken[0], clock, processor))
+            floors.append(IMAGES / after[0])
+            before = after
+    print(f"{torch.get_num_threads()} threads: encoding alone {statistics.median(floors):.1f} images/s")
+    for name, found in rows.items():
+        rate, clock, processor = (statistics.median(values) for values in zip(*found))
+        low, _, high = statistics.quantiles([row[1] for row in found], n=4)
+        print(
+            f"  the pass, {name:16s} {rate:7.1f} images/s   overhead {clock:6.1%} (quartiles {low:.1%} to {high:.1%}), "
+            f"of processor time {processor:6.1%}"
+        )
 
 
 def moments_alone(rounds: int = 4) -> float:
@@ -64,20 +95,12 @@ def real_encoder(side: int = 512) -> float:
 def main() -> None:
     space = LatentSpace(AutoencoderKLFlux2.from_pretrained(TINY_KLEIN, subfolder="vae").eval().requires_grad_(False))
     torch.set_grad_enabled(False)
+    print(f"torch {version('torch')}, {platform.machine()}")
     encode_alone(space)
-    rows: dict[str, list[float]] = {
-        "encoding alone": [],
-        "the pass, one colour space": [],
-        "the pass, --color auto": [],
-    }
-    for _ in range(ROUNDS):
-        rows["encoding alone"].append(encode_alone(space))
-        rows["the pass, one colour space"].append(whole_pass(space, ("oklab",)))
-        rows["the pass, --color auto"].append(whole_pass(space, ("oklab", "srgb")))
-    print(f"torch {version('torch')}, {torch.get_num_threads()} threads, {platform.machine()}")
-    for name, rates in rows.items():
-        overheads = [floor / rate - 1 for floor, rate in zip(rows["encoding alone"], rates)]
-        print(f"{name:28s} {statistics.median(rates):7.1f} images/s   overhead {statistics.median(overheads):6.1%}")
+    every = torch.get_num_threads()
+    for threads in sorted({1, every}):
+        torch.set_num_threads(threads)
+        side_by_side(space)
     moments, encoder = moments_alone(), real_encoder()
     print(f"moment update, r {RANK}, D {DIM}: {moments:.0f} tokens/s; FLUX.2-sized encoder: {encoder:.0f} tokens/s")
     print(f"so the moments take {encoder / moments:.2%} of a real encoder's time")

@@ -90,3 +90,14 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def pixel_klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded tiny-klein, converted; not to be changed."""
+    import liftkit
+    from liftkit.demo import TINY_KLEIN
+
+    folder = tmp_path_factory.mktemp("klein") / "pixel"
+    liftkit.convert(str(TINY_KLEIN), folder, images="demo", num_images=48, proof_steps=2, device="cpu")
+    return folder

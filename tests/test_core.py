@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liftkit
-from liftkit.color import SRGB, Oklab, color_from_dict
+from liftkit.color import SRGB, Oklab, _cube_root, color_from_dict, srgb_to_linear
+from liftkit.data.images import to_signed
 from liftkit.lift import Lift
 from liftkit.tokens import patchify, token_order, unpatchify
 from tests import tiny
@@ -136,6 +137,28 @@ def test_colour_keeps_its_precision_under_autocast(space: liftkit.color.ColorSpa
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(space.encode(images), colors)
         torch.testing.assert_close(space.decode(colors), images.float(), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("space", [Oklab(), SRGB((0.1, 0, 0), 0.5)])
+def test_colours_of_eight_bits_are_those_of_the_same_floats(space: liftkit.color.ColorSpace) -> None:
+    levels = torch.arange(256).repeat(3, 7)[:, :, None]
+    levels[1], levels[2] = levels[1].roll(91, 0), levels[2].roll(17, 0)
+    images = levels[None].to(torch.uint8)
+    found = space.encode(images)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, space.encode(to_signed(images)), atol=3e-6, rtol=0)
+    assert torch.equal(to_signed(to_signed(images)), to_signed(images))
+
+
+def test_transfer_function_and_cube_root_to_float_rounding() -> None:
+    """Powers are computed by logarithms; the definitions are the oracle."""
+    values = torch.cat([torch.linspace(0, 1, 1001), torch.logspace(-12, 0, 200)]).double()
+    linear = torch.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    root = torch.where(values < 1e-9, values * 1e6, values ** (1 / 3))
+    for dtype, tolerance in ((torch.float32, 4e-7), (torch.float64, 1e-14)):
+        torch.testing.assert_close(srgb_to_linear(values.to(dtype)).double(), linear, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(_cube_root(values.to(dtype)).double(), root, rtol=2 * tolerance, atol=tolerance)
+    assert srgb_to_linear(torch.zeros(1)) == _cube_root(torch.zeros(1)) == 0
 
 
 def test_colour_is_clamped_to_the_gamut_and_differentiable_at_black() -> None:

@@ -78,6 +78,18 @@ def test_moments_add_up_and_ignore_batches_and_dtype(tmp_path: Path) -> None:
     assert again.count == together.count
 
 
+@pytest.mark.parametrize(("rank", "dim"), [(1, 1), (1, 2), (3, 12), (16, 48)])
+def test_moments_equal_plain_sums(rank: int, dim: int) -> None:
+    """Products are taken block by block; no block is lost."""
+    z, x = torch.randn(2, 30, rank), torch.randn(2, 30, dim)
+    found = liftkit.TokenMoments(rank, dim)
+    found.update(z, x)
+    zs, xs = (tokens_.double().flatten(0, 1).numpy() for tokens_ in (z, x))
+    expected = {"latent_gram": zs.T @ zs, "pixel_gram": xs.T @ xs, "cross": zs.T @ xs}
+    for name, value in {**expected, "latent_sum": zs.sum(0), "pixel_sum": xs.sum(0)}.items():
+        np.testing.assert_allclose(getattr(found, name).numpy(), value, rtol=1e-12, atol=1e-12)
+
+
 def test_moments_refuse_what_does_not_pair_up() -> None:
     empty = liftkit.TokenMoments(tiny.RANK, tiny.DIM)
     z, x = tokens(8)

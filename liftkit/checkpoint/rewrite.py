@@ -88,6 +88,30 @@ def rewrite_file(
                 copy_range(original, origin, end - start, file, start, _both(progress, tell))
 
 
+def extract_file(tensors: dict[str, Header], target: Path) -> None:
+    """Write some tensors of one or several files into a new one, copied in the kernel where it can.
+
+    Args:
+        tensors: the file of each tensor, by name.
+        target: the new file; appears whole or not at all.
+
+    Raises:
+        LiftkitError: if a source changed since its header was read, or the disk refuses.
+    """
+    entries, position = {}, 0
+    for name, header in tensors.items():
+        entry = header.tensors[name]
+        entries[name] = TensorEntry(entry.dtype, entry.shape, position, position + entry.size)
+        position += entry.size
+    lead = encode_header(entries, {"format": "pt"})
+    with atomic_file(target) as file:
+        _write(file, 0, lead)
+        for name, header in tensors.items():
+            start, entry = header.payload + header.tensors[name].start, entries[name]
+            with open_regular(header.path, header.stamp) as source:
+                copy_range(source, start, entry.size, file, len(lead) + entry.start, lambda count, at: None)
+
+
 def copy_file(
     source: Path,
     target: Path,
@@ -279,8 +303,8 @@ def _pieces(parts: list[Part]) -> Iterator[Part | tuple[int, int, int]]:
         yield run
 
 
-def _caster(path: Path, name: str, old: torch.dtype, new: torch.dtype) -> Callable[[bytearray], bytes]:
-    def cast(raw: bytearray) -> bytes:
+def _caster(path: Path, name: str, old: torch.dtype, new: torch.dtype) -> Callable[[memoryview], bytes]:
+    def cast(raw: memoryview) -> bytes:
         import torch
 
         tensor = torch.frombuffer(raw, dtype=old)
@@ -303,8 +327,8 @@ def _cast_chunks(
     assert part.cast is not None
     for at in range(part.start, part.end, CHUNK):
         count = min(CHUNK, part.end - at)
-        raw = bytearray(round(count * part.ratio))
-        read_exactly(source.fileno(), part.origin + round((at - part.start) * part.ratio), memoryview(raw), path)
+        raw = memoryview(bytearray(round(count * part.ratio)))
+        read_exactly(source.fileno(), part.origin + round((at - part.start) * part.ratio), raw, path)
         yield part.cast(raw), at
         progress(count)
 

@@ -63,16 +63,19 @@ def _print(found: Report) -> None:
     )
     console.table("Figures", rows)
     if found.alignment["pictures"]:
+        from liftkit.report.data import picture_rows
+
         pictures = found.alignment["pictures"]
         shown = [
             (
-                name,
-                (f"{pictures['psnr'][name]:.1f} dB, " if name in pictures["psnr"] else "")
-                + f"patch-grid ratio {ratio:.2f}",
+                row.name,
+                (f"{row.psnr}, " if row.psnr else "")
+                + (f"{row.psnr_vae} against the VAE, " if row.psnr_vae else "")
+                + f"patch-grid ratio {row.patch_grid}",
             )
-            for name, ratio in pictures["patch_grid"].items()
+            for row in picture_rows(pictures)
         ]
-        console.table(f"Pictures ({pictures['count']})", shown)
+        console.table(f"Pictures ({pictures['count']}, held out)", shown)
     if found.proof:
         console.table("Proof", [("deviation", f"{found.proof['exact']:.1e}, {found.proof['stored']:.1e} as stored")])
 

@@ -17,7 +17,7 @@ from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.checkpoint.source import list_files
 from liftkit.conversion.standin import deviations
-from liftkit.conversion.surgery import BASIS, check_lift, each_lifted
+from liftkit.conversion.surgery import BASIS, check_lift, lifted_tensors
 from liftkit.conversion.verify import EXACT_TOLERANCE, STORED_TOLERANCE, check_copied, mismatch, stored_dtype
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift
@@ -184,11 +184,9 @@ class _Auditor:
         def original(name: str) -> Tensor | None:
             return read_tensor(header, name) if name in header.tensors else None
 
-        names = set()
-        for name, product in each_lifted(spec, original, lift, torch.float64):
-            names.add(name)
-            check.problems += filter(None, [mismatch(stored, name, product, SLACK)])
-        for name in header.tensors.keys() - names:
+        products = lifted_tensors(spec, original, lift, torch.float64)
+        check.problems += filter(None, (mismatch(stored, name, value, SLACK) for name, value in products.items()))
+        for name in sorted(header.tensors.keys() - products.keys()):
             reference, found = original(name), stored.read(name)
             if found is None or reference is None or not torch.equal(found, reference.to(found.dtype)):
                 check.problems.append(
@@ -207,7 +205,7 @@ class _Auditor:
                     f"projections {what} deviate by {value:.1e} from the source, allowed {allowed:.0e}"
                 )
         check.detail = (
-            f"{len(names)} tensors are source times lift, rounded once; deviation over {STEPS} steps {exact:.1e} in full "
+            f"{len(products)} tensors are source times lift, rounded once; deviation over {STEPS} steps {exact:.1e} in full "
             f"precision, {as_stored:.1e} as stored"
         )
 

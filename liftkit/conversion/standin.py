@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liftkit.asymflow import calibrate, recover_velocity
-from liftkit.conversion.surgery import BASIS, each_lifted
+from liftkit.conversion.surgery import BASIS, lifted_tensors
 from liftkit.conversion.tied import TiedRun
 from liftkit.lift import Lift
 from liftkit.models.spec import Architecture, Config
@@ -51,27 +51,30 @@ def deviations(
     Returns:
         The largest deviation with projections in full precision, and as stored.
     """
-    products = dict(each_lifted(spec, original, lift, torch.float64))
+
+    full = lifted_tensors(spec, original, lift, torch.float32)
+    changed = set(full)
+
+    def exact(name: str) -> Tensor | None:
+        return full[name] if name in changed else stored(name)
+
+    def latent(name: str) -> Tensor | None:
+        # What is copied may have been rounded, and is the same for both.
+        return original(name) if name in changed else stored(name)
 
     def pixel(read: Read) -> StandIn:
         return StandIn(spec, read, lift.latent_patch, lift.fold, read(BASIS), lift.scale)
 
-    def exact(name: str) -> Tensor | None:
-        return products[name] if name in products else stored(name)
-
-    def latent(name: str) -> Tensor | None:
-        # What is copied may have been rounded, and is the same for both.
-        return original(name) if name in products else stored(name)
-
-    run = TiedRun(spec, dict(config), lift, steps, seed, dtype=torch.float64)
+    run = TiedRun(spec, dict(config), lift, steps, seed)
     reference = run.sample_latent(StandIn(spec, latent, lift.latent_patch))
     advance(steps)
-    full = run.deviation(pixel(exact), reference)
+    in_full = run.deviation(pixel(exact), reference)
     advance(steps)
-    products.clear()
+    # Memory for the others.
+    full.clear()
     as_stored = run.deviation(pixel(stored), reference)
     advance(steps)
-    return full, as_stored
+    return in_full, as_stored
 
 
 @dataclass
@@ -100,7 +103,7 @@ class StandIn:
         self._outputs = [(*self._load(p.path), p.order) for p in self.spec.outputs]
 
     def velocity(self, x_t: Tensor, sigma: Tensor, **_: Any) -> Tensor:
-        """u = eps - x_0 of a state (B, C, H, W) in float64; what else the network would be told is not heard."""
+        """u = eps - x_0 of a state (B, C, H, W) in float32; what else the network would be told is not heard."""
         folded = F.pixel_unshuffle(x_t, self.fold) if self.fold > 1 else x_t
         height, width = folded.shape[-2:]
         gain, tau = calibrate(sigma, self.scale) if self.basis is not None else (torch.ones_like(sigma), sigma)
@@ -122,13 +125,13 @@ class StandIn:
         assert self.basis is not None
         order = self.spec.inputs[0].order if self.spec.layout == "tokens" else "cpq"
         predicted, state = (_flatten(each, self.patch, order) for each in (u_cal, folded))
-        velocity = recover_velocity(predicted, state, sigma, self.basis.double(), self.scale)
+        velocity = recover_velocity(predicted, state, sigma, self.basis, self.scale)
         return _unflatten(velocity, self.patch, order, *folded.shape[-2:])
 
     def _load(self, path: str) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.read(f"{path}.weight"), self.read(f"{path}.bias")
         assert weight is not None
-        return weight.double(), None if bias is None else bias.double()
+        return weight.float(), None if bias is None else bias.float()
 
 
 def _between(hidden: Tensor, tau: Tensor, width: int) -> Tensor:

@@ -7,7 +7,7 @@ the architecture's own order, and the pixel model sees its pixels folded, so A i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -21,6 +21,8 @@ from liftkit.models.spec import Architecture, Config
 from liftkit.tokens import TokenOrder, token_order
 
 BASIS = "lift.basis"
+ROWS = 256
+"""Features whose products are made at once."""
 
 
 def native_basis(lift: Lift, order: TokenOrder) -> Tensor:
@@ -30,15 +32,25 @@ def native_basis(lift: Lift, order: TokenOrder) -> Tensor:
     return lift.basis.cpu().double()[rows][:, columns]
 
 
-def lift_input(weight: Tensor, basis: Tensor) -> Tensor:
-    """``W_in A^T``: a Linear (hidden, r) or a convolution (hidden, C, [1,] p, p) to pixel tokens; rounded once."""
-    product = weight.flatten(1).cpu().double() @ basis.cpu().T
-    return product.reshape(weight.shape[0], -1, *weight.shape[2:]).to(weight.dtype).to(weight.device)
+def lift_input(weight: Tensor, basis: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``W_in A^T``: a Linear (hidden, r) or a convolution (hidden, C, [1,] p, p) to pixel tokens; rounded once, to
+    ``dtype`` or its own."""
+    flat, right = weight.flatten(1).cpu(), basis.cpu().T
+    product = torch.empty(flat.shape[0], right.shape[1], dtype=dtype or weight.dtype)
+    # Block by block: in float64 the whole would take several times what it becomes.
+    for block, result in zip(flat.split(ROWS), product.split(ROWS)):
+        result.copy_(block.double() @ right)
+    return product.reshape(weight.shape[0], -1, *weight.shape[2:]).to(weight.device)
 
 
-def lift_output(weight: Tensor, basis: Tensor) -> Tensor:
-    """``A W_out`` (or ``A b_out``): the rows of a weight (r, hidden) or bias (r,) to pixel tokens; rounded once."""
-    return (basis.cpu() @ weight.cpu().double()).to(weight.dtype).to(weight.device)
+def lift_output(weight: Tensor, basis: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``A W_out`` (or ``A b_out``): the rows of a weight (r, hidden) or bias (r,) to pixel tokens; rounded once, to
+    ``dtype`` or its own."""
+    columns, left = weight.cpu().reshape(weight.shape[0], -1), basis.cpu()
+    product = torch.empty(left.shape[0], columns.shape[1], dtype=dtype or weight.dtype)
+    for block, result in zip(columns.split(ROWS, 1), product.split(ROWS, 1)):
+        result.copy_(left @ block.double())
+    return product.reshape(-1, *weight.shape[1:]).to(weight.device)
 
 
 def check_lift(spec: Architecture, config: Config, factor: int, lift: Lift) -> None:
@@ -61,44 +73,40 @@ def check_lift(spec: Architecture, config: Config, factor: int, lift: Lift) -> N
 
 
 def lifted_tensors(
-    spec: Architecture, read: Callable[[str], Tensor | None], lift: Lift, dtype: torch.dtype | None = None
+    spec: Architecture,
+    read: Callable[[str], Tensor | None],
+    lift: Lift,
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors that a conversion rewrites or adds, by name; see :func:`each_lifted`."""
-    return dict(each_lifted(spec, read, lift, dtype))
-
-
-def each_lifted(
-    spec: Architecture, read: Callable[[str], Tensor | None], lift: Lift, dtype: torch.dtype | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a conversion rewrites or adds, by name, on the CPU, one at a time.
+    """The tensors that a conversion rewrites or adds, by name, on the CPU.
 
     Args:
         read: the source's tensor of a name, or None where there is none (a projection without bias).
         lift: fits the model (see :func:`check_lift`).
-        dtype: of the result; None takes each source tensor's own. The basis is float32 beside anything narrower.
+        dtype: of the result, for all or by name; None takes each source tensor's own. The basis is float32 beside
+            anything narrower.
 
     Raises:
         UsageError: if a projection's weight is missing, has an unexpected shape or numbers that are not finite.
     """
-    wide = False
+    result = {}
     for projection, side in spec.projections:
         basis = native_basis(lift, projection.order)
         weight = read(f"{projection.path}.weight")
         check_width(f"{projection.path}.weight", None if weight is None else tuple(weight.shape), side, lift.rank)
         assert weight is not None
         apply = lift_input if side == "input" else lift_output
-        product = _rounded(f"{projection.path}.weight", apply, weight, basis, dtype)
-        wide |= projection is spec.inputs[0] and product.dtype == torch.float64
-        yield f"{projection.path}.weight", product
-        del product
+        name = f"{projection.path}.weight"
+        result[name] = _rounded(name, apply, weight, basis, _dtype(name, weight, dtype))
         bias = read(f"{projection.path}.bias")
         if side == "output" and bias is not None:
             name = f"{projection.path}.bias"
-            yield name, _rounded(name, lift_output, bias, basis, dtype)
+            result[name] = _rounded(name, lift_output, bias, basis, _dtype(name, bias, dtype))
     # Images are patchified channel first before the velocity is recovered; packed tokens keep the model's order.
     state_order = spec.inputs[0].order if spec.layout == "tokens" else "cpq"
     basis = native_basis(lift, state_order)
-    yield BASIS, basis if wide else basis.float()
+    result[BASIS] = basis if result[f"{spec.inputs[0].path}.weight"].dtype == torch.float64 else basis.float()
+    return result
 
 
 def check_width(name: str, shape: tuple[int, ...] | None, side: str, rank: int, where: object = "") -> None:
@@ -114,14 +122,19 @@ def check_width(name: str, shape: tuple[int, ...] | None, side: str, rank: int, 
         raise UsageError(f"{place}tensor {name}: expected {rank} numbers per token, {found}")
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite, in one pass and without a mask."""
+    return not tensor.numel() or all(bound.isfinite().item() for bound in tensor.aminmax())
+
+
 def check_finite(name: str, tensor: Tensor, where: object = "") -> None:
     """Whether a projection's numbers are all finite: one that is not would spoil every pixel.
 
     Raises:
         UsageError: naming the tensor, how many are not, and ``where`` it stands.
     """
-    wrong = tensor.numel() - int(tensor.isfinite().sum())
-    if wrong:
+    if not is_finite(tensor):
+        wrong = tensor.numel() - int(tensor.isfinite().sum())
         place = f"{where}: " if where else ""
         raise UsageError(
             f"{place}tensor {name!r}: {wrong} of {tensor.numel()} numbers are NaN or infinite; fetch the file again"
@@ -130,21 +143,25 @@ def check_finite(name: str, tensor: Tensor, where: object = "") -> None:
 
 def _rounded(
     name: str,
-    apply: Callable[[Tensor, Tensor], Tensor],
+    apply: Callable[[Tensor, Tensor, torch.dtype], Tensor],
     tensor: Tensor,
     basis: Tensor,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """A product in float64, rounded to ``dtype`` or to the tensor's own."""
+    """A product in float64, rounded to ``dtype``; on the CPU."""
     check_finite(name, tensor)
-    product = apply(tensor.cpu().double(), basis)
-    rounded = product.to(dtype or tensor.dtype)
-    if not rounded.isfinite().all():
+    rounded = apply(tensor.cpu(), basis, dtype)
+    if not is_finite(rounded):
         raise UsageError(
-            f"tensor {name!r}: source times lift reaches {product.abs().max().item():.3g}, which "
-            f"{str(rounded.dtype).removeprefix('torch.')} cannot hold; choose bfloat16 or float32"
+            f"tensor {name!r}: source times lift is more than {str(rounded.dtype).removeprefix('torch.')} can hold; "
+            "choose bfloat16 or float32"
         )
     return rounded
+
+
+def _dtype(name: str, tensor: Tensor, wanted: torch.dtype | Mapping[str, torch.dtype] | None) -> torch.dtype:
+    found = wanted.get(name) if isinstance(wanted, Mapping) else wanted
+    return found or tensor.dtype
 
 
 def lifted_config(spec: Architecture, config: Config, lift: Lift) -> dict[str, Any]:

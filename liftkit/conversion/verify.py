@@ -16,7 +16,7 @@ compared with the source's, byte for byte: together that is the same theorem, fo
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from liftkit.checkpoint.model import Weights, read_json, read_weights
 from liftkit.checkpoint.rewrite import compare_files, torch_dtype
 from liftkit.conversion.memory import ProofKind
 from liftkit.conversion.standin import deviations
-from liftkit.conversion.surgery import each_lifted
+from liftkit.conversion.surgery import lifted_tensors
 from liftkit.conversion.tied import GRID, TiedRun
 from liftkit.errors import LiftkitError, ProofError
 from liftkit.lift import Lift
@@ -99,10 +99,11 @@ def prove(
     """
     case = _Case(spec, lift, read_weights(source / "transformer"), read_weights(converted / "transformer"), steps, seed)
     observer = observer or Silent()
-    changed = check_stored(case.stored, each_lifted(spec, case.source.read, lift, torch.float64))
+    dtypes = {name: stored_dtype(case.stored, name) for name in case.stored.where}
+    changed = check_stored(case.stored, lifted_tensors(spec, case.source.read, lift, dtypes))
     if kind != "projections":
         try:
-            return case.judge(*_on_model(case, source, converted, device, observer), "model")
+            return case.judge(*_on_model(case, changed, source, converted, device, observer), "model")
         except (torch.OutOfMemoryError, MemoryError) as error:
             if kind == "model":
                 raise LiftkitError(
@@ -137,13 +138,14 @@ class _Case:
         return proof
 
 
-def _on_model(case: _Case, source: Path, converted: Path, device: str, observer: Observer) -> tuple[float, float]:
+def _on_model(
+    case: _Case, changed: set[str], source: Path, converted: Path, device: str, observer: Observer
+) -> tuple[float, float]:
     """Deviations in full precision and as stored, of the assembled models in float32."""
     spec, steps, stored = case.spec, case.steps, case.stored
     with full_precision(), observer.stage("prove: sampling both models", 3 * steps, "steps") as advance:
         latent = _load(_stock(spec), source, device, case.source.variant)
-        products = dict(each_lifted(spec, case.source.read, case.lift, torch.float64))
-        round_as_stored(latent, stored, products)
+        round_as_stored(latent, stored, changed)
         run = TiedRun(spec, dict(latent.config), case.lift, steps, case.seed, device)
         reference = run.sample_latent(open_flow(latent))
         advance(steps)
@@ -151,14 +153,14 @@ def _on_model(case: _Case, source: Path, converted: Path, device: str, observer:
         twin = _load(lifted_class(spec), converted, device, stored.variant)
         as_stored = run.deviation(open_flow(twin), reference)
         advance(steps)
-        full = {name: product.float() for name, product in products.items()}
+        full = lifted_tensors(spec, case.source.read, case.lift, torch.float32)
         twin.load_state_dict({**twin.state_dict(), **full}, strict=True)
         exact = run.deviation(open_flow(twin), reference)
         advance(steps)
     return exact, as_stored
 
 
-def check_stored(stored: Weights, products: Iterable[tuple[str, Tensor]]) -> set[str]:
+def check_stored(stored: Weights, products: Mapping[str, Tensor]) -> set[str]:
     """Whether the stored projections are the products in float64, rounded once: bit for bit.
 
     Returns:
@@ -167,19 +169,18 @@ def check_stored(stored: Weights, products: Iterable[tuple[str, Tensor]]) -> set
     Raises:
         ProofError: naming the tensor that is not.
     """
-    names = set()
-    for name, product in products:
-        names.add(name)
+    for name, product in products.items():
         wrong = mismatch(stored, name, product)
         if wrong:
             raise ProofError(f"the proof failed: {wrong}; the output was discarded")
-    return names
+    return set(products)
 
 
 def mismatch(stored: Weights, name: str, product: Tensor, slack: float = 0.0) -> str:
     """What is wrong with a stored projection that should be a product in float64, rounded once; nothing, if it is.
 
     Args:
+        product: in float64, or rounded already.
         slack: of the product's largest value, by which the product itself may be off: none where it was computed by the
             same machine, some units of float64 where by another.
     """
@@ -187,9 +188,11 @@ def mismatch(stored: Weights, name: str, product: Tensor, slack: float = 0.0) ->
     if found is None:
         return f"the stored tensor {name!r} is missing"
     if found.shape == product.shape:
+        if torch.equal(found, product.to(found.dtype)):
+            return ""
         off = slack * product.abs().max()
         low, high = (product - off).to(found.dtype), (product + off).to(found.dtype)
-        if bool(((found >= low) & (found <= high)).all()):
+        if slack and bool(((found >= low) & (found <= high)).all()):
             return ""
     return f"the stored tensor {name!r} is not source times lift, rounded to {found.dtype}"
 

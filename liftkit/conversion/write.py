@@ -20,7 +20,7 @@ from liftkit.checkpoint.files import write_safetensors, write_text
 from liftkit.checkpoint.follow import Ledger
 from liftkit.checkpoint.header import Header, read_header
 from liftkit.checkpoint.model import STEM, Weights
-from liftkit.checkpoint.rewrite import casts, copy_file, dtype_name, link_file, rewrite_file
+from liftkit.checkpoint.rewrite import casts, copy_file, dtype_name, extract_file, link_file, rewrite_file
 from liftkit.checkpoint.source import Stamp
 from liftkit.conversion.card import pipeline_file
 from liftkit.conversion.plan import Plan, brought_files
@@ -102,10 +102,10 @@ def write_transformer(
     """
     target, carrier = building / "transformer", carrier or Carrier()
     target.mkdir()
-    originals = {name: tensor for name in _reference(plan) if (tensor := plan.weights.read(name)) is not None}
+    reference = {name: plan.weights.headers[plan.weights.where[name]] for name in _reference(plan)}
     dtype = None if plan.options.dtype == "auto" else getattr(torch, plan.options.dtype)
-    changed = lifted_tensors(plan.spec, originals.get, lift, dtype)
-    write_safetensors(building / "latent" / "reference.safetensors", originals, {"format": "pt"})
+    changed = lifted_tensors(plan.spec, plan.weights.read, lift, dtype)
+    extract_file(reference, building / "latent" / "reference.safetensors")
     home = plan.weights.where[f"{plan.spec.inputs[0].path}.weight"]
     where = {**plan.weights.where, BASIS: home}
     names = plain_names(plan.weights)

@@ -20,7 +20,7 @@ from liftkit.data.images import to_signed, to_uint8
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, remembered, tensor_digest
 from liftkit.evaluate.comparison import CompareOptions, Comparison, Role, Row
-from liftkit.evaluate.controls import FILTERS, Choice, choose
+from liftkit.evaluate.controls import FILTERS, TRIAL_STEPS, Choice, choose
 from liftkit.evaluate.entries import Entry
 from liftkit.evaluate.figures import ENOUGH, SEEDS, STEPS, Score, Scorer
 from liftkit.evaluate.plan import Work, prepare
@@ -30,7 +30,7 @@ from liftkit.evaluate.verdict import Verdict, judge
 from liftkit.progress import Observer, Silent
 
 SHOWN = 8
-QUICK_STEPS, QUICK_SEEDS = 100, (0,)
+QUICK_STEPS, QUICK_SEEDS = 50, (0,)
 DEFINITIONS = 1
 """Raised when a figure's definition changes, so that no kept score of an older one is taken."""
 OPTIONAL = {"continued": "latent base, continued", "scratch": "network from random weights"}
@@ -106,7 +106,7 @@ def _sets(work: Work, real: Real, cache: Path, observer: Observer) -> list[Set]:
         (Row("real", "real images", "real"), real.shown),
         (Row("vae", "real through the VAE", "control"), _through_vae(work, real, cache, observer)),
         base,
-        *_filtered(base[1], real, cache, observer),
+        *_filtered(work, base[1], real, cache, observer),
         *optional,
         *pixels,
     ]
@@ -128,14 +128,15 @@ def _through_vae(work: Work, real: Real, cache: Path, observer: Observer) -> Ten
     return kept.get("images")["image"]
 
 
-def _filtered(base: Tensor, real: Real, cache: Path, observer: Observer) -> list[Set]:
+def _filtered(work: Work, base: Tensor, real: Real, cache: Path, observer: Observer) -> list[Set]:
     """The base with the best of each filter."""
-    half, origin = base[: len(base) // 2], {"validation": tensor_digest(real.shown), "definitions": DEFINITIONS}
+    half, steps = base[: len(base) // 2], 0 if work.options.quick else TRIAL_STEPS
+    origin = {"validation": tensor_digest(real.shown), "steps": steps, "definitions": DEFINITIONS}
     result: list[Set] = []
     with observer.stage("control: the best filters", len(FILTERS), "filters") as advance:
         for name, (apply, amounts) in FILTERS.items():
             key = {**origin, "filter": name, "amounts": amounts, "images": tensor_digest(half)}
-            make = partial(choose, name, to_signed(half), to_signed(real.shown))
+            make = partial(choose, name, to_signed(half), to_signed(real.shown), steps)
             chosen = remembered(cache, key, Choice, make)
             row = Row(name, f"{FILTERED[name]} {chosen.amount:g}", "control", detail=asdict(chosen))
             result.append((row, to_uint8(apply(to_signed(base), chosen.amount))))

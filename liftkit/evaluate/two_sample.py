@@ -24,7 +24,7 @@ def two_sample_accuracy(images: Tensor, reference: Tensor, *, seed: int = 0, ste
     halves = [part.split(len(part) // 2)[:2] for part in (images, reference)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _network()
+        network = _network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.05)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -57,6 +57,6 @@ def _draw(sets: list[Tensor], count: int, generator: torch.Generator) -> tuple[T
         columns = torch.randint(images.shape[3] - CROP + 1, (count,), generator=generator)
         for index, row, column in zip(which.tolist(), rows.tolist(), columns.tolist()):
             crops.append(images[index, :, row : row + CROP, column : column + CROP])
-    stacked = torch.stack(crops)
+    stacked = torch.stack(crops).contiguous(memory_format=torch.channels_last)
     mirrored = torch.rand(len(stacked), 1, 1, 1, generator=generator) < 0.5
     return torch.where(mirrored, stacked.flip(3), stacked), torch.arange(len(sets)).repeat_interleave(count)

@@ -21,6 +21,7 @@ from liftkit.finetune.objective import Velocity
 from liftkit.lift import Lift
 from liftkit.models.flow import FlowModel
 from liftkit.models.mixin import channels_for
+from liftkit.models.registry import is_lifted
 from liftkit.tokens import patchify, unpatchify
 
 CHANNELS = ("in_channels", "out_channels")
@@ -163,16 +164,19 @@ def bind(model: Any, conditioning: dict[str, Any]) -> Velocity:
     return velocity
 
 
-def connect(transformer: Any, run: Callable[..., Any]) -> tuple[FlowModel, FlowModel]:
-    """Student and latent flow models over a wrapped :class:`Network`.
+def connect(transformer: Any, run: Callable[..., Any]) -> tuple[FlowModel, FlowModel | None]:
+    """Flow models of student and latent reference over a wrapped :class:`Network`.
 
     Args:
-        transformer: the Asym twin inside the network; its forward calls ``run`` from now on.
+        transformer: inside the network. A pixel twin's forward calls ``run`` from now on, between its pure functions; a stock
+            one is ``run`` itself, and has no reference.
         run: the network as accelerate prepared it.
     """
+    if not is_lifted(type(transformer).__name__):
+        return FlowModel(transformer, call=run), None
 
     def latent(**arguments: Any) -> Any:
         return run(reference=True, **arguments)
 
     transformer.network = lambda **arguments: run(**arguments)
-    return FlowModel(transformer), FlowModel(transformer, latent=latent)
+    return FlowModel(transformer), FlowModel(transformer, call=latent, latent=True)

@@ -159,5 +159,6 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
         sharded: Any = parameter
         return distribute_tensor(value.to(parameter.device), sharded.device_mesh, sharded.placements)
-    # AdamW counts its steps on the CPU.
-    return value if value.ndim == 0 else value.to(parameter.device)
+    # AdamW counts its steps on the CPU. A copy, because a file's tensors are not aligned in memory as torch's own are,
+    # and matrix products round by alignment.
+    return value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)

@@ -118,8 +118,8 @@ class Trainer:
         lift = trainee.lift
         if lift is not None:
             lift = replace(lift, basis=lift.basis.float().to(device))
-            trainee.transformer.lift.to(device)
-        reference = Reference(latent, lift) if lift is not None and recipe.objective.loss == "asymflow" else None
+        asymmetric = recipe.objective.loss == "asymflow"
+        reference = Reference(latent, lift) if asymmetric and latent is not None and lift is not None else None
         adversary = Adversary(recipe, device) if recipe.objective.adversarial else None
         perceptual = make_perceptual(recipe.objective.perceptual, vae, str(device))
         self.objective = Objective(recipe, student, reference, lift, perceptual, adversary)
@@ -134,6 +134,7 @@ class Trainer:
         """
         recipe = self.recipe
         self._validation = list(self._held_out_batches())
+        self.speed.flops = 0.0 if recipe.compile else self.count_flops()
         begun = time.monotonic()
         stop = self.step >= recipe.steps
         title = f"finetune: {recipe.batch_size} images a step"
@@ -159,11 +160,7 @@ class Trainer:
         # For dropout; noise has generators of its own.
         torch.manual_seed(step_seed(recipe.seed, self.step) + self.accelerator.process_index)
         set_rate(self.bare, rate_factor(recipe.optimizer, self.step, recipe.steps))
-        counter = self._flop_counter()
-        with counter:
-            metrics = self._gradients(batch)
-        if self.speed.steps == 0 and hasattr(counter, "get_total_flops"):
-            self.speed.flops = float(counter.get_total_flops())
+        metrics = self._gradients(batch)
         norm = self._clip()
         for optimizer in self.optimizers:
             optimizer.step()
@@ -198,6 +195,10 @@ class Trainer:
         return total
 
     def _clip(self) -> float:
+        for parameter in self.parameters.values():
+            # A layout that a checkpoint keeps: optimizer state is laid out as the first gradient was, and rounds by layout.
+            if parameter.grad is not None and not parameter.grad.is_contiguous():
+                parameter.grad = parameter.grad.contiguous()
         limit = self.recipe.optimizer.clip
         norm = self.accelerator.clip_grad_norm_(
             list(self.parameters.values()), limit if limit is not None else math.inf
@@ -233,13 +234,25 @@ class Trainer:
         ]
         return "  ".join(parts)
 
-    def _flop_counter(self) -> Any:
-        """Counts the first step's operations; not through compiled code, which it would slow down."""
-        if self.speed.steps or self.recipe.compile or self.accelerator.num_processes > 1:
-            return nullcontext()
+    @torch.no_grad()
+    def count_flops(self) -> float:
+        """Operations of a step, from one image's forward: a backward costs as much again, twice that where all weights learn.
+
+        Not within a step: counting makes torch take other kernels, which round otherwise.
+        """
         from torch.utils.flop_counter import FlopCounterMode
 
-        return FlopCounterMode(display=False)
+        one = self.data.batch(0, slice(0, 1)).to(self.accelerator.device)
+        x_t = self.objective.state(one)
+        sigma = torch.full((1,), 0.5, device=x_t.device)
+        counts = []
+        for model in (self.objective.student, self.objective.reference):
+            with FlopCounterMode(display=False) as counter:
+                if model is not None:
+                    model.velocity(x_t, sigma, **one.prompts)
+            counts.append(counter.get_total_flops())
+        backward = 2 if self.recipe.trainable.mode == "full" else 1
+        return float(self.recipe.batch_size * ((1 + backward) * counts[0] + counts[1]))
 
     # -- between steps ----------------------------------------------------------------------------------------------
 

@@ -208,8 +208,8 @@ def alignment(folded: FoldedMoments, fit: Fit) -> dict[str, Any]:
         "folds": len(rows),
         "figures": {
             name: {
-                "value": _mean([row[name] for row in rows]),
-                "spread": _spread([row[name] for row in rows]),
+                "value": mean([row[name] for row in rows]),
+                "spread": spread([row[name] for row in rows]),
                 "fitted": fitted[name],
             }
             for name in fitted
@@ -240,10 +240,12 @@ def _ridged(gram: Tensor) -> Tensor:
     return gram + ridge * torch.eye(len(gram), dtype=gram.dtype)
 
 
-def _mean(values: list[float]) -> float:
+def mean(values: list[float]) -> float:
+    """A figure's value: its mean over folds."""
     return sum(values) / len(values)
 
 
-def _spread(values: list[float]) -> float:
-    mean = _mean(values)
-    return sqrt(sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1))
+def spread(values: list[float]) -> float:
+    """A figure's spread: its standard deviation over folds, 0 for one fold."""
+    middle = mean(values)
+    return sqrt(sum((value - middle) ** 2 for value in values) / max(len(values) - 1, 1))

@@ -14,7 +14,7 @@ from liftkit.color import SRGB, ColorSpace, Oklab
 from liftkit.errors import UsageError
 from liftkit.fit.alignment import Fit, alignment, energy_angle, lift_angle, linear_map
 from liftkit.fit.folds import FoldedMoments
-from liftkit.fit.gallery import MEASURED, Gallery, make_gallery
+from liftkit.fit.gallery import PER_FOLD, Gallery, HeldOut, make_gallery
 from liftkit.fit.jacobian import fit_jacobian, mean_jacobian
 from liftkit.fit.moments import TokenMoments
 from liftkit.fit.pairs import PairSource
@@ -265,8 +265,13 @@ SRGB_MARGIN = 0.15
 
 
 def _gallery(source: PairSource, fit: Fit, folds: FoldedMoments, done: int) -> Gallery | None:
-    """Pictures of images in the first fold that has any, by a lift that was fitted without it."""
-    first = next(index for index, fold in enumerate(folds.folds) if fold.count)
-    rest, _ = next(folds.splits())
-    places = range(first, min(len(source), done or len(source)), len(folds.folds))[:MEASURED]
-    return make_gallery(source, fit(rest), linear_map(rest), places)
+    """Pictures of some images of every fold, by a lift that was fitted without it."""
+    end, count = min(len(source), done or len(source)), len(folds.folds)
+    used = (index for index, fold in enumerate(folds.folds) if fold.count)
+    return make_gallery(
+        source,
+        (
+            HeldOut(fit(rest), linear_map(rest), range(index, end, count)[:PER_FOLD])
+            for index, (rest, _) in zip(used, folds.splits())
+        ),
+    )

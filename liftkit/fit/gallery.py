@@ -1,11 +1,12 @@
 """A few images seen through the VAE, the projection, the lift and the unconstrained map; and figures of pictures.
 
-What moments cannot say, because sRGB is not linear in the colour space, is measured on a small sample of images that
-the lift was not fitted on where there are any: PSNR, and whether patches show at their borders.
+What moments cannot say, because sRGB is not linear in the colour space, is measured on a few images of each fold, by a
+lift that was fitted without that fold: PSNR, and whether patches show at their borders.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,29 @@ import torch
 from torch import Tensor
 
 from liftkit.data.images import to_signed, to_uint8
-from liftkit.fit.alignment import AffineMap
+from liftkit.fit.alignment import AffineMap, mean, spread
 from liftkit.fit.pairs import PairSource
 from liftkit.lift import Lift
 from liftkit.tokens import patchify, unpatchify
 
-SHOWN, MEASURED = 8, 48
+SHOWN, PER_FOLD = 8, 10
 SHOWN_SIDE = 256
 ROWS = ("image", "vae", "projection", "lift", "linear")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that a fit did not see.
+
+    Args:
+        lift: of all other folds.
+        linear: the unconstrained map of all other folds, in the lift's colour space.
+        places: of the images in their source.
+    """
+
+    lift: Lift
+    linear: AffineMap
+    places: range
 
 
 @dataclass
@@ -29,7 +45,7 @@ class Gallery:
 
     Args:
         pictures: by row name, (n, 3, H, W) uint8, at most 256 pixels a side.
-        figures: PSNR in dB of each row against the image, patch-grid ratio of each row.
+        figures: the ``pictures`` of the schema in docs/report.md.
     """
 
     pictures: dict[str, Tensor]
@@ -37,40 +53,66 @@ class Gallery:
 
 
 @torch.no_grad()
-def make_gallery(source: PairSource, lift: Lift, linear: AffineMap, places: range) -> Gallery | None:
-    """Render every row for images of a source.
+def make_gallery(source: PairSource, folds: Iterable[HeldOut]) -> Gallery | None:
+    """Render every row for images of a source, each by a lift that was fitted without it.
 
     Args:
         source: of pairs.
-        lift: to look at.
-        linear: the unconstrained map, in the lift's colour space.
-        places: of the images; those that a fold was held out with are the honest choice.
+        folds: where to look, and with which lift.
 
     Returns:
         The gallery, or None if none of these images can be used.
     """
     shown: dict[str, list[Tensor]] = {name: [] for name in ROWS}
-    count = 0
-    psnrs: dict[str, list[Tensor]] = {name: [] for name in ROWS if name != "image"}
-    borders = {name: torch.zeros(2, dtype=torch.float64) for name in ROWS}
-    for _, latents, images in source.pairs(places):
-        rows = render(source, lift, linear, latents, images)
-        count += len(images)
-        for name, row in rows.items():
-            if len(shown[name]) < SHOWN:
+    measured = []
+    for fold in folds:
+        found = _Measured()
+        for _, latents, images in source.pairs(fold.places):
+            rows = render(source, fold.lift, fold.linear, latents, images)
+            found.add(rows, fold.lift.patch_size)
+            for name, row in rows.items():
                 shown[name].extend(row[: SHOWN - len(shown[name])].cpu().split(1))
-            borders[name] += border_energies(row, lift.patch_size)
-            if name in psnrs:
-                psnrs[name].append(psnr(row, rows["image"]).cpu())
-    if not count:
+        if found.count:
+            measured.append(found)
+    if not measured:
         return None
-    small = {name: _small(row) for name, row in shown.items()}
-    figures = {
-        "count": count,
-        "psnr": {name: torch.cat(values).mean().item() for name, values in psnrs.items()},
-        "patch_grid": {name: patch_grid_ratio(energy / count) for name, energy in borders.items()},
-    }
-    return Gallery(small, figures)
+    figures: dict[str, Any] = {"count": sum(found.count for found in measured), "folds": len(measured), "spread": {}}
+    tables = [found.figures() for found in measured]
+    for figure, first in tables[0].items():
+        columns = {name: [table[figure][name] for table in tables] for name in first}
+        figures[figure] = {name: mean(values) for name, values in columns.items()}
+        figures["spread"][figure] = {name: spread(values) for name, values in columns.items()}
+    return Gallery({name: _small(row) for name, row in shown.items()}, figures)
+
+
+class _Measured:
+    """Figures of the pictures of one fold, image by image."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.psnrs: dict[str, dict[str, list[Tensor]]] = {
+            "psnr": {name: [] for name in ROWS if name != "image"},
+            "psnr_vae": {name: [] for name in ROWS if name not in ("image", "vae")},
+        }
+        self.borders = {name: torch.zeros(2, dtype=torch.float64) for name in ROWS}
+
+    def add(self, rows: dict[str, Tensor], patch: int) -> None:
+        """Look at a batch."""
+        self.count += len(rows["image"])
+        for figure, reference in (("psnr", "image"), ("psnr_vae", "vae")):
+            for name, values in self.psnrs[figure].items():
+                values.append(psnr(rows[name], rows[reference]).cpu())
+        for name, row in rows.items():
+            self.borders[name] += border_energies(row, patch)
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """PSNR in dB against the image and against the VAE, and the patch-grid ratio, of each row."""
+        means = {
+            figure: {name: torch.cat(values).mean().item() for name, values in table.items()}
+            for figure, table in self.psnrs.items()
+        }
+        ratios = {name: patch_grid_ratio(energy / self.count) for name, energy in self.borders.items()}
+        return {**means, "patch_grid": ratios}
 
 
 def render(source: PairSource, lift: Lift, linear: AffineMap, latents: Tensor, images: Tensor) -> dict[str, Tensor]:

@@ -24,21 +24,21 @@ class FlowModel:
 
     Args:
         transformer: a supported stock diffusers transformer, or its Asym twin.
-        latent: the latent network that an Asym twin came from, where its shared weights still run as that: a callable
-            with the stock forward's arguments. The model is then a latent one.
+        call: runs the network in the transformer's place: a wrapped one, with the same arguments.
+        latent: whether ``call`` runs the weights that an Asym twin shares with the latent network it came from, as that.
 
     Raises:
         UsageError: if the class is not supported.
     """
 
-    def __init__(self, transformer: Any, latent: Callable[..., Any] | None = None) -> None:
+    def __init__(self, transformer: Any, call: Callable[..., Any] | None = None, latent: bool = False) -> None:
         name = type(transformer).__name__
         self.transformer = transformer
-        self.call = latent if latent is not None else transformer
+        self.call = call if call is not None else transformer
         self.architecture = architecture(name)
-        self.is_pixel = is_lifted(name) and latent is None
+        self.is_pixel = is_lifted(name) and not latent
         self.config: Mapping[str, Any] = transformer.config
-        if latent is not None:
+        if latent:
             self.config = channels_for(self.architecture, dict(transformer.config), latent=True)
         self.latent_patch = self.architecture.latent_patch(self.config)
         side = isqrt(self.config["lift_dim"] // 3) if self.is_pixel else self.latent_patch

@@ -72,6 +72,39 @@ def read_report(path: str | Path) -> Report:
     return Report(path.stem, Lift.load(path))
 
 
+@dataclass(frozen=True)
+class PictureRow:
+    """One way to see the images, each figure as text with its spread over folds; empty where there is none.
+
+    Args:
+        name: of the row, as in ``alignment.pictures``.
+        psnr: in dB, against the image.
+        psnr_vae: in dB, against the VAE's own reconstruction.
+        patch_grid: the patch-grid ratio.
+    """
+
+    name: str
+    psnr: str
+    psnr_vae: str
+    patch_grid: str
+
+
+def picture_rows(pictures: dict[str, Any]) -> list[PictureRow]:
+    """The figures of ``alignment.pictures``, row by row. Lifts of earlier versions lack spreads and ``psnr_vae``."""
+
+    def said(figure: str, name: str, digits: int, unit: str = "") -> str:
+        value = pictures.get(figure, {}).get(name)
+        spread = pictures.get("spread", {}).get(figure, {}).get(name)
+        if value is None:
+            return ""
+        return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "") + unit
+
+    return [
+        PictureRow(name, said("psnr", name, 1, " dB"), said("psnr_vae", name, 1, " dB"), said("patch_grid", name, 2))
+        for name in pictures["patch_grid"]
+    ]
+
+
 SIDE_BY_SIDE = (
     "energy_captured", "r2_pixels", "r2_pixels_linear", "r2_latents", "cosine", "scale_gap",
 )  # fmt: skip

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from liftkit.report.charts import Axis, Line, bar_chart, line_chart
-from liftkit.report.data import Report
+from liftkit.report.data import Report, picture_rows
 from liftkit.report.pictures import Row, basis_patches, data_uri, gallery_rows, grid
 
 STYLE = """
@@ -109,17 +109,17 @@ def figures_table(alignment: dict[str, Any]) -> str:
 
 
 def pictures_table(pictures: dict[str, Any]) -> str:
-    """PSNR and patch-grid ratio of each way to see the images."""
-    psnr = pictures["psnr"]
+    """PSNR and patch-grid ratio of each way to see the images, held out."""
     rows = "".join(
-        f'<tr><td>{escape(name)}</td><td class="number">{f"{psnr[key]:.1f} dB" if key in psnr else ""}</td>'
-        f'<td class="number">{pictures["patch_grid"][key]:.2f}</td></tr>'
-        for key, name in PICTURE_NAMES.items()
+        f'<tr><td>{escape(PICTURE_NAMES[row.name])}</td><td class="number">{row.psnr}</td>'
+        f'<td class="number">{row.psnr_vae}</td><td class="number">{row.patch_grid}</td></tr>'
+        for row in picture_rows(pictures)
     )
     return (
-        f'<table><tr><th>{pictures["count"]} images</th><th class="number">PSNR</th><th class="number">patch-grid ratio</th>'
-        f"</tr>{rows}</table><p><small>The patch-grid ratio is the energy of differences across patch borders over that "
-        "inside patches: 1 where patches do not show.</small></p>"
+        f'<div class="scroll"><table><tr><th>{pictures["count"]} images, held out</th><th class="number">PSNR</th>'
+        f'<th class="number">PSNR against the VAE</th><th class="number">patch-grid ratio</th></tr>{rows}</table></div>'
+        "<p><small>PSNR against the image, and against the VAE's own reconstruction. The patch-grid ratio is the energy of "
+        "differences across patch borders over that inside patches: 1 where patches do not show.</small></p>"
     )
 
 

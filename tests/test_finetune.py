@@ -1,0 +1,263 @@
+"""Training runs: exact resumption, what they leave, how they stop and how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+
+from liftkit.adapter import Adapter, load_pixel_pipeline
+from liftkit.demo import TINY_KLEIN
+from liftkit.errors import LiftkitError, UsageError
+from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.recipe_file import load_recipe
+from liftkit.finetune.run import finetune
+from liftkit.finetune.state import checkpoints
+from liftkit.progress import Silent
+
+TEXT = """
+model: {model}
+output: {output}
+data:
+  sources: [{{kind: demo, count: 24}}]
+  cache: {cache}
+  workers: 1
+steps: 6
+batch_size: 4
+precision: "no"
+threads: 1
+trainable: {{rank: 4, dropout: 0.1}}
+optimizer: {{name: muon, learning_rate: 2e-3, warmup: 2, multipliers: {{proj_out: 3}}}}
+noise: {{shift: 1.0}}
+objective: {{adversarial: 0.1}}
+ema: {{start: 1}}
+checkpoints: {{every: 3}}
+previews: {{every: 3, count: 2, steps: 2}}
+validation: {{every: 3, images: 4, quantiles: 2}}
+"""
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoded once for all runs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make(pixel_klein: Path, cache: Path, tmp_path: Path):
+    """Recipes of a few steps; overrides as on the command line."""
+
+    def recipe(name: str, *overrides: str) -> Recipe:
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(TEXT.format(model=pixel_klein, output=tmp_path / name, cache=cache))
+        return load_recipe(file, overrides)
+
+    return recipe
+
+
+class Watch(Silent):
+    """Calls a function after each step."""
+
+    def __init__(self, after: Any) -> None:
+        self.after, self.steps = after, 0
+
+    def status(self, text: str) -> None:
+        self.steps += 1
+        self.after(self.steps)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Weights, running mean, optimizer, discriminators, losses, validation and previews, to the last bit."""
+    assert rows(a) == rows(b)
+    (step, last), (_, other) = checkpoints(a / "checkpoints")[-1], checkpoints(b / "checkpoints")[-1]
+    assert step == 6
+    for stem in ("parameters", "average", "optimizer", "adversary"):
+        mine, theirs = load_file(last / f"{stem}.safetensors"), load_file(other / f"{stem}.safetensors")
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine), stem
+    previews = sorted((a / "previews").iterdir())
+    assert previews
+    assert all(path.read_bytes() == (b / "previews" / path.name).read_bytes() for path in previews)
+
+
+def test_a_run_killed_and_resumed_equals_one_that_was_not(make, tmp_path: Path) -> None:
+    whole = finetune(make("whole"))
+    assert whole.outcome.step == 6
+    recipe = make("killed")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "liftkit", "finetune", str(tmp_path / "killed.yaml")],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = recipe.output / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and '"step": 4' in log.read_text()) and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert [step for step, _ in checkpoints(recipe.output / "checkpoints")] == [3]
+    finetune(recipe, resume="latest")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    results = [(tmp_path / name / "model" / "transformer" / "diffusion_pytorch_model.safetensors") for name in ("whole", "killed")]
+    assert results[0].read_bytes() == results[1].read_bytes()
+
+
+def test_ctrl_c_and_stop_files_save_first_and_lose_nothing(make, tmp_path: Path) -> None:
+    finetune(make("whole"))
+    first = make("parts")
+    stopped = finetune(first, observer=Watch(lambda step: signal.raise_signal(signal.SIGINT) if step == 2 else None))
+    assert stopped.outcome.stopped
+    assert stopped.outcome.step == 2
+    assert stopped.result is None
+
+    def touch(step: int) -> None:
+        if step == 2:
+            (first.output / "stop").touch()
+
+    assert finetune(first, resume="latest", observer=Watch(touch)).outcome.step == 4
+    assert not (first.output / "stop").exists()
+    assert finetune(first, resume=str(first.output / "checkpoints" / "step-0000004")).outcome.step == 6
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_touched_save_file_writes_a_checkpoint_and_rotation_keeps_the_newest(make) -> None:
+    recipe = make("saved", "checkpoints.every=1", "checkpoints.keep=2", "previews.every=0", "steps=4", "validation.every=0")
+    finetune(recipe, observer=Watch(lambda step: (recipe.output / "save").touch()))
+    assert [step for step, _ in checkpoints(recipe.output / "checkpoints")] == [3, 4]
+    assert not (recipe.output / "save").exists() or recipe.steps == 4
+
+
+def test_micro_batches_add_up_to_the_whole_batch(make) -> None:
+    quick = ("steps=2", "previews.every=0", "validation.every=0", "objective.adversarial=0", "trainable.dropout=0")
+    one = rows(finetune(make("one", *quick)).trainer.folder.path)
+    two = rows(finetune(make("two", *quick, "micro_batch=2")).trainer.folder.path)
+    for a, b in zip(one, two):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(make, tmp_path: Path) -> None:
+    quick = ("steps=3", "previews.every=0", "validation.every=0", "objective.adversarial=0", "trainable.dropout=0")
+    alone = rows(finetune(make("alone", *quick)).trainer.folder.path)
+    make("both")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "liftkit"]
+    command = [*launch, "finetune", str(tmp_path / "both.yaml"), *quick]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    both = rows(tmp_path / "both")
+    assert len(both) == len(alone) == 3
+    for a, b in zip(alone, both):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
+
+
+def test_the_result_is_a_folder_that_the_stock_loader_opens_and_the_adapter_says_the_same(make, pixel_klein: Path) -> None:
+    quick = ("steps=2", "previews.every=0", "validation.every=0")
+    model = finetune(make("model", *quick)).result
+    adapter = finetune(make("adapter", *quick, "save=adapter")).result
+    assert model is not None
+    assert adapter is not None
+    # In the dtype that the base is stored in, for both round once to it.
+    pipeline = DiffusionPipeline.from_pretrained(model, dtype=torch.bfloat16)
+    assert type(pipeline.transformer).__name__ == "AsymFlux2Transformer2DModel"
+    merged = pipeline.transformer.state_dict()
+    before = load_file(pixel_klein / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert any(not torch.equal(merged[name].float(), before[name].float()) for name in before)
+    for base in (TINY_KLEIN, pixel_klein):
+        loaded = DiffusionPipeline.from_pretrained(base, dtype=torch.bfloat16)
+        applied = load_pixel_pipeline(loaded, Adapter.load(adapter)).transformer
+        assert all(torch.equal(value, merged[name]) for name, value in applied.state_dict().items() if name != "lift.basis")
+    record = json.loads((model / "liftkit.json").read_text())
+    assert record["finetune"]["steps"] == 2
+    assert str(pixel_klein.parent) not in (model / "liftkit.json").read_text()
+    assert adapter.stat().st_size < 1e6
+
+
+@pytest.mark.parametrize(
+    ("overrides", "learns"),
+    [
+        (("space=latent", "objective.loss=flow", "objective.adversarial=0", "model=demo"), "Flux2Transformer2DModel"),
+        (("init=random", "trainable.mode=full", "objective.loss=flow"), "AsymFlux2Transformer2DModel"),
+        (("trainable.mode=full", "optimizer.name=adamw"), "AsymFlux2Transformer2DModel"),
+    ],
+)
+def test_controls_and_full_training_run(make, overrides: tuple[str, ...], learns: str) -> None:
+    done = finetune(make("control", *overrides, "steps=2", "previews.every=0", "validation.every=0", "optimizer.multipliers={}"))
+    assert type(done.trainer.trainee.transformer).__name__ == learns
+    assert done.result is not None
+    assert DiffusionPipeline.from_pretrained(done.result).transformer is not None
+
+
+def test_resuming_from_nothing_or_in_another_run_is_an_error(make, cli, tmp_path: Path) -> None:
+    recipe = make("nothing")
+    with pytest.raises(UsageError, match="no complete checkpoint"):
+        finetune(recipe, resume="latest")
+    with pytest.raises(UsageError, match="no complete checkpoint"):
+        finetune(recipe, resume=str(tmp_path))
+    recipe.output.mkdir()
+    (recipe.output / "log.jsonl").write_text("")
+    code, _, stderr = cli("finetune", tmp_path / "nothing.yaml")
+    assert code == 2
+    assert "holds a run already" in stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(make) -> None:
+    recipe = make("diverges", "checkpoints.every=1", "previews.every=0", "validation.every=0", "objective.adversarial=0")
+
+    def spoil(step: int) -> None:
+        if step == 2:
+            for parameter in watched["trainer"].parameters.values():
+                parameter.data.fill_(float("nan"))
+
+    from liftkit.finetune import run
+
+    watched: dict[str, Any] = {}
+    prepare = run.prepare
+
+    def remember(*arguments: Any) -> Any:
+        watched["trainer"] = prepare(*arguments)
+        return watched["trainer"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "prepare", remember)
+        with pytest.raises(LiftkitError, match=r"step 3: the loss is nan; the last good checkpoint is .*step-0000002"):
+            finetune(recipe, observer=Watch(spoil))
+
+
+def test_modules_and_targets_that_are_not_there_are_named(make) -> None:
+    with pytest.raises(UsageError, match=r"trainable.modules: x_embeder: no such module.*did you mean x_embedder"):
+        finetune(make("a", "trainable.modules=[x_embeder]"))
+    with pytest.raises(UsageError, match=r"trainable.targets: proj: no linear layer"):
+        finetune(make("b", "trainable.targets=[proj]"))
+    with pytest.raises(UsageError, match=r"optimizer.multipliers: proj: nothing of this module learns"):
+        finetune(make("c", "optimizer.multipliers={proj: 2}"))
+
+
+def test_dry_run_tells_what_learns_and_writes_nothing(make, cli, tmp_path: Path) -> None:
+    recipe = make("dry")
+    code, stdout, stderr = cli("finetune", tmp_path / "dry.yaml", "--dry-run")
+    assert code == 0, stderr
+    assert "proj_out" in stdout
+    assert "4 x 64 = 256" in stdout
+    assert "LoRA" in stdout
+    assert not recipe.output.exists()
