@@ -271,7 +271,9 @@ def compare(folder: Path, size: int, rounds: int) -> None:
     )
     runs: dict[str, list[dict[str, float]]] = {role: [] for role in ROLES}
     for turn in range(rounds + 1):
-        for role in ROLES:
+        # Each goes first in turn: what ran before decides on the memory that is free.
+        order = [list(ROLES)[(turn + place) % len(ROLES)] for place in range(len(ROLES))]
+        for role in order:
             found = measure(role, source, folder / "out")
             # The first round brings files and libraries into the cache.
             if turn:

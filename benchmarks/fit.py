@@ -2,12 +2,17 @@
 
 Side by side in one run, in turns: every pass, with its moments in K folds, stands between two runs of encoding alone and is
 compared with their mean; the overhead is the median of these quotients. A drifting machine disturbs both alike. Once with one
-thread, where other programs disturb little, and once with all. Processor time is that of all threads together.
+thread, where other programs disturb least, and once with all. Processor time is that of all threads together; threads that
+wait sleep, so that it counts work alone.
 
 Then the moment update alone at a real model's size, and what share of a real VAE's time that is.
 """
 
 from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import platform
 import statistics
@@ -19,13 +24,13 @@ import torch
 from diffusers import AutoencoderKLFlux2
 
 from liftkit.data.images import DemoImages, batches, to_signed
-from liftkit.demo import TINY_KLEIN
+from liftkit.embedded import TINY_KLEIN
 from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.pairs import EncodedImages
 from liftkit.fit.stream import Pass, collect
 from liftkit.models.latents import LatentSpace
 
-IMAGES, ROUNDS = 256, 9
+IMAGES, ROUNDS = 128, 15
 PASSES = {"one colour space": ("oklab",), "--color auto": ("oklab", "srgb")}
 RANK, DIM, TOKENS = 128, 768, 4096
 

@@ -26,6 +26,8 @@ _NAMES = {
     "fit_procrustes": "liftkit.fit.procrustes",
     "convert_transformer": "liftkit.conversion.surgery",
     "convert": "liftkit.conversion.execute",
+    "load_adapter": "liftkit.formats.adapters",
+    "lift_lora": "liftkit.formats.lora",
     "open_flow": "liftkit.models.flow",
     "PixelAutoencoder": "liftkit.models.autoencoder",
     "LiftkitError": "liftkit.errors",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
+from liftkit.checkpoint.model import read_json
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 
 FORMAT, VERSION = "liftkit.adapter", 1
-TENSORS = "adapter.safetensors"
-LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
+TENSORS, LIFT = "adapter.safetensors", "lift.safetensors"
+LORA_A, LORA_B, WEIGHT = ".lora_A.weight", ".lora_B.weight", ".weight"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,26 +34,109 @@ class Adapter:
 
     Args:
         tensors: full tensors by their names in the transformer, and LoRA pairs.
-        alpha: of the LoRA: a pair adds ``alpha / rank * B A`` to its module's weight.
+        alpha: of the LoRA: a pair adds ``alpha / rank * B A`` to its module's weight; None is every pair's own rank.
         lift: A and s; None where a latent model was continued.
         transformer: class name of the transformer that it applies to, the stock one for a latent model.
         base: name of the latent model that it came from.
         provenance: plain data: recipe, versions, steps.
+
+    Raises:
+        UsageError: if half of a LoRA pair is missing, or its halves disagree.
     """
 
     tensors: dict[str, Tensor]
-    alpha: float
+    alpha: float | None
     lift: Lift | None
     transformer: str
     base: str
     provenance: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.tensors.items():
+            if not name.endswith((LORA_A, LORA_B)):
+                continue
+            here, there = (LORA_A, LORA_B) if name.endswith(LORA_A) else (LORA_B, LORA_A)
+            other = self.tensors.get(f"{name.removesuffix(here)}{there}")
+            if other is None:
+                raise UsageError(f"adapter: tensor {name!r} has no {there[1:]} beside it; is the file complete?")
+            if tensor.ndim != 2 or other.ndim != 2 or tensor.shape[here == LORA_B] != other.shape[there == LORA_B]:
+                raise UsageError(
+                    f"adapter: tensor {name!r} of shape {tuple(tensor.shape)} does not go with its {there[1:]}, "
+                    f"{tuple(other.shape)}"
+                )
+
+    @property
+    def full(self) -> dict[str, Tensor]:
+        """Tensors that were trained in full, by name."""
+        return {name: tensor for name, tensor in self.tensors.items() if not name.endswith((LORA_A, LORA_B))}
+
+    @property
+    def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """LoRA pairs A (rank, in) and B (out, rank), by module."""
+        modules = [name.removesuffix(LORA_A) for name in self.tensors if name.endswith(LORA_A)]
+        return {module: (self.tensors[f"{module}{LORA_A}"], self.tensors[f"{module}{LORA_B}"]) for module in modules}
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names of the transformer's tensors that it changes, with the shapes that they have to have."""
+        products = {f"{module}{WEIGHT}": (up.shape[0], down.shape[1]) for module, (down, up) in self.pairs.items()}
+        return products | {name: tuple(tensor.shape) for name, tensor in self.full.items()}
+
+    def factor(self, rank: int) -> float:
+        """What a LoRA product of a rank is multiplied by."""
+        return 1.0 if self.alpha is None else self.alpha / rank
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Whether it fits a transformer.
+
+        Args:
+            shapes: of the transformer's tensors, by name.
+
+        Raises:
+            UsageError: naming the tensor that does not.
+        """
+        for name in self.shapes:
+            self._check_one(name, shapes.get(name))
+
+    def _check_one(self, name: str, found: tuple[int, ...] | None) -> None:
+        wanted = self.shapes[name]
+        if found is None or tuple(found) != wanted:
+            what = "has none of that name" if found is None else f"has {tuple(found)}"
+            raise UsageError(f"adapter: tensor {name!r} is for {wanted}, the base {what}; is it the right base?")
+
+    def apply_to(self, name: str, base: Tensor) -> Tensor:
+        """One tensor of the transformer with what was learned, computed in float32 at least and rounded once to the
+        base's dtype, on its device."""
+        value, module = self.tensors.get(name, base), name.removesuffix(WEIGHT)
+        if f"{module}{LORA_A}" in self.tensors:
+            wide = torch.promote_types(base.dtype, torch.float32)
+            down, up = (self.tensors[f"{module}{half}"].to(base.device, wide) for half in (LORA_A, LORA_B))
+            value = value.to(base.device, wide) + self.factor(len(down)) * (up @ down)
+        return value.to(base)
+
+    def merged(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the transformer that change; see :meth:`apply_to`.
+
+        Args:
+            weights: the transformer's tensors by name.
+
+        Raises:
+            UsageError: if a module is not there, or has another shape.
+        """
+        result = {}
+        for name in self.shapes:
+            base = weights.get(name)
+            self._check_one(name, None if base is None else tuple(base.shape))
+            assert base is not None
+            result[name] = self.apply_to(name, base)
+        return result
 
     def save(self, folder: Path, card: str, *, overwrite: bool = False) -> None:
         """Write the folder; it appears whole or not at all."""
         with atomic_folder(folder, overwrite=overwrite) as building:
             write_safetensors(building / TENSORS, self.tensors, {"format": "pt", "alpha": str(self.alpha)})
             if self.lift is not None:
-                self.lift.save(building / "lift.safetensors")
+                self.lift.save(building / LIFT)
             write_text(building / "README.md", card)
             record = {
                 "format": FORMAT,
@@ -77,39 +162,15 @@ class Adapter:
             raise UsageError(
                 f"{folder}: no adapter ({RECORD} with format {FORMAT}); liftkit finetune with save: adapter makes one"
             )
-        lift = Lift.load(place / "lift.safetensors") if (place / "lift.safetensors").is_file() else None
+        lift = Lift.load(place / LIFT) if (place / LIFT).is_file() else None
         tensors, _ = read_safetensors(place / TENSORS)
         known = ("transformer", "base", "alpha", "format", "version", "sha256")
         provenance = {key: value for key, value in record.items() if key not in known}
-        return cls(tensors, float(record["alpha"]), lift, record["transformer"], record["base"], provenance)
-
-    def merged(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of the transformer that change, computed in float32 and rounded once to the dtype they had.
-
-        Args:
-            weights: the transformer's tensors by name, of which a LoRA's weights are read.
-
-        Raises:
-            UsageError: if a module is not there, or has another shape.
-        """
-        result = {}
-        for name, tensor in self.tensors.items():
-            if name.endswith(LORA_B):
-                continue
-            if not name.endswith(LORA_A):
-                result[name] = tensor
-                continue
-            module = name.removesuffix(LORA_A)
-            base, down, up = weights.get(f"{module}.weight"), tensor, self.tensors.get(f"{module}{LORA_B}")
-            if base is None or up is None or base.shape != (up.shape[0], down.shape[1]):
-                found = "missing" if base is None else str(tuple(base.shape))
-                wanted = (_rows(up), down.shape[1])
-                raise UsageError(
-                    f"adapter: {module}.weight of the base: expected {wanted}, found {found}; is it the right base?"
-                )
-            change = self.alpha / down.shape[0] * (up.float() @ down.float())
-            result[f"{module}.weight"] = (base.float() + change.to(base.device)).to(base.dtype)
-        return result
+        try:
+            alpha = None if record["alpha"] is None else float(record["alpha"])
+            return cls(tensors, alpha, lift, str(record["transformer"]), str(record["base"]), provenance)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{place}: {error if isinstance(error, UsageError) else f'{RECORD}: {error}'}") from error
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -121,7 +182,7 @@ def load_pixel_pipeline(base: Any, adapter: Adapter) -> Any:
     """Apply an adapter to a stock pipeline in memory, in one call.
 
     Args:
-        base: a loaded pipeline: latent, or converted with the adapter's own lift. It is changed.
+        base: a loaded pipeline: latent, or converted with the adapter's own lift. It is changed, once all is checked.
         adapter: to apply; one without a lift continues the latent model as such.
 
     Returns:
@@ -130,17 +191,30 @@ def load_pixel_pipeline(base: Any, adapter: Adapter) -> Any:
     Raises:
         UsageError: if base and adapter do not belong together.
     """
-    from liftkit.conversion.surgery import convert_transformer
-    from liftkit.models.registry import is_lifted
-
-    found = type(base.transformer).__name__
-    if adapter.lift is not None and not is_lifted(found):
-        base.transformer = convert_transformer(base.transformer, adapter.lift)
-        lift_surroundings(base, adapter.lift)
-    if type(base.transformer).__name__ != adapter.transformer:
-        raise UsageError(f"adapter: made for {adapter.transformer}, the base is {found}")
-    apply(base.transformer, adapter)
+    transformer, lift = base.transformer, adapter.lift
+    needs_lift = check_class(adapter, type(transformer).__name__)
+    if lift is not None and not needs_lift:
+        _check_same_lift(transformer, lift)
+    elif lift is not None:
+        transformer = _lifted(base, lift)
+    apply(transformer, adapter)
+    if lift is not None and needs_lift:
+        base.register_modules(transformer=transformer)
+        lift_surroundings(base, lift)
     return base
+
+
+def check_class(adapter: Adapter, found: str) -> bool:
+    """Whether an adapter is for a transformer class; if so, whether that has to be lifted first.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    if found == adapter.transformer:
+        return False
+    if adapter.lift is not None and f"Asym{found}" == adapter.transformer:
+        return True
+    raise UsageError(f"adapter: made for {adapter.transformer}, the base has {found}; give the model it was made from")
 
 
 def lift_surroundings(pipeline: Any, lift: Lift) -> None:
@@ -160,12 +234,58 @@ def lift_surroundings(pipeline: Any, lift: Lift) -> None:
 
 @torch.no_grad()
 def apply(transformer: Any, adapter: Adapter) -> None:
-    """Merge an adapter into a transformer in memory."""
+    """Merge an adapter into a transformer in memory, which is changed once all is checked.
+
+    Raises:
+        UsageError: if it does not fit.
+    """
     state = transformer.state_dict()
-    for name, value in adapter.merged(state).items():
-        if name not in state or state[name].shape != value.shape:
-            raise UsageError(f"adapter: {name}: not of this transformer")
-        state[name].copy_(value)
+    adapter.check({name: tuple(tensor.shape) for name, tensor in state.items()})
+    for name in adapter.shapes:
+        state[name].copy_(adapter.apply_to(name, state[name]))
+
+
+def _lifted(pipeline: Any, lift: Lift) -> Any:
+    """The pixel twin of a latent pipeline's transformer; unchanged weights are shared.
+
+    Raises:
+        UsageError: if the lift does not fit.
+    """
+    from liftkit.conversion.surgery import check_lift, convert_transformer
+    from liftkit.models.latents import vae_geometry
+    from liftkit.models.registry import architecture
+
+    transformer = pipeline.transformer
+    factor, _ = vae_geometry({**pipeline.vae.config, "_class_name": type(pipeline.vae).__name__})
+    check_lift(architecture(type(transformer).__name__), transformer.config, factor, lift)
+    return convert_transformer(transformer, lift)
+
+
+def _check_same_lift(transformer: Any, lift: Lift) -> None:
+    """Whether a converted transformer in memory has this very lift."""
+    from liftkit.conversion.surgery import native_basis
+
+    spec, there = transformer.architecture, transformer.lift.basis
+    own = native_basis(lift, spec.inputs[0].order if spec.layout == "tokens" else "cpq")
+    check_same_lift(lift, own.to(there), there, transformer.config.lift_scale)
+
+
+def check_same_lift(lift: Lift, own: Tensor, there: Tensor, scale: float) -> None:
+    """Whether a model was converted with an adapter's own lift.
+
+    Args:
+        lift: the adapter's.
+        own, there: bases to compare, the adapter's and the model's.
+        scale: the model's.
+
+    Raises:
+        UsageError: if it was not.
+    """
+    if scale != lift.scale or not torch.equal(own, there):
+        raise UsageError(
+            "adapter: the base was converted with another lift than the adapter's; give the latent model, or convert it "
+            f"with --lift {LIFT} of the adapter"
+        )
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
@@ -173,15 +293,7 @@ def _record(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text())
-    except ValueError:
+        record = read_json(path)
+    except UsageError:
         return None
-    return (
-        record
-        if isinstance(record, dict) and record.get("format") == FORMAT and record.get("version") == VERSION
-        else None
-    )
-
-
-def _rows(tensor: Tensor | None) -> int | str:
-    return "rank rows" if tensor is None else tensor.shape[0]
+    return record if record.get("format") == FORMAT and record.get("version") == VERSION else None

@@ -49,15 +49,20 @@ class ColorSpace:
 
     def encode(self, images: Tensor) -> Tensor:
         """sRGB (B, 3, H, W), uint8 or in [-1, 1] -> the normalised space, float32 or float64 even under autocast."""
-        with torch.autocast(images.device.type, enabled=False):
-            values = self._from_srgb(images if images.dtype == torch.uint8 else at_least_float32(images))
-            return (values - self._mean_like(values)) / self.std
+        values = self.plain(images)
+        return (values - self._mean_like(values)) / self.std
 
     def decode(self, colors: Tensor) -> Tensor:
         """The normalised space (B, 3, H, W) -> sRGB in [-1, 1], clamped to the gamut, in the same precision."""
         with torch.autocast(colors.device.type, enabled=False):
             values = at_least_float32(colors)
             return self._to_srgb(values * self.std + self._mean_like(values))
+
+    @classmethod
+    def plain(cls, images: Tensor) -> Tensor:
+        """The same before normalisation, in the space's own units; statistics are taken of these."""
+        with torch.autocast(images.device.type, enabled=False):
+            return cls._from_srgb(images if images.dtype == torch.uint8 else at_least_float32(images))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for configs and metadata; :func:`color_from_dict` reads it."""
@@ -82,7 +87,8 @@ class ColorSpace:
     def _mean_like(self, values: Tensor) -> Tensor:
         return torch.tensor(self.mean, dtype=values.dtype, device=values.device).view(3, 1, 1)
 
-    def _from_srgb(self, images: Tensor) -> Tensor:
+    @staticmethod
+    def _from_srgb(images: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _to_srgb(self, values: Tensor) -> Tensor:
@@ -106,7 +112,8 @@ class SRGB(ColorSpace):
     def __init__(self, mean: Sequence[float] = (0.0, 0.0, 0.0), std: float = 1.0) -> None:
         super().__init__(mean, std)
 
-    def _from_srgb(self, images: Tensor) -> Tensor:
+    @staticmethod
+    def _from_srgb(images: Tensor) -> Tensor:
         return to_signed(images)
 
     def _to_srgb(self, values: Tensor) -> Tensor:
@@ -121,7 +128,8 @@ class Oklab(ColorSpace):
     def __init__(self, mean: Sequence[float] = (0.56, 0.0, 0.01), std: float = 0.16) -> None:
         super().__init__(mean, std)
 
-    def _from_srgb(self, images: Tensor) -> Tensor:
+    @staticmethod
+    def _from_srgb(images: Tensor) -> Tensor:
         # Linear RGB is not negative, nor are the shares that make LMS of it.
         return _mix(_cube_root(_mix(_to_linear(images), _LMS_FROM_RGB)), _LAB_FROM_LMS)
 
@@ -148,7 +156,7 @@ def color_from_dict(data: dict[str, Any]) -> ColorSpace:
 
 def color_statistics(space: type[ColorSpace], images: Tensor) -> tuple[int, Tensor, float]:
     """Sums over pixels for a fitted normalisation: pixels, sum per channel (3,) and sum of squares, in float64."""
-    values = space((0.0, 0.0, 0.0), 1.0).encode(images).double()
+    values = space.plain(images).double()
     return values.numel() // 3, values.sum(dim=(0, 2, 3)), values.square().sum().item()
 
 
@@ -182,7 +190,7 @@ def _cube_root(values: Tensor) -> Tensor:
 
 def _power(values: Tensor, exponent: float) -> Tensor:
     """Values > 0 to a power; torch's own takes ten times as long on a CPU."""
-    return torch.exp(torch.log(values) * exponent)
+    return torch.log(values).mul_(exponent).exp_()
 
 
 def _mix(images: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from liftkit.color import ColorSpace, Oklab, color_from_dict
 from liftkit.errors import UsageError
+from liftkit.tokens import patchify, unpatchify
 
 FORMAT = "liftkit.lift"
 FORMAT_VERSION = 1
@@ -92,6 +93,12 @@ class Lift:
     def raise_tokens(self, latent_tokens: Tensor) -> Tensor:
         """``s A z``: latent tokens (B, N, r) to pixel tokens (B, N, D)."""
         return self.scale * (latent_tokens @ self.basis.to(latent_tokens).T)
+
+    def lower(self, state: Tensor) -> Tensor:
+        """``A^T x``: a pixel state (B, 3, H, W) to the latent one (B, C, H / f, W / f) that is tied to it."""
+        tokens = patchify(state, self.patch_size) @ self.basis.to(state)
+        height, width = (size // self.fold for size in state.shape[-2:])
+        return unpatchify(tokens, self.latent_patch, height, width)
 
     def save(self, path: str | Path) -> None:
         """Write ``.safetensors`` with the basis as it is and everything else as JSON metadata, atomically."""

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from liftkit.adapter import Adapter, load_pixel_pipeline
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.errors import UsageError
 from liftkit.models.flow import FlowModel, open_flow
@@ -37,16 +38,19 @@ class Loaded:
         return open_flow(self.pipeline.transformer)
 
 
-def load_pipeline(folder: ModelFolder, device: str = "cpu", dtype: torch.dtype | None = None) -> Loaded:
+def load_pipeline(
+    folder: ModelFolder, device: str = "cpu", dtype: torch.dtype | None = None, adapter: Adapter | None = None
+) -> Loaded:
     """The stock pipeline of a folder.
 
     Args:
         folder: latent or converted.
         device: where it goes.
         dtype: of the weights; None takes float32 on the CPU and bfloat16 elsewhere.
+        adapter: to apply to it; a latent model becomes a pixel model where the adapter has a lift.
 
     Raises:
-        UsageError: if diffusers cannot load it.
+        UsageError: if diffusers cannot load it, or the adapter is not for it.
     """
     from diffusers import DiffusionPipeline
 
@@ -57,7 +61,10 @@ def load_pipeline(folder: ModelFolder, device: str = "cpu", dtype: torch.dtype |
     except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
         raise UsageError(f"{folder.source}: diffusers cannot load it ({str(error).splitlines()[0]})") from error
     pipeline.set_progress_bar_config(disable=True)
-    return Loaded(pipeline.to(device), folder.image_size(), folder.text_length())
+    pipeline = pipeline.to(device)
+    if adapter is not None:
+        pipeline = load_pixel_pipeline(pipeline, adapter)
+    return Loaded(pipeline, folder.image_size(), folder.text_length())
 
 
 def state_noise(flow: FlowModel, count: int, height: int, width: int, factor: int, seed: int) -> Tensor:

@@ -96,7 +96,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def pixel_klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded tiny-klein, converted; not to be changed."""
     import liftkit
-    from liftkit.demo import TINY_KLEIN
+    from liftkit.embedded import TINY_KLEIN
 
     folder = tmp_path_factory.mktemp("klein") / "pixel"
     liftkit.convert(str(TINY_KLEIN), folder, images="demo", num_images=48, proof_steps=2, device="cpu")

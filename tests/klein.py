@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import AutoencoderKLFlux2
 
 from liftkit.data.images import DemoImages
-from liftkit.demo import TINY_KLEIN
+from liftkit.embedded import TINY_KLEIN
 from liftkit.fit.engine import FitOptions, fit_collected, fit_pass
 from liftkit.fit.pairs import EncodedImages
 from liftkit.lift import Lift

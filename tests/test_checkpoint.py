@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, load_file, save, save_file
 
+from liftkit.checkpoint.copying import copy_range
 from liftkit.checkpoint.files import atomic_file, write_text
 from liftkit.checkpoint.folder import SUFFIX, atomic_folder, check_target
 from liftkit.checkpoint.header import encode_header, read_header
 from liftkit.checkpoint.model import STEM, ModelFolder, find_model, read_weights
-from liftkit.checkpoint.rewrite import copy_range, read_tensor, rewrite_file
+from liftkit.checkpoint.rewrite import read_tensor, rewrite_file
 from liftkit.errors import LiftkitError, UsageError
 
 TENSORS = {

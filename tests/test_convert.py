@@ -395,7 +395,7 @@ def test_a_failed_proof_leaves_nothing_behind(
     from liftkit.conversion import surgery
 
     monkeypatch.setattr(
-        surgery, "lift_output", lambda weight, basis: (basis @ weight.double()).flip(0).to(weight.dtype)
+        surgery, "lift_output", lambda weight, basis, dtype: (basis @ weight.double()).flip(0).to(dtype)
     )
     result = cli("convert", model, "--images", image_folder, "-o", tmp_path / "out", "--device", "cpu")
     failed(result, "the proof failed", "discarded", code=1)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from liftkit.data import demo
-from liftkit.data.images import to_signed
+from liftkit.data.images import to_signed, to_uint8
 from liftkit.evaluate import controls, figures, patches
-from liftkit.evaluate.controls import choose, white_noise
+from liftkit.evaluate.controls import choose, filtered
 from liftkit.evaluate.detail import (
     detail,
     gradient_quantiles,
@@ -87,6 +87,15 @@ def test_statistics_do_not_depend_on_batches(photographs: tuple[Tensor, Tensor])
     assert sum(part.patch_grid for part in one) / 4 == pytest.approx(whole.patch_grid, rel=0.05)
 
 
+def test_8_bit_images_have_the_same_figures(photographs: tuple[Tensor, Tensor]) -> None:
+    images, reference = photographs
+    exact, stored = detail(images, 8), detail(to_uint8(images), 8)
+    assert torch.allclose(exact.spectrum, stored.spectrum)
+    assert exact[1:] == pytest.approx(stored[1:])
+    assert torch.equal(texture_features(images), texture_features(to_uint8(images)))
+    assert patch_frechet(images, reference) == patch_frechet(to_uint8(images), to_uint8(reference))
+
+
 def test_texture_features_see_no_plain_colour_and_order_degradations(photographs: tuple[Tensor, Tensor]) -> None:
     a, b = photographs
     plain = texture_features(torch.rand(4, 3, 1, 1).expand(-1, -1, 32, 32) * 2 - 1)
@@ -148,7 +157,7 @@ def scores() -> dict[str, dict[str, float | None]]:
     sets = {
         "real": images,
         "blurred": unsharp(images, -0.8),
-        "noisy": white_noise(images, 0.1),
+        "noisy": filtered("noise", images, 0.1),
         "blocks": (images + blocks).clamp(-1, 1),
         "others": images.roll(1, dims=0),
     }
@@ -204,7 +213,7 @@ def test_the_best_filter_mends_what_it_can(photographs: tuple[Tensor, Tensor], m
     chosen = choose("unsharp", blurred, b)
     assert patch_frechet(unsharp(blurred, chosen.amount), b) < 0.8 * patch_frechet(blurred, b)
     assert chosen.amount >= 0.5
-    assert choose("noise", a, b).amount == min(controls.NOISE), "real images need no noise"
+    assert choose("noise", a, b).amount == min(controls.AMOUNTS["noise"]), "real images need no noise"
 
 
 def test_the_two_sample_test_decides_between_the_finalists(

@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from liftkit.adapter import Adapter, load_pixel_pipeline
-from liftkit.demo import TINY_KLEIN
+from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.recipe_file import load_recipe

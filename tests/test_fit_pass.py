@@ -14,7 +14,7 @@ import torch
 
 import liftkit
 from liftkit.data.images import DemoImages, to_signed
-from liftkit.demo import TINY_KLEIN
+from liftkit.embedded import TINY_KLEIN
 from liftkit.fit import engine, gallery
 from liftkit.fit.engine import FitOptions, fit_pass
 from liftkit.fit.folds import FoldedMoments, read_folds, write_folds

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA, IncrementalPCA
 import liftkit
 from liftkit.color import SRGB, Oklab
 from liftkit.data.images import ImageFolder
-from liftkit.demo import TINY_KLEIN
+from liftkit.embedded import TINY_KLEIN
 from liftkit.fit import engine
 from liftkit.fit.alignment import energy_angle, lift_angle, principal_angles
 from liftkit.fit.engine import FitOptions, fit_collected

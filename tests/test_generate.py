@@ -15,7 +15,7 @@ from liftkit.checkpoint.model import find_model
 from liftkit.data import generate as module
 from liftkit.data.captioned import CaptionedFolder
 from liftkit.data.generate import GenerateOptions, generate
-from liftkit.demo import TINY_KLEIN
+from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 
 Cli = Callable[..., tuple[int, str, str]]

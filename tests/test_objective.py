@@ -12,6 +12,7 @@ from torch import Tensor
 from liftkit.conversion.surgery import convert_transformer
 from liftkit.finetune import asymflow_loss, flow_loss
 from liftkit.finetune.network import Network, Reference, bind, connect, original_modules
+from liftkit.finetune.opening import opening_columns
 from liftkit.finetune.perceptual import VaeFeatures, gradient_distance
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.tokens import unpatchify
@@ -196,3 +197,20 @@ def test_student_and_reference_leave_each_other_as_they_were() -> None:
     bind(Reference(latent, lift), prompts)(x_t, sigma)
     torch.testing.assert_close(bind(student, prompts)(x_t, sigma), first, rtol=0, atol=0)
     assert all(parameter is before[name] for name, parameter in pixel.named_parameters())
+
+
+@pytest.mark.parametrize(("hidden", "dim", "rank"), [(64, 48, 16), (40, 48, 16), (16, 48, 16), (8, 48, 16)])
+def test_opening_leaves_the_subspace_alone_and_disturbs_as_little_as_there_is_room(hidden: int, dim: int, rank: int) -> None:
+    basis = torch.linalg.qr(torch.randn(dim, rank, dtype=torch.float64))[0]
+    latent = torch.randn(hidden, rank, dtype=torch.float64)
+    added = opening_columns(latent @ basis.T, basis, 0.5, seed=3)
+    assert (added @ basis).abs().max().item() < 1e-12
+    free = hidden - rank if hidden > rank else hidden
+    assert torch.linalg.matrix_rank(added).item() == min(free, dim - rank)
+    size = latent.norm().item() / rank**0.5
+    outside = torch.linalg.qr(torch.cat([basis, torch.randn(dim, dim - rank, dtype=torch.float64)], dim=1))[0][:, rank:]
+    norms = (added @ outside).norm().item() / (dim - rank) ** 0.5
+    assert norms == pytest.approx(0.5 * size, rel=1e-6)
+    if hidden > rank:
+        assert (latent.T @ added).abs().max().item() < 1e-10
+    torch.testing.assert_close(added, opening_columns(latent @ basis.T, basis, 0.5, seed=3))

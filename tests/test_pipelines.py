@@ -13,7 +13,6 @@ import torch
 from diffusers import DiffusionPipeline
 
 import liftkit
-from liftkit.demo import lower
 from liftkit.lift import Lift
 from liftkit.models.scheduler import AsymUniPCMultistepScheduler
 from tests import tiny
@@ -75,7 +74,7 @@ def test_theorem_1_through_the_stock_pipeline(
             config = {**pipeline.scheduler.config, "use_dynamic_shifting": True, "shift_terminal": 0.02}
             pipeline.scheduler = type(pipeline.scheduler).from_config(config)
     noise = torch.randn(2, 3, *size)
-    z = states(architecture, latent, lower(lift, noise), num_inference_steps=6)
+    z = states(architecture, latent, lift.lower(noise), num_inference_steps=6)
     x = states(architecture, pixel, noise, num_inference_steps=6)
     assert deviation(lift, z, x) < 1e-4
 
@@ -92,7 +91,7 @@ def test_theorem_1_with_unipc(model_folders: dict[str, Path], converted: dict[st
         config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 2.0, "lift_scale": scale}
         pipeline.scheduler = AsymUniPCMultistepScheduler.from_config(config)
     noise = torch.randn(1, 3, 12, 20)
-    z = states("flux2", latent, lower(lift, noise), num_inference_steps=8)
+    z = states("flux2", latent, lift.lower(noise), num_inference_steps=8)
     x = states("flux2", pixel, noise, num_inference_steps=8)
     assert deviation(lift, z, x) < 1e-4
 
@@ -104,7 +103,7 @@ def test_the_schedule_matters(model_folders: dict[str, Path], converted: dict[st
     pixel = exact_twin(latent, lift, converted["flux2"])
     pixel.scheduler = latent.scheduler
     noise = torch.randn(1, 3, 12, 12)
-    z = states("flux2", latent, lower(lift, noise), num_inference_steps=6)
+    z = states("flux2", latent, lift.lower(noise), num_inference_steps=6)
     assert deviation(lift, z, states("flux2", pixel, noise, num_inference_steps=6)) > 1e-3
 
 

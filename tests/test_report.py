@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLFlux2
 
 import liftkit
 from liftkit.data.images import DemoImages, to_signed
-from liftkit.demo import TINY_KLEIN
+from liftkit.embedded import TINY_KLEIN
 from liftkit.fit import engine, gallery
 from liftkit.fit.alignment import AffineMap
 from liftkit.fit.pairs import EncodedImages

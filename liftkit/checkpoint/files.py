@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """Open a temporary sibling for writing; it takes ``path``'s place when the block ends well, and goes otherwise.
+
+    Args:
+        path: of the file.
+        sync: wait until the disk has it; not needed within a folder that is synced whole.
 
     Raises:
         LiftkitError: if the disk refuses.
@@ -27,9 +31,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if sync:
+            sync_folder(path.parent)
     except OSError as error:
         raise LiftkitError(f"{path}: cannot be written ({reason(error)}); nothing was left behind") from error
     finally:

@@ -27,7 +27,7 @@ from liftkit.checkpoint.header import Header, read_header
 from liftkit.checkpoint.source import Stamp, open_regular, read_exactly
 from liftkit.errors import ProofError, UsageError
 
-BLOCK = 1024 * 1024
+BLOCK = 512 * 1024
 SYNC_EVERY = 64 * 1024 * 1024
 
 
@@ -184,7 +184,7 @@ class Ledger:
         most: files that are followed at once, each with three threads and as many megabytes.
     """
 
-    def __init__(self, folder: Path, most: int = 4) -> None:
+    def __init__(self, folder: Path, most: int = 3) -> None:
         self.folder, self.most = folder, most
         self._running: dict[str, Follower] = {}
         self._done: dict[str, Digest] = {}

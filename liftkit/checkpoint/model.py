@@ -68,7 +68,7 @@ class ModelFolder:
     def name(self) -> str:
         """What to call it: the Hub id, or the folder's name without its path."""
         local = Path(os.path.expanduser(self.source)).exists()
-        return self.source if _is_hub_id(self.source) and not local else self.path.resolve().name
+        return self.source if is_hub_id(self.source) and not local else self.path.resolve().name
 
     @property
     def home(self) -> Path:
@@ -117,7 +117,9 @@ class ModelFolder:
         return limit if isinstance(limit, int) and 0 < limit < LONG_PROMPT else None
 
 
-def find_model(model: str, check: Callable[[ModelFolder], object] = lambda folder: None) -> ModelFolder:
+def find_model(
+    model: str, check: Callable[[ModelFolder], object] = lambda folder: None, without: str | None = None
+) -> ModelFolder:
     """A model folder from a path or a Hub id.
 
     Args:
@@ -125,16 +127,17 @@ def find_model(model: str, check: Callable[[ModelFolder], object] = lambda folde
             are honoured.
         check: called with a Hub model when its configs have come and its weights have not, so that a model that
             will not do fails before gigabytes are fetched.
+        without: a component of which the Hub's weights are not needed.
 
     Raises:
         UsageError: if it is no diffusers pipeline, or the Hub does not give it.
     """
     # os.path leaves a ~ of nobody's as it is, where pathlib fails.
     path = Path(os.path.expanduser(model))
-    if not path.exists() and _is_hub_id(model):
-        return _from_hub(model, check)
+    if not path.exists() and is_hub_id(model):
+        return _from_hub(model, check, without)
     if path.is_file():
-        raise UsageError(f"{model}: a single file; liftkit reads diffusers folders (with model_index.json)")
+        raise UsageError(f"{model}: a single file; liftkit import makes a diffusers folder of it")
     if not path.is_dir():
         raise UsageError(f"{model}: no such folder, and no Hub id of the form organisation/name")
     return _open(path, model)
@@ -212,7 +215,8 @@ def _no_weights(folder: Path, variants: list[str]) -> str:
     return f"{folder}: {STEM}.safetensors is missing; is the model folder complete?"
 
 
-def _is_hub_id(model: str) -> bool:
+def is_hub_id(model: str) -> bool:
+    """Whether a name has the form of a Hub id, organisation/name."""
     return model.count("/") == 1 and not model.startswith((".", "/", "~")) and "\\" not in model
 
 
@@ -228,22 +232,33 @@ def _open(path: Path, source: str) -> ModelFolder:
     return ModelFolder(path, source, index)
 
 
-def _from_hub(model: str, check: Callable[[ModelFolder], object]) -> ModelFolder:
+def _from_hub(model: str, check: Callable[[ModelFolder], object], without: str | None) -> ModelFolder:
     """First the configs; then, of the components that the index lists, what diffusers and transformers load."""
-    folder = _open(_fetch(model, ["model_index.json", "*/config.json", "*/scheduler_config.json"]), model)
+    folder = _open(fetch(model, ["model_index.json", "*/config.json", "*/scheduler_config.json"]), model)
     check(folder)
     endings = ("json", "safetensors", "txt", "model", "jinja")
-    parts = [f"{component}/*.{ending}" for component in folder.components for ending in endings]
-    return _open(_fetch(model, ["model_index.json", "README.md", "LICENSE*", *parts]), model)
+    wanted = {component: endings if component != without else ("json",) for component in folder.components}
+    parts = [f"{component}/*.{ending}" for component in wanted for ending in wanted[component]]
+    return _open(fetch(model, ["model_index.json", "README.md", "LICENSE*", *parts]), model)
 
 
-def _fetch(model: str, patterns: list[str]) -> Path:
-    from huggingface_hub import errors, snapshot_download
+def fetch(model: str, patterns: list[str]) -> Path:
+    """The folder of a Hub model in the cache, with the files that match patterns.
 
-    # All that the client calls an error; its HTTPError is that of the HTTP library it is built on.
-    named = (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
-    failures: tuple[type[Exception], ...] = (OSError, *named)
+    Raises:
+        UsageError: if the Hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
-    except failures as error:
+    except hub_errors() as error:
         raise UsageError(f"{model}: no such folder, and the Hub did not give it ({reason(error)})") from error
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """All that the Hub's client calls an error; its HTTPError is that of the HTTP library it is built on."""
+    from huggingface_hub import errors
+
+    named = (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    return (OSError, *named)

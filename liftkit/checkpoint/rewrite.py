@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from liftkit.checkpoint.files import atomic_file
+from liftkit.checkpoint.copying import CHUNK, both, copy_range, laid_out, write_at, writing
 from liftkit.checkpoint.follow import Follower, Ledger, Part, parts_of
 from liftkit.checkpoint.header import DTYPE_BITS, Header, TensorEntry, encode_header, tensor_bytes
-from liftkit.checkpoint.source import Stamp, open_regular, read_exactly, stamp_of
-from liftkit.errors import LiftkitError, ProofError, UsageError
+from liftkit.checkpoint.source import open_regular, read_exactly
+from liftkit.errors import ProofError, UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-CHUNK = 16 * 1024 * 1024
 FLOATS = ("F64", "F32", "F16", "BF16")
 _TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -47,7 +44,7 @@ def read_tensor(header: Header, name: str) -> Tensor:
 def rewrite_file(
     source: Header,
     target: Path,
-    changed: dict[str, Tensor],
+    changed: Mapping[str, Tensor],
     *,
     dtype: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda written: None,
@@ -71,8 +68,8 @@ def rewrite_file(
     lead = encode_header(entries, source.metadata or {"format": "pt"})
     parts = _parts(source, Header(target, entries, {}, len(lead)), changed.keys())
     size = max((part.end for part in parts), default=len(lead))
-    with _writing(source.path, source.stamp, target, size, parts, ledger) as (original, file, tell):
-        _write(file, 0, lead)
+    with writing(source.path, source.stamp, target, size, parts, ledger) as (original, file, tell):
+        write_at(file, 0, lead)
         tell(len(lead))
         for piece in _pieces(parts):
             if isinstance(piece, Part) and piece.name in changed:
@@ -81,71 +78,11 @@ def rewrite_file(
                 progress(piece.end - piece.start)
             elif isinstance(piece, Part):
                 for raw, at in _cast_chunks(original, source.path, piece, progress):
-                    _write(file, at, raw)
+                    write_at(file, at, raw)
                     tell(at + len(raw))
             else:
                 start, end, origin = piece
-                copy_range(original, origin, end - start, file, start, _both(progress, tell))
-
-
-def extract_file(tensors: dict[str, Header], target: Path) -> None:
-    """Write some tensors of one or several files into a new one, copied in the kernel where it can.
-
-    Args:
-        tensors: the file of each tensor, by name.
-        target: the new file; appears whole or not at all.
-
-    Raises:
-        LiftkitError: if a source changed since its header was read, or the disk refuses.
-    """
-    entries, position = {}, 0
-    for name, header in tensors.items():
-        entry = header.tensors[name]
-        entries[name] = TensorEntry(entry.dtype, entry.shape, position, position + entry.size)
-        position += entry.size
-    lead = encode_header(entries, {"format": "pt"})
-    with atomic_file(target) as file:
-        _write(file, 0, lead)
-        for name, header in tensors.items():
-            start, entry = header.payload + header.tensors[name].start, entries[name]
-            with open_regular(header.path, header.stamp) as source:
-                copy_range(source, start, entry.size, file, len(lead) + entry.start, lambda count, at: None)
-
-
-def copy_file(
-    source: Path,
-    target: Path,
-    *,
-    stamp: Stamp | None = None,
-    header: Header | None = None,
-    progress: Callable[[int], None] = lambda written: None,
-    ledger: Ledger | None = None,
-) -> None:
-    """Copy a file whole, in the kernel where it can; ``header`` is its own if it is a safetensors file.
-
-    Raises:
-        LiftkitError: if it is not the file of the stamp, or the disk refuses.
-    """
-    with open_regular(source, stamp) as file:
-        stamp = stamp_of(file)
-    origins = {name: header.payload + entry.start for name, entry in header.tensors.items()} if header else {}
-    parts = parts_of(header, origins) if header else [Part("", 0, stamp.size, 0)]
-    with _writing(source, stamp, target, stamp.size, parts, ledger) as (original, written, tell):
-        copy_range(original, 0, stamp.size, written, 0, _both(progress, tell))
-
-
-def link_file(source: Path, target: Path, header: Header | None = None, ledger: Ledger | None = None) -> bool:
-    """Give a file a second name, where the file system and its rules allow that; whether they did."""
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:
-        return False
-    if ledger is not None:
-        size = target.stat().st_size
-        follower = Follower(target, size, parts_of(header) if header else ())
-        follower.advance(size)
-        ledger.add(target, follower)
-    return True
+                copy_range(original, origin, end - start, file, start, both(progress, tell))
 
 
 def compare_files(source: Header, target: Header, changed: Container[str]) -> None:
@@ -203,72 +140,13 @@ def casts(header: Header, wanted: str | None) -> bool:
     return any(cast_name(entry.dtype, wanted) != entry.dtype for entry in header.tensors.values())
 
 
-def copy_range(
-    source: IO[bytes], offset: int, size: int, target: IO[bytes], position: int, told: Callable[[int, int], None]
-) -> None:
-    """Copy bytes between files in the kernel where it can, else through a buffer.
-
-    Args:
-        source: open for reading.
-        offset: in it.
-        size: bytes.
-        target: open for writing.
-        position: in it.
-        told: the bytes copied and the position reached, piece by piece.
-
-    Raises:
-        LiftkitError: if the source ends before.
-    """
-    while size > 0:
-        count = min(size, CHUNK)
-        try:
-            copied = os.copy_file_range(source.fileno(), target.fileno(), count, offset, position)
-        except (OSError, AttributeError):
-            copied = os.pwrite(target.fileno(), os.pread(source.fileno(), count, offset), position)
-        if copied == 0:
-            raise LiftkitError(f"{source.name}: became shorter while it was read; run again")
-        offset, position, size = offset + copied, position + copied, size - copied
-        told(copied, position)
-
-
-def _both(progress: Callable[[int], None], tell: Callable[[int], None]) -> Callable[[int, int], None]:
-    def told(count: int, position: int) -> None:
-        progress(count)
-        tell(position)
-
-    return told
-
-
-@contextmanager
-def _writing(
-    source: Path, stamp: Stamp | None, target: Path, size: int, parts: list[Part], ledger: Ledger | None
-) -> Iterator[tuple[IO[bytes], IO[bytes], Callable[[int], None]]]:
-    """The source, a new file, and whom to tell how far that is written."""
-    with open_regular(source, stamp) as original, atomic_file(target) as file:
-        follower = None
-        if ledger is not None:
-            follower = Follower(target, size, parts, (source, stamp), under=Path(str(file.name)), sync=True)
-            ledger.add(target, follower)
-        yield original, file, follower.advance if follower else lambda position: None
-    if stamp is not None:
-        with open_regular(source, stamp):
-            pass
-
-
-def _plan(source: Header, changed: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, TensorEntry]:
+def _plan(source: Header, changed: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, TensorEntry]:
     """The new file's entries: the source's order of bytes, then what is added."""
     wanted = None if dtype is None else dtype_name(dtype)
     names = sorted(source.tensors, key=lambda name: source.tensors[name].start)
-    entries, position = {}, 0
-    for name in [*names, *(name for name in changed if name not in source.tensors)]:
-        if name in changed:
-            kind, shape = dtype_name(changed[name].dtype), tuple(changed[name].shape)
-        else:
-            kind, shape = cast_name(source.tensors[name].dtype, wanted), source.tensors[name].shape
-        size = tensor_bytes(kind, shape)
-        entries[name] = TensorEntry(kind, shape, position, position + size)
-        position += size
-    return entries
+    kinds = {name: (cast_name(source.tensors[name].dtype, wanted), source.tensors[name].shape) for name in names}
+    kinds |= {name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in changed.items()}
+    return laid_out(kinds)
 
 
 def _parts(source: Header, target: Header, changed: Container[str]) -> list[Part]:
@@ -333,16 +211,9 @@ def _cast_chunks(
         progress(count)
 
 
-def _write(file: IO[bytes], at: int, raw: bytes | memoryview) -> None:
-    rest = memoryview(raw)
-    while rest:
-        count = os.pwrite(file.fileno(), rest, at)
-        rest, at = rest[count:], at + count
-
-
 def _write_tensor(file: IO[bytes], at: int, tensor: Tensor) -> None:
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.numel():
-        _write(file, at, flat.view(torch.uint8).numpy().data)
+        write_at(file, at, flat.view(torch.uint8).numpy().data)

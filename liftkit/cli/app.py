@@ -15,9 +15,11 @@ from liftkit.cli import console
 from liftkit.cli.compare import compare
 from liftkit.cli.convert import convert
 from liftkit.cli.demo import demo
+from liftkit.cli.export import export
 from liftkit.cli.finetune import finetune
 from liftkit.cli.fit import fit
 from liftkit.cli.generate import generate
+from liftkit.cli.import_ import import_
 from liftkit.cli.recipes import recipes
 from liftkit.cli.report import report
 from liftkit.cli.sample import sample
@@ -40,6 +42,8 @@ app.command()(finetune)
 app.command()(compare)
 app.command()(sample)
 app.command()(generate)
+app.command(name="import")(import_)
+app.command()(export)
 app.command()(demo)
 app.add_typer(recipes)
 

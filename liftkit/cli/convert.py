@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from liftkit.cli import console
+from liftkit.cli.push import Public, Push, check, send
 
 if TYPE_CHECKING:
     from liftkit.conversion.plan import ConvertOptions, Plan
@@ -138,6 +139,8 @@ def convert(
         ProofOn, typer.Option(help="Prove on the assembled model, on the projections alone, or as memory allows.")
     ] = ProofOn.auto,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    push: Push = None,
+    public: Public = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier conversion.", rich_help_panel="Dangerous options")
     ] = False,
@@ -148,6 +151,7 @@ def convert(
     """
     from liftkit.conversion.plan import ConvertOptions, make_plan
 
+    check(push, public)
     options = ConvertOptions(
         images=images,
         num_images=number_of_images(num_images),
@@ -174,6 +178,7 @@ def convert(
 
     console.quiet_libraries()
     print_summary(execute(plan, console.Bars()))
+    send(output, push, public)
 
 
 def print_plan(plan: Plan) -> None:

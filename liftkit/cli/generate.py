@@ -36,7 +36,7 @@ def generate(
     from liftkit.conversion.subject import choose_device
     from liftkit.data.generate import GenerateOptions
     from liftkit.data.generate import generate as run
-    from liftkit.demo import TINY_KLEIN
+    from liftkit.embedded import TINY_KLEIN
     from liftkit.errors import UsageError
 
     console.quiet_libraries()

@@ -21,6 +21,9 @@ def sample(
     height: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Of the grid [default: by count]")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="A folder of liftkit finetune with save: adapter, or of the AsymFlow authors.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
 ) -> None:
@@ -28,17 +31,16 @@ def sample(
 
     Example: liftkit sample klein-pixel -p "a red seven on flower petals" -n 8 --seed 0 -o grid.png
     """
-    from liftkit.checkpoint.model import find_model
     from liftkit.conversion.subject import choose_device
-    from liftkit.demo import TINY_KLEIN
+    from liftkit.formats.adapters import find_base, open_adapter
     from liftkit.sampling import check_picture, check_size, load_pipeline, save_grid
     from liftkit.sampling import sample as run
 
     console.quiet_libraries()
     check_picture(output)
     chosen, why = choose_device(device)
-    model = find_model(str(TINY_KLEIN) if folder == "demo" else folder)
-    pipeline = load_pipeline(model, chosen)
+    model = find_base(folder)
+    pipeline = load_pipeline(model, chosen, adapter=None if adapter is None else open_adapter(adapter))
     check_size(pipeline, height, width)
     prompts = [prompt[index % len(prompt)] for index in range(count)]
     with console.Bars().stage(f"sample: {model.index['_class_name']} on {chosen}", count, "images") as advance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,9 +42,8 @@ class Pixel{stock}({stock}):
 '''
 
 
-def source_header(plan: Plan) -> dict[str, str]:
-    """What the card takes over from the source's own: the licence fields of its front matter."""
-    card = plan.model.path / "README.md"
+def source_header(card: Path) -> dict[str, str]:
+    """What a card takes over from its source's own: the licence fields of its front matter."""
     text = card.read_text(errors="replace") if card.is_file() else ""
     front = re.match(r"^---\n(.*?)\n---", text, re.DOTALL)
     lines = front.group(1).splitlines() if front else []
@@ -54,7 +54,7 @@ def source_header(plan: Plan) -> dict[str, str]:
 def model_card(result: Conversion) -> str:
     """README.md of a converted folder."""
     plan, proof = result.plan, result.proof
-    licence = source_header(plan)
+    licence = source_header(plan.model.path / "README.md")
     header = "".join(f"{key}: {value}\n" for key, value in licence.items())
     source = plan.model.name
     if "/" in source:

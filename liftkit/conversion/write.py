@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.checkpoint.copying import copy_file, extract_file, link_file
 from liftkit.checkpoint.files import write_safetensors, write_text
 from liftkit.checkpoint.follow import Ledger
 from liftkit.checkpoint.header import Header, read_header
 from liftkit.checkpoint.model import STEM, Weights
-from liftkit.checkpoint.rewrite import casts, copy_file, dtype_name, extract_file, link_file, rewrite_file
+from liftkit.checkpoint.rewrite import casts, dtype_name, rewrite_file
 from liftkit.checkpoint.source import Stamp
 from liftkit.conversion.card import pipeline_file
 from liftkit.conversion.plan import Plan, brought_files

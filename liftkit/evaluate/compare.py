@@ -20,7 +20,7 @@ from liftkit.data.images import to_signed, to_uint8
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, remembered, tensor_digest
 from liftkit.evaluate.comparison import CompareOptions, Comparison, Role, Row
-from liftkit.evaluate.controls import FILTERS, TRIAL_STEPS, Choice, choose
+from liftkit.evaluate.controls import AMOUNTS, TRIAL_STEPS, Choice, choose, filtered
 from liftkit.evaluate.entries import Entry
 from liftkit.evaluate.figures import ENOUGH, SEEDS, STEPS, Score, Scorer
 from liftkit.evaluate.plan import Work, prepare
@@ -133,13 +133,13 @@ def _filtered(work: Work, base: Tensor, real: Real, cache: Path, observer: Obser
     half, steps = base[: len(base) // 2], 0 if work.options.quick else TRIAL_STEPS
     origin = {"validation": tensor_digest(real.shown), "steps": steps, "definitions": DEFINITIONS}
     result: list[Set] = []
-    with observer.stage("control: the best filters", len(FILTERS), "filters") as advance:
-        for name, (apply, amounts) in FILTERS.items():
+    with observer.stage("control: the best filters", len(AMOUNTS), "filters") as advance:
+        for name, amounts in AMOUNTS.items():
             key = {**origin, "filter": name, "amounts": amounts, "images": tensor_digest(half)}
-            make = partial(choose, name, to_signed(half), to_signed(real.shown), steps)
+            make = partial(choose, name, half, real.shown, steps)
             chosen = remembered(cache, key, Choice, make)
             row = Row(name, f"{FILTERED[name]} {chosen.amount:g}", "control", detail=asdict(chosen))
-            result.append((row, to_uint8(apply(to_signed(base), chosen.amount))))
+            result.append((row, filtered(name, base, chosen.amount)))
             advance(1)
     return result
 
@@ -147,7 +147,7 @@ def _filtered(work: Work, base: Tensor, real: Real, cache: Path, observer: Obser
 def _scored(work: Work, real: Real, sets: list[Set], cache: Path, observer: Observer) -> list[Row]:
     """The rows with their scores; those that a cache holds are not taken again."""
     steps, seeds = (QUICK_STEPS, QUICK_SEEDS) if work.options.quick else (STEPS, SEEDS)
-    scorer = Scorer(to_signed(real.reference), patch=work.lift.patch_size, scenes=real.scenes, steps=steps, seeds=seeds)
+    scorer = Scorer(real.reference, patch=work.lift.patch_size, scenes=real.scenes, steps=steps, seeds=seeds)
     origin = {
         "reference": tensor_digest(real.reference),
         "patch": work.lift.patch_size,
@@ -161,7 +161,7 @@ def _scored(work: Work, real: Real, sets: list[Set], cache: Path, observer: Obse
         for row, images in sets:
             if images is not None:
                 key = {**origin, "images": tensor_digest(images)}
-                score = remembered(cache, key, Score, partial(scorer.score, to_signed(images)))
+                score = remembered(cache, key, Score, partial(scorer.score, images))
                 row = replace(row, score=score, images=images[:SHOWN])
             rows.append(row)
             advance(1)
@@ -184,10 +184,15 @@ def _notes(work: Work, real: Real) -> list[str]:
     notes = []
     if work.count < ENOUGH:
         notes.append(f"Frechet distances are left out: {ENOUGH} samples are needed for them.")
+    if work.options.prompts is not None:
+        notes.append(
+            "The prompts are not the real images' own captions: the real rows show other things than the models'."
+        )
     if real.scenes is None:
         notes.append("The prompts are not the demo data's, so that its oracle's figures do not apply.")
-    if left_out := real.description["left_out"]:
-        notes.append(f"{len(left_out)} images could not be used: unreadable or too small, such as {left_out[0]}.")
+    if names := real.description["left_out"]["names"]:
+        count = real.description["left_out"]["count"]
+        notes.append(f"{count} images could not be used, unreadable or too small, such as {names[0]}.")
     return notes
 
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from liftkit.data.images import to_uint8
+from liftkit.evaluate.batches import batches
 from liftkit.evaluate.figures import FIGURES
 from liftkit.evaluate.patches import patch_frechet, unsharp
 from liftkit.evaluate.two_sample import two_sample_accuracy
 
-UNSHARP = (0.125, 0.25, 0.5, 1.0)
-NOISE = (0.01, 0.02, 0.04, 0.08)
+AMOUNTS = {"unsharp": (0.125, 0.25, 0.5, 1.0), "noise": (0.01, 0.02, 0.04, 0.08)}
 FINALISTS, TRIAL_STEPS = 2, 100
 
 
@@ -33,13 +34,23 @@ class Choice:
     trials: dict[str, dict[str, float]]
 
 
-def white_noise(images: Tensor, amount: float) -> Tensor:
-    """Images plus white noise of standard deviation ``amount``, always the same one, clamped to [-1, 1]."""
+def filtered(name: str, images: Tensor, amount: float) -> Tensor:
+    """Images through a filter.
+
+    Args:
+        name: ``unsharp``, or ``noise`` for white noise that is always the same.
+        images: (n, 3, H, W) in [-1, 1], or uint8.
+        amount: of sharpening, or the noise's standard deviation.
+
+    Returns:
+        uint8.
+    """
     generator = torch.Generator().manual_seed(0)
-    return (images + amount * torch.randn(images.shape, generator=generator)).clamp(-1.0, 1.0)
-
-
-FILTERS = {"unsharp": (unsharp, UNSHARP), "noise": (white_noise, NOISE)}
+    parts = []
+    for part in batches(images):
+        grain = torch.randn(part.shape, generator=generator) if name == "noise" else None
+        parts.append(to_uint8(unsharp(part, amount) if grain is None else part + amount * grain))
+    return torch.cat(parts)
 
 
 def choose(name: str, images: Tensor, validation: Tensor, steps: int = TRIAL_STEPS) -> Choice:
@@ -50,17 +61,17 @@ def choose(name: str, images: Tensor, validation: Tensor, steps: int = TRIAL_STE
 
     Args:
         name: ``unsharp`` or ``noise``.
-        images: of the base, (n, 3, H, W) in [-1, 1].
-        validation: real images, (m, 3, H, W) in [-1, 1].
+        images: of the base, (n, 3, H, W) in [-1, 1], or uint8.
+        validation: real images, likewise.
         steps: of the two-sample test; 0 leaves the choice to the distance.
     """
-    apply, amounts = FILTERS[name]
-    trials = {amount: {"patch_frechet": patch_frechet(apply(images, amount), validation)} for amount in amounts}
-    finalists = sorted(amounts, key=lambda amount: trials[amount]["patch_frechet"])[:FINALISTS]
+    tried = {amount: filtered(name, images, amount) for amount in AMOUNTS[name]}
+    trials = {amount: {"patch_frechet": patch_frechet(shown, validation)} for amount, shown in tried.items()}
+    finalists = sorted(tried, key=lambda amount: trials[amount]["patch_frechet"])[:FINALISTS]
     best = finalists[0]
     if steps:
         for amount in finalists:
-            trials[amount]["two_sample"] = two_sample_accuracy(apply(images, amount), validation, steps=steps)
+            trials[amount]["two_sample"] = two_sample_accuracy(tried[amount], validation, steps=steps)
         first, second = (FIGURES["two_sample"].cost(trials[amount]["two_sample"]) for amount in finalists)
         best = finalists[1] if second < first - FIGURES["two_sample"].tolerance(len(images)) else best
     return Choice(best, {str(amount): trial for amount, trial in trials.items()})

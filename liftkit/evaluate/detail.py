@@ -5,12 +5,12 @@ All are of second order: a filter or noise can game each of them, which is why a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from liftkit.evaluate.batches import batches
 from liftkit.fit.gallery import border_energies, patch_grid_ratio
 
 BINS = 2**16
@@ -36,7 +36,7 @@ class Detail(NamedTuple):
 
 
 def detail(images: Tensor, patch: int) -> Detail:
-    """All of them, for (n, 3, H, W) images in [-1, 1] whose tokens are ``patch`` pixels wide."""
+    """All of them, for (n, 3, H, W) images in [-1, 1] or uint8 whose tokens are ``patch`` pixels wide."""
     grain, edges = gradient_quantiles(images, (GRAIN, EDGES))
     return Detail(radial_spectrum(images), laplacian_variance(images), grain, edges, patch_grid(images, patch))
 
@@ -47,7 +47,7 @@ def radial_spectrum(images: Tensor) -> Tensor:
     A Hann window keeps the jump between opposite borders out of the high frequencies.
 
     Args:
-        images: (n, 3, H, W) in [-1, 1].
+        images: (n, 3, H, W) in [-1, 1], or uint8.
 
     Returns:
         (R,) float64 for radius 1 to R = min(H, W) / 2 in cycles per shorter side.
@@ -55,7 +55,7 @@ def radial_spectrum(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     window = torch.outer(torch.hann_window(height), torch.hann_window(width))
     power = torch.zeros(height, width // 2 + 1, dtype=torch.float64)
-    for part in _parts(images):
+    for part in batches(images):
         centred = part - part.mean(dim=(2, 3), keepdim=True)
         power += torch.fft.rfft2(centred * window).abs().square().mean(dim=1).sum(dim=0)
     side = min(height, width)
@@ -75,7 +75,7 @@ def spectrum_difference(spectrum: Tensor, reference: Tensor) -> Tensor:
 def laplacian_variance(images: Tensor) -> float:
     """Variance of the four-neighbour Laplacian over pixels and colour channels, the usual measure of sharpness."""
     total, count = torch.zeros(2, dtype=torch.float64), 0
-    for part in _parts(images):
+    for part in batches(images):
         around = part[..., :-2, 1:-1] + part[..., 2:, 1:-1] + part[..., 1:-1, :-2] + part[..., 1:-1, 2:]
         values = (around - 4.0 * part[..., 1:-1, 1:-1]).double()
         total += torch.stack([values.sum(), values.square().sum()])
@@ -88,7 +88,7 @@ def gradient_quantiles(images: Tensor, levels: tuple[float, ...]) -> list[float]
     """Quantiles over all pixels of the length of the grey image's gradient, by forward differences.
 
     Args:
-        images: (n, 3, H, W) in [-1, 1].
+        images: (n, 3, H, W) in [-1, 1], or uint8.
         levels: in (0, 1).
 
     Returns:
@@ -96,7 +96,7 @@ def gradient_quantiles(images: Tensor, levels: tuple[float, ...]) -> list[float]
     """
     high = 2.0 * 2.0**0.5
     histogram = torch.zeros(BINS, dtype=torch.float64)
-    for part in _parts(images):
+    for part in batches(images):
         grey = part.mean(dim=1)
         down, right = grey.diff(dim=1)[:, :, :-1], grey.diff(dim=2)[:, :-1, :]
         histogram += torch.histc(torch.hypot(down, right), BINS, 0.0, high).double()
@@ -107,10 +107,5 @@ def gradient_quantiles(images: Tensor, levels: tuple[float, ...]) -> list[float]
 
 def patch_grid(images: Tensor, patch: int) -> float:
     """Energy of differences across the borders of ``patch`` x ``patch`` squares over that inside them; 1 is natural."""
-    energies = torch.stack([border_energies(part, patch) for part in _parts(images)]).sum(dim=0)
+    energies = torch.stack([border_energies(part, patch) for part in batches(images)]).sum(dim=0)
     return patch_grid_ratio(energies / len(images))
-
-
-def _parts(images: Tensor) -> Iterator[Tensor]:
-    """Batches of about 16 million numbers."""
-    yield from images.split(max(1, 2**24 // images[0].numel()))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from liftkit.adapter import Adapter, is_adapter
 from liftkit.checkpoint.folder import manifest
 from liftkit.checkpoint.model import ModelFolder, find_model
-from liftkit.demo import TINY_KLEIN
+from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest
 from liftkit.lift import Lift
@@ -36,15 +38,18 @@ class Entry:
     load: Callable[[str], Loaded]
 
 
-def open_entry(name: str) -> Entry:
+def open_entry(name: str, base: str = "demo") -> Entry:
     """The one place where a name on the command line becomes a model.
 
     Args:
-        name: a latent or converted pipeline folder, a Hub id, or ``demo`` for the embedded latent model.
+        name: a latent or converted pipeline folder, a Hub id, ``demo`` for the embedded latent model, or the folder of an adapter.
+        base: the model that an adapter applies to.
 
     Raises:
         UsageError: if it is none of these, or its architecture is not supported.
     """
+    if is_adapter(name):
+        return _adapted(name, base)
     folder = find_model(str(TINY_KLEIN) if name == "demo" else name)
     kind = folder.class_of("transformer")
     if kind is None:
@@ -61,13 +66,27 @@ def open_entry(name: str) -> Entry:
     )
 
 
-def open_pixel(name: str) -> tuple[Entry, Lift]:
-    """A pixel model and its lift.
+def _adapted(name: str, base: str) -> Entry:
+    """An adapter upon its base."""
+    below, adapter = open_entry(base), Adapter.load(name)
+    folder = find_model(str(TINY_KLEIN) if base == "demo" else base)
+    return Entry(
+        source=name,
+        name=Path(name).resolve().name,
+        digest=digest({"base": below.digest, "adapter": manifest(Path(name))}),
+        lift=adapter.lift,
+        size=below.size,
+        load=lambda device: load_pipeline(folder, device, adapter=adapter),
+    )
+
+
+def open_pixel(name: str, base: str = "demo") -> tuple[Entry, Lift]:
+    """A pixel model and its lift; ``base`` as for :func:`open_entry`.
 
     Raises:
         UsageError: if it is another model.
     """
-    entry = open_entry(name)
+    entry = open_entry(name, base)
     if entry.lift is None:
         raise UsageError(
             f"{name}: a latent model; only the first is the latent base, make the others by liftkit convert"
@@ -75,13 +94,13 @@ def open_pixel(name: str) -> tuple[Entry, Lift]:
     return entry, entry.lift
 
 
-def open_latent(name: str, flag: str = "") -> Entry:
-    """A latent model.
+def open_latent(name: str, flag: str = "", base: str = "demo") -> Entry:
+    """A latent model; ``base`` as for :func:`open_entry`.
 
     Raises:
         UsageError: if it is a pixel model.
     """
-    entry = open_entry(name)
+    entry = open_entry(name, base)
     if entry.lift is not None:
         raise UsageError(f"{flag + ' ' if flag else ''}{name}: a pixel model; a latent pipeline is expected here")
     return entry

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from liftkit.evaluate.batches import batches
+
 WIDTHS = (24, 32, 40)
 
 
@@ -18,12 +20,12 @@ def texture_features(images: Tensor) -> Tensor:
     response; every layer's responses are averaged over the image.
 
     Args:
-        images: (n, 3, H, W) in [-1, 1].
+        images: (n, 3, H, W) in [-1, 1], or uint8.
 
     Returns:
         (n, 96) float32, >= 0.
     """
-    return torch.cat([_responses(part) for part in images.split(max(1, 2**22 // images[0].numel()))])
+    return torch.cat([_responses(part) for part in batches(images, 2**22)])
 
 
 def _responses(images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from liftkit.data import demo
 from liftkit.data.oracle import judge, load_oracle
+from liftkit.evaluate.batches import batches
 from liftkit.evaluate.detail import detail, spectrum_difference
 from liftkit.evaluate.features import texture_features
 from liftkit.evaluate.patches import PATCH, frechet, gaussian, patch_gaussian
@@ -78,16 +79,16 @@ FIGURES = {
     "digit": Figure("digit", "share of samples in which the oracle reads the prompted digit", "high", 0.02),
     "color": Figure("colour", "the same, colour", "high", 0.01),
     "background": Figure("background", "the same, background", "high", 0.01),
-    "oracle_frechet": Figure("Frechet distance, oracle", "of the oracle's 64 features", "distance", 0.1, 2),
+    "oracle_frechet": Figure("Frechet distance, oracle", "of the oracle's 64 features", "distance", 0.35, 2),
     "texture_frechet": Figure(
-        "Frechet distance, texture", "of fixed random convolutional features, x 1000", "distance", 0.1, 2
+        "Frechet distance, texture", "of fixed random convolutional features, x 1000", "distance", 0.15, 2
     ),
-    "patch_frechet": Figure("Frechet distance, patches", "of mean-removed 8 x 8 patches", "distance", 0.1, 4),
+    "patch_frechet": Figure("Frechet distance, patches", "of mean-removed 8 x 8 patches", "distance", 0.15, 4),
     "two_sample": Figure(
-        "two-sample accuracy", "held-out accuracy of a network telling 16 x 16 crops from real ones", "chance", 0.015
+        "two-sample accuracy", "held-out accuracy of a network telling 16 x 16 crops from real ones", "chance", 0.02
     ),
-    "spectrum": Figure("spectrum", "mean size of the radial spectrum's difference, dB", "low", 0.1, 2),
-    "spectrum_high": Figure("high frequencies", "mean difference in the spectrum's upper half, dB", "zero", 0.1, 2),
+    "spectrum": Figure("spectrum", "mean size of the radial spectrum's difference, dB", "low", 0.15, 2),
+    "spectrum_high": Figure("high frequencies", "mean difference in the spectrum's upper half, dB", "zero", 0.2, 2),
     "laplacian": Figure("sharpness", "variance of the Laplacian over that of real images", "ratio", 0.03),
     "gradient_edges": Figure("edges", "97 % quantile of the gradient over that of real images", "ratio", 0.02),
     "gradient_median": Figure("grain", "median of the gradient over that of real images: flat areas", "ratio", 0.03),
@@ -116,7 +117,7 @@ class Scorer:
     """Scores sets of images against one reference, whose own statistics are taken once.
 
     Args:
-        reference: real images (m, 3, H, W) in [-1, 1].
+        reference: real images (m, 3, H, W) in [-1, 1], or uint8.
         patch: side of a token's pixel patch.
         scenes: what image i of every set was asked to show, for the demo data's prompts; None for others, where the
             oracle's figures do not apply.
@@ -140,7 +141,7 @@ class Scorer:
         self.semantics = gaussian(self._features(reference)) if self.oracle is not None else None
 
     def score(self, images: Tensor) -> Score:
-        """All figures of (n, 3, H, W) images in [-1, 1]; Frechet distances are None where n is below 512."""
+        """All figures of (n, 3, H, W) images in [-1, 1], or uint8; Frechet distances are None where n is below 512."""
         own = detail(images, self.patch)
         difference = spectrum_difference(own.spectrum, self.detail.spectrum)
         found: dict[str, float | None] = {
@@ -160,7 +161,7 @@ class Scorer:
         """How many images show what their prompts ask for, as the demo's oracle reads them."""
         if self.oracle is None or self.scenes is None:
             return {}
-        return judge(self.oracle, images, self.scenes[: len(images)])._asdict()
+        return judge(self.oracle, torch.cat(list(batches(images))), self.scenes[: len(images)])._asdict()
 
     def _distances(self, images: Tensor) -> dict[str, float]:
         if len(images) < ENOUGH:
@@ -181,7 +182,7 @@ class Scorer:
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:
         assert self.oracle is not None
-        return torch.cat([self.oracle.features(part) for part in images.split(256)])
+        return torch.cat([self.oracle.features(part) for part in batches(images)])
 
 
 def _ratio(value: float, reference: float) -> float:

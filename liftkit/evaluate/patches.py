@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from liftkit.evaluate.batches import batches
+
 PATCH = 8
 MOST_PATCHES = 2**18
 """Patches that a covariance rests on at most; of larger sets every k-th patch is taken."""
@@ -52,7 +54,7 @@ def patch_frechet(images: Tensor, reference: Tensor) -> float:
     """Frechet distance of mean-removed 8 x 8 patches, second-order statistics of detail.
 
     Args:
-        images, reference: (n, 3, H, W) in [-1, 1].
+        images, reference: (n, 3, H, W) in [-1, 1], or uint8.
 
     Returns:
         >= 0; 0 for equal distributions, biased up for few images.
@@ -61,10 +63,10 @@ def patch_frechet(images: Tensor, reference: Tensor) -> float:
 
 
 def patch_gaussian(images: Tensor) -> Gaussian:
-    """The mean-removed 8 x 8 patches of (n, 3, H, W) images in [-1, 1] as a normal distribution, d = 192."""
+    """The mean-removed 8 x 8 patches of (n, 3, H, W) images as a normal distribution, d = 192."""
     each = (images.shape[-2] // PATCH) * (images.shape[-1] // PATCH)
     stride = -(-len(images) * each // MOST_PATCHES)
-    return gaussian(torch.cat([_patches(part)[::stride] for part in images.split(max(1, 2**24 // images[0].numel()))]))
+    return gaussian(torch.cat([_patches(part)[::stride] for part in batches(images)]))
 
 
 def unsharp(images: Tensor, amount: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from liftkit import demo
+from liftkit import embedded
 from liftkit.conversion.subject import Subject, choose_device, inspect_model
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import tensor_digest
@@ -58,8 +58,8 @@ def prepare(options: CompareOptions) -> Work:
     count = _count(options)
     options = _resolved(options)
     base = open_latent(options.base)
-    subject = inspect_model(str(demo.TINY_KLEIN) if options.base == "demo" else options.base)
-    pixels = [open_pixel(name) for name in options.pixels]
+    subject = inspect_model(str(embedded.TINY_KLEIN) if options.base == "demo" else options.base)
+    pixels = [open_pixel(name, options.base) for name in options.pixels]
     names = labels([entry for entry, _ in pixels], options.labels)
     controls = _controls(options)
     for entry in (*(entry for entry, _ in pixels), *controls.values()):
@@ -100,17 +100,17 @@ def _resolved(options: CompareOptions) -> CompareOptions:
         )
     device, _ = choose_device(options.device)
     at_demo = options.real == "demo"
-    steps = options.steps or ((demo.STEPS,) if at_demo else ())
-    guidance = demo.GUIDANCE if options.guidance is None and at_demo else options.guidance
+    steps = options.steps or ((embedded.STEPS,) if at_demo else ())
+    guidance = embedded.GUIDANCE if options.guidance is None and at_demo else options.guidance
     return replace(options, steps=steps, guidance=guidance, device=device)
 
 
 def _controls(options: CompareOptions) -> dict[str, Entry]:
     found = {}
     if options.continued is not None:
-        found["continued"] = open_latent(options.continued, "--continued")
+        found["continued"] = open_latent(options.continued, "--continued", options.base)
     if options.scratch is not None:
-        found["scratch"] = open_entry(options.scratch)
+        found["scratch"] = open_entry(options.scratch, options.base)
     return found
 
 

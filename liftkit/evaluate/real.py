@@ -78,8 +78,12 @@ def open_real(name: str, count: int, size: int, seed: int, prompts: Path | None)
         )
     texts = _prompts(source, places[:count], prompts, name)
     description = {
-        **source.describe(), "size": size, "shown": count, "reference": len(images) - count, "left_out": left_out,
-    }  # fmt: skip
+        **source.describe(),
+        "size": size,
+        "shown": count,
+        "reference": len(images) - count,
+        "left_out": {"count": len(left_out), "names": left_out[:3]},
+    }
     return Real(images[:count], images[count:], texts, _scenes(texts), description)
 
 

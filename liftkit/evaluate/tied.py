@@ -15,7 +15,6 @@ from torch import Tensor
 from liftkit.conversion.card import versions
 from liftkit.data.cache import TensorCache
 from liftkit.data.images import to_uint8
-from liftkit.demo import lower
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, tensor_digest
 from liftkit.evaluate.entries import Entry
@@ -109,7 +108,7 @@ def _sample(
     images = sample(
         loaded,
         [settings.prompts[index] for index in indices],
-        noise=noise if entry.lift is not None else lower(tie, noise),
+        noise=noise if entry.lift is not None else tie.lower(noise),
         height=settings.size,
         width=settings.size,
         steps=steps,

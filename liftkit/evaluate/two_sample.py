@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from liftkit.evaluate.batches import batches
+
 CROP = 16
 
 
@@ -13,7 +15,7 @@ def two_sample_accuracy(images: Tensor, reference: Tensor, *, seed: int = 0, ste
     """Held-out accuracy of a network that tells 16 x 16 crops of ``images`` from those of ``reference``.
 
     Args:
-        images, reference: (n, 3, H, W) in [-1, 1]; each is split in two halves, for training and for the test.
+        images, reference: (n, 3, H, W) in [-1, 1], or uint8; each is split in two halves, for training and for the test.
         seed: of crops and weights.
         steps: of training, 256 crops each.
 
@@ -57,6 +59,6 @@ def _draw(sets: list[Tensor], count: int, generator: torch.Generator) -> tuple[T
         columns = torch.randint(images.shape[3] - CROP + 1, (count,), generator=generator)
         for index, row, column in zip(which.tolist(), rows.tolist(), columns.tolist()):
             crops.append(images[index, :, row : row + CROP, column : column + CROP])
-    stacked = torch.stack(crops).contiguous(memory_format=torch.channels_last)
+    stacked = torch.cat(list(batches(torch.stack(crops)))).contiguous(memory_format=torch.channels_last)
     mirrored = torch.rand(len(stacked), 1, 1, 1, generator=generator) < 0.5
     return torch.where(mirrored, stacked.flip(3), stacked), torch.arange(len(sets)).repeat_interleave(count)

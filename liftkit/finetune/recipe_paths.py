@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from liftkit.checkpoint.model import _is_hub_id
+from liftkit.checkpoint.model import is_hub_id
 from liftkit.finetune.recipe_schema import Location, dotted
 from liftkit.finetune.recipe_sections import is_local
 
@@ -24,7 +24,7 @@ def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     if _is_text(model) and model != "demo" and not os.path.isdir(os.path.expanduser(model)):
         if Path(os.path.expanduser(model)).exists():
             yield ("model",), f"model: {model} is a file; expected a diffusers folder"
-        elif not _is_hub_id(model):
+        elif not is_hub_id(model):
             hint = (
                 near(Path(os.path.expanduser(model)))
                 or "; expected a folder (liftkit convert makes one), a Hub id, or demo"

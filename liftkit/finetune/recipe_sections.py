@@ -141,6 +141,14 @@ class Trainable(Section):
         Names | None,
         Field(description="Modules trained in full, by full name; null: the projections and `norm_out`."),
     ] = None
+    open: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Random input columns for what no latent serves, relative to the lifted ones; 0: as converted, "
+            "from where that part is learned slowly.",
+        ),
+    ] = 0.0
 
 
 class Optimizer(Section):

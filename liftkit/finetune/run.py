@@ -126,7 +126,7 @@ def find_source(recipe: Recipe, output: Path, observer: Observer) -> ModelFolder
     if recipe.model != "demo":
         return find_model(recipe.model)
     from liftkit.conversion.execute import convert
-    from liftkit.demo import TINY_KLEIN
+    from liftkit.embedded import TINY_KLEIN
 
     if recipe.space == "latent":
         return find_model(str(TINY_KLEIN))

@@ -14,8 +14,10 @@ from torch import nn
 
 from liftkit.checkpoint.files import read_safetensors
 from liftkit.checkpoint.model import ModelFolder
+from liftkit.conversion.surgery import native_basis
 from liftkit.errors import UsageError
 from liftkit.finetune.network import Network, original_modules
+from liftkit.finetune.opening import opening_columns
 from liftkit.finetune.recipe import Recipe
 from liftkit.lift import Lift
 from liftkit.models.registry import architecture, is_lifted, lifted_class
@@ -73,7 +75,21 @@ def open_trainee(recipe: Recipe, folder: ModelFolder) -> Trainee:
     learns = _choose(recipe, spec, transformer)
     if recipe.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    return Trainee(folder, spec, transformer, lift, Network(transformer, originals, frozen), learns)
+    trainee = Trainee(folder, spec, transformer, lift, Network(transformer, originals, frozen), learns)
+    open_complement(trainee, recipe.trainable.open, recipe.seed)
+    return trainee
+
+
+@torch.no_grad()
+def open_complement(trainee: Trainee, strength: float, seed: int) -> None:
+    """Show the network what lies outside of the subspace; see :mod:`liftkit.finetune.opening`."""
+    if trainee.lift is None or strength == 0.0:
+        return
+    for projection in trainee.spec.inputs:
+        weight = trainee.transformer.get_submodule(projection.path).weight
+        basis = native_basis(trainee.lift, projection.order)
+        added = opening_columns(weight.flatten(1).double(), basis, strength, seed)
+        weight.add_(added.reshape(weight.shape).to(weight.dtype))
 
 
 def _check_space(recipe: Recipe, folder: ModelFolder, lifted: bool) -> None:

@@ -71,7 +71,8 @@ class EncodedImages:
         """
         parts = []
         for part in images.split(size):
-            filled = torch.cat([part, part[-1:].expand(size - len(part), -1, -1, -1)])
+            short = size - len(part)
+            filled = torch.cat([part, part[-1:].expand(short, -1, -1, -1)]) if short else part
             parts.append(self.space.encode(filled)[: len(part)])
         return torch.cat(parts)
 

@@ -137,7 +137,8 @@ def _gather(work: Pass, collection: Collection, places: range) -> Iterator[None]
 @torch.no_grad()
 def _add(work: Pass, collection: Collection, places: range, indices: Tensor, latents: Tensor, images: Tensor) -> None:
     """Add one batch, and count it as done: both or, where a value is not finite, neither."""
-    usable = torch.isfinite(latents).flatten(1).all(dim=1).cpu()
+    # A sum is finite where all its terms are; it is one look at them instead of several.
+    usable = torch.isfinite(latents.flatten(1).sum(dim=1)).cpu()
     if not usable.all():
         place = int(indices[~usable][0])
         raise UsageError(
@@ -145,8 +146,7 @@ def _add(work: Pass, collection: Collection, places: range, indices: Tensor, lat
         )
     tokens = patchify(latents, work.latent_patch).cpu()
     for name, folds in collection.folds.items():
-        plain = SPACES[name]((0.0, 0.0, 0.0), 1.0)
-        folds.update(tokens, patchify(plain.encode(images), work.side).cpu(), indices)
+        folds.update(tokens, patchify(SPACES[name].plain(images), work.side).cpu(), indices)
     collection.done = places.index(int(indices[-1])) + 1
 
 

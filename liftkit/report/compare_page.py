@@ -29,10 +29,10 @@ STYLE = """<style>
 .wide th.pixel { font-weight: 600; } .faint { color: var(--faint); }
 </style>"""
 HOW_TO = {
-    "continued": "train the latent base on, on the same images and for as long as the pixel model was finetuned, and give "
-    "its folder by --continued: it tells what pixels add from what more training adds",
-    "scratch": "train the same pixel network from random weights by the same recipe, and give its folder by --scratch: it "
-    "tells what the latent model brought along",
+    "continued": "what more training alone adds. Train the latent base on, on the same images and for as long as the pixel "
+    "model was finetuned (liftkit finetune RECIPE space=latent -o RUN), and give RUN/model by --continued",
+    "scratch": "what the latent model brought along. Train the same pixel network from random weights by the same recipe "
+    "(liftkit finetune RECIPE init=random -o RUN), and give RUN/model by --scratch",
 }
 
 
@@ -92,7 +92,7 @@ def verdict_part(verdict: Verdict, labels: dict[str, str]) -> str:
     )
     return (
         f'<div class="verdict {level}"><p><b>{escape(verdict.text)}</b></p></div><div class="scroll wide"><table>'
-        f"<tr><th>{escape(verdict.label)} is, than</th>{head}</tr>{rows}</table></div>"
+        f"<tr><th>{escape(verdict.label)}, compared with</th>{head}</tr>{rows}</table></div>"
     )
 
 
@@ -127,14 +127,8 @@ def _figure_row(found: Comparison, name: str, figure: Figure) -> str:
 
 def missing_part(rows: Sequence[Row]) -> str:
     """How to make the controls that were not given."""
-    items = "".join(
-        f"<li><b>{escape(row.label)}</b>, not given: {HOW_TO[row.key]}.</li>" for row in rows if row.score is None
-    )
-    return (
-        f"<p>Two controls have to be made by training. Without them nothing is claimed:</p><ul>{items}</ul>"
-        if items
-        else ""
-    )
+    items = "".join(f"<li><b>{escape(row.label)}</b>: {HOW_TO[row.key]}.</li>" for row in rows if row.score is None)
+    return f"<p>Not given, and without them nothing is claimed:</p><ul>{items}</ul>" if items else ""
 
 
 def charts(found: Comparison) -> str:
@@ -155,11 +149,9 @@ def spectra(rows: Sequence[Row]) -> str:
         for row in rows:
             if row.score is None or row.role == "real":
                 continue
-            style: dict[str, Any] = {"color": FAINT, "linestyle": next(dashes), "linewidth": 1.3}
-            if row.key == "base":
-                style = {"color": SERIES[1]}
-            if row.role == "pixel":
-                style = {"color": next(colors)}
+            style: dict[str, Any] = {"color": next(colors)} if row.role == "pixel" else {"color": SERIES[1]}
+            if row.role == "control" and row.key != "base":
+                style = {"color": FAINT, "linestyle": next(dashes), "linewidth": 1.3}
             plot.plot(range(1, len(row.score.spectrum) + 1), row.score.spectrum, label=row.label, **style)
         plot.set_xlabel("cycles per image")
         plot.set_ylabel("dB")

@@ -1,0 +1,100 @@
+"""What a finetuning step costs beyond its floor, the bare networks: python benchmarks/finetune.py [--device cuda ...]
+
+Side by side in one run, in turns: our whole step (data, noise, loss, clipping, optimizer, running mean, log), and the floor
+that no trainer can go below (student forward and backward, reference forward, on the same batch). Then the memory: what a
+second copy of the base weights would cost, and what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from liftkit.finetune.network import bind
+from liftkit.finetune.recipe_file import load_recipe
+from liftkit.finetune.run import prepare
+from liftkit.finetune.run_folder import RunFolder
+from liftkit.finetune.step import draw
+from liftkit.finetune.trainer import Trainer
+from liftkit.progress import Silent
+from liftkit.tokens import patchify, unpatchify
+
+
+def floor(trainer: Trainer, batch) -> float:
+    """Seconds of student forward and backward and one reference forward, nothing else."""
+    objective, lift = trainer.objective, trainer.objective.lift
+    x0 = objective.state(batch)
+    noise, sigma = draw(tuple(x0.shape), trainer.recipe.noise, 0, 0)
+    noise, sigma = noise.to(x0.device), sigma.to(x0.device)
+    level = sigma.view(-1, 1, 1, 1)
+    x_t = torch.lerp(x0, noise, level)
+    tokens = patchify(batch.latents, lift.latent_patch)
+    z_t = torch.lerp(batch.latents, unpatchify(torch.randn_like(tokens), lift.latent_patch, *batch.latents.shape[-2:]), level)
+    synchronise(x0)
+    start = time.perf_counter()
+    with torch.no_grad():
+        bind(objective.reference.flow, batch.prompts)(z_t, sigma)
+    bind(objective.student, batch.prompts)(x_t, sigma).square().mean().backward()
+    for parameter in trainer.parameters.values():
+        parameter.grad = None
+    synchronise(x0)
+    return time.perf_counter() - start
+
+
+def whole(trainer: Trainer, batches) -> float:
+    """Seconds of one step as a run takes it."""
+    start = time.perf_counter()
+    trainer._step(next(batches))
+    synchronise(next(iter(trainer.parameters.values())))
+    return time.perf_counter() - start
+
+
+def synchronise(tensor) -> None:
+    """Wait for a GPU."""
+    if tensor.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def resident() -> int:
+    """Bytes of memory that the process has now."""
+    fields = Path("/proc/self/statm").read_text().split() if Path("/proc/self/statm").exists() else ["0", "0"]
+    return int(fields[1]) * 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("overrides", nargs="*", help="of the recipe tiny-klein")
+    chosen = parser.parse_args()
+    with TemporaryDirectory() as scratch:
+        overrides = [f"output={scratch}/run", "validation.every=0", "previews.every=0", "data.sources=[{kind: demo, count: 512}]"]
+        recipe = load_recipe("tiny-klein", [*overrides, *chosen.overrides])
+        folder = RunFolder(recipe.output)
+        trainer = prepare(recipe, folder, Silent())
+        batches = trainer.data.ahead(0, 4 * chosen.rounds + 8, trainer._rows())
+        same = next(batches).to(trainer.accelerator.device)
+        for _ in range(3):
+            floor(trainer, same)
+            whole(trainer, batches)
+        rows = [(floor(trainer, same), whole(trainer, batches)) for _ in range(chosen.rounds)]
+    bare, ours = (statistics.median(column) for column in zip(*rows))
+    ratio = statistics.median(b / a for a, b in rows)
+    network = trainer.trainee.network
+    base = sum(p.numel() * p.element_size() for p in trainer.trainee.transformer.parameters() if not p.requires_grad)
+    kept = sum(p.numel() * p.element_size() for p in network.originals.parameters())
+    print(f"torch {version('torch')}, {torch.get_num_threads()} threads, {platform.machine()}, {trainer.accelerator.device}")
+    print(f"floor: student forward + backward, reference forward   {bare:.3f} s a step")
+    print(f"ours: the whole step                                   {ours:.3f} s a step   ratio {ratio:.3f}")
+    print(f"frozen base weights {base / 1e6:.2f} MB, in memory once; the reference adds {kept / 1e6:.2f} MB")
+    print(f"resident memory {resident() / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""``liftkit export``: our folders in the formats of others."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from liftkit.cli import console
+from liftkit.cli.push import Public, Push, check, send
+
+
+class Format(StrEnum):
+    """Choices of ``--format``."""
+
+    asymflow_adapter = "asymflow-adapter"
+
+
+def export(
+    folder: Annotated[str, typer.Argument(help="An adapter folder of ours, or a converted folder, finetuned or not.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    format_: Annotated[
+        Format, typer.Option("--format", help="asymflow-adapter: that of the AsymFlow authors and their ComfyUI nodes.")
+    ] = Format.asymflow_adapter,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model that it came from; needed where only that tells what a finetune has changed."),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the LoRA taken from a finetuned folder, whatever is lost [default: its recipe's]"),
+    ] = None,
+    push: Push = None,
+    public: Public = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export.", rich_help_panel="Dangerous options")
+    ] = False,
+) -> None:
+    """Write an adapter or a converted folder in the format of others, here that of the AsymFlow authors.
+
+    Example: liftkit export runs/first/adapter --format asymflow-adapter -o klein-asymflow
+    """
+    from liftkit.formats.exporting import export_asymflow_adapter
+
+    check(push, public)
+    console.quiet_libraries()
+    done = export_asymflow_adapter(folder, output, base=base, rank=rank, overwrite=overwrite, observer=console.Bars())
+    adapter = done.adapter
+    size = sum(tensor.nbytes for tensor in adapter.tensors.values())
+    rows = [
+        ("format", format_.value),
+        ("tensors", f"{len(adapter.full)} in full, LoRA on {len(adapter.pairs)} modules, {console.size(size)}"),
+        ("base", adapter.base),
+    ]
+    if done.residual is not None:
+        rows.append(("left out", f"{done.residual:.1e} of a weight at most, by its norm"))
+    console.table("Exported", [*rows, ("folder", str(output))])
+    send(output, push, public)

@@ -1,0 +1,160 @@
+"""``liftkit import``: adapters, LoRAs and single files of others, as ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from liftkit.cli import console
+from liftkit.cli.convert import Device, Shards
+from liftkit.cli.push import Public, Push, check, send
+
+if TYPE_CHECKING:
+    from liftkit.formats.kinds import Kind
+
+
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="An adapter folder (ours or of the AsymFlow authors; or a Hub id), or a .safetensors file: a LoRA, or a "
+            "checkpoint in the original layout."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make; for a LoRA, the file.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Of an adapter: the latent model it is for, or its conversion. Of a LoRA: the converted folder."
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a checkpoint: a diffusers folder of the same model, for all but the transformer's weights."
+        ),
+    ] = None,
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="Make an adapter folder of ours instead of merging it into its base.")
+    ] = False,
+    shards: Annotated[
+        Shards, typer.Option(help="Weight files that do not change: copy, or link (a second name for the same file).")
+    ] = Shards.copy,
+    device: Device = "auto",
+    push: Push = None,
+    public: Public = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier output.", rich_help_panel="Dangerous options")
+    ] = False,
+) -> None:
+    """Bring in what others made: adapters, latent LoRAs, single-file checkpoints.
+
+    An adapter with --base becomes a converted folder; with --keep-adapter, one of our adapter folders. A latent model's LoRA with
+    --base CONVERTED becomes one for its pixel model. A checkpoint in the original layout with --config becomes a diffusers
+    folder, ready for liftkit convert.
+
+    Example: liftkit import flux-2-klein-base-4b.safetensors --config black-forest-labs/FLUX.2-klein-base-4B -o klein
+    """
+    from liftkit.formats.kinds import kind_of
+
+    kind = kind_of(source)
+    _check_options(kind, source, base=base, config=config, keep_adapter=keep_adapter, push=push)
+    check(push, public)
+    console.quiet_libraries()
+    if kind == "lora":
+        _lora(source, str(base), output, overwrite)
+    elif kind == "checkpoint":
+        _checkpoint(source, str(config), output, shards, overwrite)
+    else:
+        _adapter(source, str(base), output, keep_adapter, device, shards, overwrite)
+    send(output, push, public)
+
+
+def _check_options(kind: Kind, source: str, **given: str | bool | None) -> None:
+    """Whether the options are those of the kind of thing that is imported."""
+    from liftkit.errors import UsageError
+
+    needed = {"adapter": "base", "lora": "base", "checkpoint": "config"}[kind]
+    example = {
+        "adapter": "--base MODEL, the latent model that it is for",
+        "lora": "--base FOLDER, the conversion of the model that it is for",
+        "checkpoint": "--config MODEL, a diffusers folder of the same model",
+    }
+    allowed = {"adapter": ("base", "keep_adapter", "push"), "lora": ("base",), "checkpoint": ("config", "push")}[kind]
+    if not given[needed]:
+        raise UsageError(f"{source}: is {_article(kind)}; give {example[kind]}")
+    for name, value in given.items():
+        if value and name not in allowed:
+            raise UsageError(f"--{name.replace('_', '-')}: means nothing for {_article(kind)}, which {source} is")
+
+
+def _article(kind: Kind) -> str:
+    return {"adapter": "an adapter", "lora": "a LoRA", "checkpoint": "a checkpoint"}[kind]
+
+
+def _adapter(
+    source: str, base: str, output: Path, keep_adapter: bool, device: str, shards: Shards, overwrite: bool
+) -> None:
+    from liftkit.formats.adapters import fuse, keep
+
+    if keep_adapter:
+        adapter = keep(source, base, output, overwrite=overwrite)
+        following = f'liftkit sample {base} --adapter {output} -p "a prompt" -o samples.png'
+        rows = [("base", adapter.base)]
+    else:
+        from liftkit.conversion.subject import choose_device
+
+        done = fuse(
+            source,
+            base,
+            output,
+            device=choose_device(device)[0],
+            shards=shards.value,
+            overwrite=overwrite,
+            observer=console.Bars(),
+        )
+        adapter, following = done.adapter, f'liftkit sample {output} -p "a prompt" -o samples.png'
+        rows = [("base", f"{adapter.base}, with the adapter merged in")]
+        if done.proof is not None:
+            proof = done.proof
+            rows.append(
+                ("proof", f"of the conversion: deviation {proof.exact:.1e} in full precision, on the {proof.kind}")
+            )
+    size = sum(tensor.nbytes for tensor in adapter.tensors.values())
+    rows.append(
+        ("adapter", f"{len(adapter.full)} tensors in full, LoRA on {len(adapter.pairs)} modules, {console.size(size)}")
+    )
+    if adapter.lift is not None:
+        rows.append(("lift", f"rank {adapter.lift.rank} of {adapter.lift.dim}, scale {adapter.lift.scale:.4f}"))
+    console.table("Imported", [*rows, ("folder", str(output)), ("next", following)])
+
+
+def _lora(source: str, base: str, output: Path, overwrite: bool) -> None:
+    from liftkit.formats.lora import import_lora
+
+    done = import_lora(Path(source).expanduser(), base, output, overwrite=overwrite)
+    rows = [
+        ("LoRA", f"on {done.modules} modules"),
+        ("lifted", ", ".join(done.lifted) or "nothing: it touches no projection, and applies as it is"),
+        ("file", str(output)),
+        ("next", f'pipe.load_lora_weights("{output}")'),
+    ]
+    console.table("Imported", rows)
+
+
+def _checkpoint(source: str, config: str, output: Path, shards: Shards, overwrite: bool) -> None:
+    from liftkit.formats.single_file import import_checkpoint
+
+    done = import_checkpoint(
+        Path(source).expanduser(), config, output, shards=shards.value, overwrite=overwrite, observer=console.Bars()
+    )
+    rows = [
+        ("transformer", f"{done.transformer}, {done.tensors} tensors"),
+        ("folder", str(output)),
+        ("next", f"liftkit convert {output} --images photos/ -o {output}-pixel"),
+    ]
+    console.table("Imported", rows)
+    if done.skipped:
+        console.note(f"{done.skipped} tensors of a VAE or text encoders were left out; those are of {config}")

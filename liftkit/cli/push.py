@@ -1,0 +1,40 @@
+"""``--push`` and ``--public``, of every command that makes a folder worth publishing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from liftkit.cli import console
+
+Push = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REPO",
+        help="Publish the result on the Hub as organisation/name, private; the token is HF_TOKEN's or that of hf auth login.",
+    ),
+]
+Public = Annotated[bool, typer.Option("--public", help="Make the repository of --push public.")]
+
+
+def check(repo: str | None, public: bool) -> None:
+    """Before any work: whether what is asked for could be pushed."""
+    if repo is not None:
+        from liftkit.hub import check_push
+
+        check_push(repo, private=not public)
+    elif public:
+        from liftkit.errors import UsageError
+
+        raise UsageError("--public: says how to push, and nothing is pushed; give --push REPO")
+
+
+def send(folder: Path, repo: str | None, public: bool) -> None:
+    """Push a folder, if asked to."""
+    if repo is not None:
+        from liftkit.hub import push
+
+        address = push(folder, repo, private=not public, observer=console.Bars())
+        console.out.print(f"pushed to {address} ({'public' if public else 'private'})", markup=False)

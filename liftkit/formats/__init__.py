@@ -1,0 +1,1 @@
+"""Everyone else's formats: the authors' adapters, latent LoRAs, single files in the original layout."""

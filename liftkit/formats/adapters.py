@@ -1,0 +1,221 @@
+"""Adapters, ours and the authors', found, loaded upon a base, kept as ours, or fused into a model folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from liftkit.adapter import LIFT, Adapter, check_class, is_adapter, load_pixel_pipeline
+from liftkit.checkpoint.files import write_text
+from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
+from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id, read_json
+from liftkit.errors import UsageError
+from liftkit.formats.asymflow_adapter import is_asymflow_adapter, read_asymflow_adapter
+from liftkit.formats.card import adapter_card, fused_card
+from liftkit.formats.merging import tensor_shapes, write_merged
+from liftkit.models.registry import architecture
+from liftkit.progress import Observer, Silent
+
+if TYPE_CHECKING:
+    import torch
+
+    from liftkit.conversion.verify import Proof
+
+DEMO = "demo"
+
+
+def open_adapter(source: str | Path) -> Adapter:
+    """An adapter folder of ours or in the authors' format.
+
+    Args:
+        source: a folder, or ``organisation/name`` on the Hub, of which a folder follows after another slash.
+
+    Raises:
+        UsageError: if it is neither.
+    """
+    folder = adapter_folder(source)
+    if is_adapter(folder):
+        return Adapter.load(folder)
+    if is_asymflow_adapter(folder):
+        return read_asymflow_adapter(folder)
+    raise UsageError(
+        f"{source}: no adapter: neither {RECORD} of liftkit's nor config.json with _class_name AsymFlux2Transformer2DModel "
+        "and base_rank; liftkit finetune with save: adapter makes one"
+    )
+
+
+def adapter_folder(source: str | Path) -> Path:
+    """The folder of an adapter, fetched where it is on the Hub.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        return path
+    repository, inner = "/".join(str(source).split("/")[:2]), "/".join(str(source).split("/")[2:])
+    if path.exists() or not is_hub_id(repository) or ".." in inner.split("/"):
+        raise UsageError(f"{source}: no adapter folder, and no Hub id of the form organisation/name")
+    start = f"{inner}/" if inner else ""
+    return fetch(repository, [f"{start}*.{ending}" for ending in ("json", "safetensors", "md")]) / inner
+
+
+def load_adapter(
+    base: Any, adapter: str | Path | Adapter, device: str = "auto", dtype: torch.dtype | None = None
+) -> Any:
+    """A stock diffusers pipeline with an adapter applied: base + adapter in one call.
+
+    Args:
+        base: the latent model that the adapter came from or a conversion of it with the same lift: a folder, a Hub id,
+            ``demo``, or a loaded pipeline, which is changed and stays where it is.
+        adapter: a folder of ours or in the authors' format, a Hub id, or an :class:`Adapter` in memory.
+        device: where a pipeline that is loaded here goes: ``auto``, ``cpu``, ``cuda``...
+        dtype: of its weights; None takes float32 on the CPU and bfloat16 elsewhere.
+
+    Returns:
+        The pipeline: a pixel one where the adapter has a lift, else the latent one continued.
+
+    Raises:
+        UsageError: if either cannot be loaded, or they do not belong together.
+    """
+    learned = adapter if isinstance(adapter, Adapter) else open_adapter(adapter)
+    if not isinstance(base, str | Path):
+        return load_pixel_pipeline(base, learned)
+    from liftkit.conversion.subject import choose_device
+    from liftkit.sampling import load_pipeline
+
+    return load_pipeline(find_base(base), choose_device(device)[0], dtype, learned).pipeline
+
+
+def find_base(base: str | Path) -> ModelFolder:
+    """A model folder, or ``demo`` for the embedded checkpoint; see :func:`liftkit.checkpoint.model.find_model`."""
+    if str(base) != DEMO:
+        return find_model(str(base))
+    from liftkit.embedded import TINY_KLEIN
+
+    return find_model(str(TINY_KLEIN))
+
+
+@dataclass
+class Fused:
+    """A model folder with an adapter merged in.
+
+    Args:
+        output: the folder.
+        adapter: what was merged.
+        proof: of the conversion that came first; None where the base was converted already, or stays latent.
+    """
+
+    output: Path
+    adapter: Adapter
+    proof: Proof | None
+
+
+def fuse(
+    source: str | Path,
+    base: str,
+    output: Path,
+    *,
+    device: str = "auto",
+    shards: Literal["copy", "link"] = "copy",
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> Fused:
+    """A model folder of base and adapter: converted with the adapter's lift where the base is latent, then merged.
+
+    Args:
+        source: see :func:`open_adapter`.
+        base: see :func:`find_base`.
+        output: the folder to make; it appears whole or not at all.
+        device: of the proof of the conversion.
+        shards: see :class:`liftkit.conversion.plan.ConvertOptions`.
+        overwrite: replace an earlier folder of ours.
+        observer: hears of the progress.
+
+    Raises:
+        UsageError: if they do not belong together; nothing was written.
+        ProofError: if the conversion does not do what its source does.
+        LiftkitError: if the disk refuses.
+    """
+    observer, folder = observer or Silent(), find_base(base)
+    adapter, needs_lift = _fitting(open_adapter(source), folder)
+    weights = [header.path.stat().st_size for header in folder.weights("transformer").headers.values()]
+    with atomic_folder(output, overwrite=overwrite) as building:
+        # The conversion lies beside the result for a moment.
+        check_space(output, (1 + needs_lift) * sum(weights))
+        start, proof = folder, None
+        if needs_lift:
+            from liftkit.conversion.execute import convert
+            from liftkit.conversion.plan import ConvertOptions
+
+            assert adapter.lift is not None
+            adapter.lift.save(building / LIFT)
+            options = ConvertOptions(lift=building / LIFT, device=device, shards=shards)
+            proof = convert(folder.source, building / "conversion", options, observer).proof
+            start = find_model(str(building / "conversion"))
+        record = _record(adapter, start)
+        write_merged(adapter, start, building, observer, move=needs_lift)
+        if needs_lift:
+            shutil.rmtree(start.path)
+        write_text(building / "README.md", fused_card(adapter, [adapter_folder(source), folder.path]))
+        write_text(building / RECORD, json.dumps({**record, "sha256": manifest(building)}, indent=2) + "\n")
+    return Fused(output, adapter, proof)
+
+
+def keep(source: str | Path, base: str, output: Path, *, overwrite: bool = False) -> Adapter:
+    """An adapter as a folder of ours, checked against the headers of its base.
+
+    Raises:
+        UsageError: if they do not belong together; nothing was written.
+    """
+    folder = find_base(base)
+    adapter, _ = _fitting(open_adapter(source), folder)
+    adapter.save(output, adapter_card(adapter, [adapter_folder(source), folder.path]), overwrite=overwrite)
+    return adapter
+
+
+def _fitting(adapter: Adapter, folder: ModelFolder) -> tuple[Adapter, bool]:
+    """The adapter with the name of its base, and whether the base has to be lifted; checked by headers alone."""
+    needs_lift = check_class(adapter, folder.class_of("transformer") or "no transformer")
+    shapes = tensor_shapes(folder.weights("transformer"))
+    if needs_lift:
+        from liftkit.conversion.subject import inspect_model
+        from liftkit.conversion.surgery import check_lift
+
+        assert adapter.lift is not None
+        subject = inspect_model(folder.source)
+        check_lift(subject.spec, subject.config, subject.factor, adapter.lift)
+        shapes = _lifted_shapes(shapes, adapter)
+    adapter.check(shapes)
+    return replace(adapter, base=base_name(folder)), needs_lift
+
+
+def _lifted_shapes(shapes: dict[str, tuple[int, ...]], adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    """Shapes of a latent transformer's tensors after its conversion."""
+    lift, result = adapter.lift, dict(shapes)
+    assert lift is not None
+    for projection, side in architecture(adapter.transformer).projections:
+        names = [f"{projection.path}.{kind}" for kind in (("weight",) if side == "input" else ("weight", "bias"))]
+        for name in filter(shapes.__contains__, names):
+            axis = 1 if side == "input" else 0
+            result[name] = tuple(n * lift.dim // lift.rank if i == axis else n for i, n in enumerate(shapes[name]))
+    return result
+
+
+def base_name(folder: ModelFolder) -> str:
+    """Name of the latent model that a folder is or came from."""
+    record = read_json(folder.path / RECORD) if (folder.path / RECORD).is_file() else {}
+    return str(record.get("source", {}).get("model", folder.name))
+
+
+def _record(adapter: Adapter, start: ModelFolder) -> dict[str, Any]:
+    """What the record of a merged folder says, but for its manifest."""
+    record = read_json(start.path / RECORD) if (start.path / RECORD).is_file() else {}
+    # Sums of tensors in files that will no longer be there.
+    record.pop("tensors", None)
+    ranks = {"rank": max(len(down) for down, _ in adapter.pairs.values())} if adapter.pairs else {}
+    return {"format": "liftkit.finetune", "version": 1, **record, "finetune": {**adapter.provenance, **ranks}}

@@ -1,0 +1,224 @@
+"""Our folders in other formats: adapters, and models finetuned with LoRA, as adapters of the paper's authors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.adapter import LIFT, LORA_A, LORA_B, WEIGHT, Adapter, is_adapter
+from liftkit.checkpoint.folder import RECORD
+from liftkit.checkpoint.model import ModelFolder, Weights, read_json
+from liftkit.conversion.surgery import BASIS, lifted_tensors
+from liftkit.errors import UsageError
+from liftkit.formats.adapters import base_name, find_base
+from liftkit.formats.asymflow_adapter import CLASS, FULL, check_exportable, write_asymflow_adapter
+from liftkit.formats.card import exported_card
+from liftkit.formats.merging import tensor_shapes
+from liftkit.lift import Lift
+from liftkit.models.flux2 import FLUX2
+from liftkit.models.registry import is_lifted
+from liftkit.progress import Observer, Silent
+
+# Beyond the rank that is kept, for the accuracy of a randomised decomposition.
+OVERSAMPLING, POWER_STEPS = 16, 4
+
+
+@dataclass
+class Exported:
+    """What was exported.
+
+    Args:
+        output: the folder.
+        adapter: its content.
+        residual: of the LoRA that were taken from differences: the largest norm of what was left out, relative to the
+            weight's own; None where nothing had to be taken so.
+    """
+
+    output: Path
+    adapter: Adapter
+    residual: float | None = None
+
+
+def export_asymflow_adapter(
+    folder: str,
+    output: Path,
+    *,
+    base: str | None = None,
+    rank: int | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> Exported:
+    """Export to the authors' format (:mod:`liftkit.formats.asymflow_adapter`).
+
+    Args:
+        folder: an adapter folder of ours, or a converted folder, finetuned or not.
+        output: the folder to make.
+        base: the model that it came from; for an adapter that lacks a projection or the output norm, and for a folder that
+            was finetuned, of which the difference to its base is taken.
+        rank: keep this rank of such differences whatever is lost; the rank of its recipe if not given, of which nothing
+            but rounding may be left out.
+        overwrite: replace an adapter that was exported there before.
+        observer: hears of the progress.
+
+    Raises:
+        UsageError: if the format cannot hold it, with the reason; nothing was written.
+        LiftkitError: if the disk refuses.
+    """
+    residual = None
+    if is_adapter(folder):
+        adapter = _complete(Adapter.load(folder), base)
+    else:
+        adapter, residual = _extract(find_base(folder), base, rank, observer or Silent())
+    check_exportable(adapter)
+    sources = [Path(folder).expanduser()]
+    write_asymflow_adapter(adapter, output, exported_card(adapter, sources), overwrite=overwrite)
+    return Exported(output, adapter, residual)
+
+
+def _complete(adapter: Adapter, base: str | None) -> Adapter:
+    """With everything that the format holds in full: what was not trained so is the base's own, with its LoRA merged in."""
+    modules = [name.removesuffix(WEIGHT) for name in FULL]
+    wanted = [
+        name for name in FULL if name not in adapter.full or f"{name.removesuffix(WEIGHT)}{LORA_A}" in adapter.tensors
+    ]
+    if not wanted or base is None or adapter.lift is None or adapter.transformer != CLASS:
+        return adapter
+    weights = _pixel_tensors(find_base(base), adapter.lift)
+    merged = {name: adapter.apply_to(name, weights[name]) for name in wanted}
+    kept = {
+        name: tensor
+        for name, tensor in adapter.tensors.items()
+        if not any(name in (f"{module}{LORA_A}", f"{module}{LORA_B}") for module in modules)
+    }
+    return replace(adapter, tensors={**kept, **merged})
+
+
+def _pixel_tensors(folder: ModelFolder, lift: Lift) -> dict[str, Tensor]:
+    """Projections and output norm of a base, lifted where it is latent."""
+    weights = folder.weights("transformer")
+    found = {name: tensor for name in FULL if (tensor := weights.read(name)) is not None}
+    missing = [name for name in FULL if name not in found]
+    if missing:
+        raise UsageError(f"--base {folder.source}: tensor {missing[0]!r} is missing; is it the right base?")
+    if not is_lifted(folder.class_of("transformer") or ""):
+        found |= lifted_tensors(FLUX2, weights.read, lift)
+    return found
+
+
+def _extract(
+    folder: ModelFolder, base: str | None, rank: int | None, observer: Observer
+) -> tuple[Adapter, float | None]:
+    """A converted folder as an adapter: what the format holds in full, and LoRA for what else was finetuned."""
+    name = folder.class_of("transformer") or "no transformer"
+    if name != CLASS:
+        raise UsageError(f"{folder.source}: its transformer is {name}; the format holds {CLASS}")
+    record: dict[str, Any] = read_json(folder.path / RECORD) if (folder.path / RECORD).is_file() else {}
+    weights, lift = folder.weights("transformer"), Lift.load(folder.path / LIFT)
+    tensors = {key: tensor for key in weights.where if key in FULL and (tensor := weights.read(key)) is not None}
+    missing = [key for key in FULL if key not in tensors]
+    if missing:
+        raise UsageError(f"{folder.path / 'transformer'}: tensor {missing[0]!r} is missing; is the folder complete?")
+    provenance: dict[str, Any] = {key: record[key] for key in ("versions", "finetune") if key in record}
+    adapter = Adapter(tensors, None, lift, CLASS, base_name(folder), provenance)
+    check_exportable(adapter)
+    if record.get("format") == "liftkit.conversion" and "finetune" not in record:
+        # All else is the base's, bit for bit, as the record of its conversion says.
+        return adapter, None
+    if base is None:
+        raise UsageError(
+            f"{folder.source}: finetuned since its conversion; give --base, the model that it came from, to tell what changed"
+        )
+    pairs, residual = _differences(weights, find_base(base), rank or _recipe_rank(record), rank is not None, observer)
+    return replace(adapter, tensors={**tensors, **pairs}), residual
+
+
+def _recipe_rank(record: dict[str, Any]) -> int | None:
+    """The rank of the LoRA that a folder was finetuned with, or that was merged into it, if its record says so."""
+    finetune = record.get("finetune", {})
+    trainable = finetune.get("recipe", {}).get("trainable", {})
+    found = finetune.get("rank", trainable.get("rank") if trainable.get("mode") == "lora" else None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def _differences(
+    weights: Weights, base: ModelFolder, rank: int | None, lossy: bool, observer: Observer
+) -> tuple[dict[str, Tensor], float | None]:
+    """LoRA pairs for everything beside projections and output norm that is not the base's, and what they leave out."""
+    there = base.weights("transformer")
+    own, other = (
+        {k: v for k, v in tensor_shapes(each).items() if k not in (*FULL, BASIS)} for each in (weights, there)
+    )
+    if own != other:
+        wrong = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))
+        raise UsageError(
+            f"--base {base.source}: tensor {wrong[0]!r} is {other.get(wrong[0])} there, {own.get(wrong[0])} here; is it the "
+            "right base?"
+        )
+    pairs: dict[str, Tensor] = {}
+    residuals = []
+    with observer.stage("export: differences to the base", len(own), "tensors") as advance:
+        for name, mine, theirs in _changed(list(own), weights, there, advance):
+            _check_fits(name, mine, rank)
+            assert rank is not None
+            down, up, residual = low_rank(mine, theirs, rank)
+            if not lossy and not residual <= torch.finfo(mine.dtype).eps:
+                raise UsageError(
+                    f"tensor {name!r} changed by more than rank {rank}: without the rest, {residual:.1e} of it is lost; give "
+                    "--rank N to export the best LoRA of that rank all the same"
+                )
+            module = name.removesuffix(WEIGHT)
+            pairs |= {f"{module}{LORA_A}": down, f"{module}{LORA_B}": up}
+            residuals.append(residual)
+    return pairs, max(residuals, default=None)
+
+
+def _changed(names: list[str], weights: Weights, there: Weights, advance: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+    for name in names:
+        mine, theirs = weights.read(name), there.read(name)
+        assert mine is not None
+        assert theirs is not None
+        # A conversion may have cast it.
+        if not torch.equal(mine, theirs.to(mine.dtype)):
+            yield name, mine, theirs
+        advance(1)
+
+
+def _check_fits(name: str, tensor: Tensor, rank: int | None) -> None:
+    if tensor.ndim != 2 or not name.endswith(WEIGHT) or not tensor.is_floating_point():
+        raise UsageError(
+            f"tensor {name!r} was finetuned, and is no matrix that a LoRA could change: the model was trained in full, for "
+            "which the format has no place; finetune with trainable.mode: lora"
+        )
+    if rank is None:
+        raise UsageError(
+            f"tensor {name!r} was finetuned, and no recipe says by which rank; give --rank N to export the best LoRA of that "
+            "rank"
+        )
+
+
+def low_rank(mine: Tensor, theirs: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The LoRA pair that is nearest to a difference.
+
+    Args:
+        mine, theirs: (out, in).
+        rank: of the pair.
+
+    Returns:
+        A (rank, in) and B (out, rank) in the dtype of ``mine``, and the norm of ``mine - theirs - B A`` relative to that of
+        ``mine``.
+    """
+    change = mine.double() - theirs.double()
+    rank = min(rank, *change.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        count = min(rank + OVERSAMPLING, *change.shape)
+        left, values, right = torch.svd_lowrank(change, q=count, niter=POWER_STEPS)
+    root = values[:rank].sqrt()
+    up, down = ((left[:, :rank] * root).to(mine.dtype), (root[:, None] * right[:, :rank].T).to(mine.dtype))
+    rest = change - up.double() @ down.double()
+    return down.contiguous(), up.contiguous(), (rest.norm() / mine.double().norm().clamp(min=1e-30)).item()

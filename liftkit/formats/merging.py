@@ -1,0 +1,83 @@
+"""A model folder with an adapter merged into its transformer, tensor by tensor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from liftkit.adapter import LIFT, Adapter, check_same_lift
+from liftkit.checkpoint.folder import RECORD, copy_tree
+from liftkit.checkpoint.model import ModelFolder, Weights
+from liftkit.checkpoint.rewrite import rewrite_file
+from liftkit.lift import Lift
+from liftkit.progress import Observer
+
+
+def write_merged(
+    adapter: Adapter, folder: ModelFolder, building: Path, observer: Observer, *, move: bool = False
+) -> None:
+    """Write a model with an adapter merged into its transformer; all other files, and tensors, as they are.
+
+    Args:
+        adapter: to merge.
+        folder: the model, of the class that the adapter applies to.
+        building: where its files go, except its record and card.
+        observer: hears of the progress.
+        move: rename the other files instead of copying them: the folder is on the same disk and will go.
+
+    Raises:
+        UsageError: if adapter and model do not belong together.
+    """
+    bring: Callable[[Path, Path], object] = os.replace if move else copy_tree
+    weights = folder.weights("transformer")
+    adapter.check(tensor_shapes(weights))
+    if adapter.lift is not None:
+        there = Lift.load(folder.path / LIFT)
+        check_same_lift(adapter.lift, adapter.lift.basis.to(there.basis), there.basis, there.scale)
+    for path in sorted(folder.path.iterdir()):
+        if path.name not in ("transformer", RECORD, "README.md"):
+            bring(path, building / path.name)
+    target = building / "transformer"
+    target.mkdir()
+    for path in sorted((folder.path / "transformer").iterdir()):
+        if path.name not in weights.headers:
+            bring(path, target / path.name)
+    total = sum(header.path.stat().st_size for header in weights.headers.values())
+    with observer.stage("write: transformer", total, "bytes") as advance:
+        for name, header in weights.headers.items():
+            here = [key for key in adapter.shapes if weights.where[key] == name]
+            rewrite_file(header, target / name, _Changes(adapter, weights, here), progress=advance)
+
+
+def tensor_shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in weight files, by name."""
+    return {name: entry.shape for header in weights.headers.values() for name, entry in header.tensors.items()}
+
+
+class _Changes(Mapping[str, Tensor]):
+    """Tensors with what was learned, each computed when it is asked for: together they may be gigabytes."""
+
+    def __init__(self, adapter: Adapter, weights: Weights, names: list[str]) -> None:
+        self.adapter, self.weights, self.names = adapter, weights, names
+        self._last: tuple[str, Tensor] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        if self._last is None or self._last[0] != name:
+            base = self.weights.read(name)
+            assert base is not None
+            self._last = name, self.adapter.apply_to(name, base)
+        return self._last[1]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

@@ -1,0 +1,206 @@
+"""Single-file checkpoints in the original layout (BFL's ``flux-2-klein-base-4b.safetensors``, SD3.5) to diffusers folders.
+
+diffusers' own mapping renames and splits the tensors, as its ``from_single_file`` does; their bytes go from file to file
+without a model being built. Configs, VAE, text encoders and scheduler come from a diffusers folder of the same model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from liftkit.checkpoint.files import reason, write_text
+from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
+from liftkit.checkpoint.header import Header, read_header
+from liftkit.checkpoint.model import STEM, ModelFolder, find_model
+from liftkit.checkpoint.rewrite import rewrite_file
+from liftkit.checkpoint.source import PICKLES, list_files
+from liftkit.conversion.card import source_header, versions
+from liftkit.conversion.write import Carrier
+from liftkit.errors import UsageError
+from liftkit.progress import Observer, Silent
+
+# What files of the original layout hold beside the transformer.
+_OTHERS = ("first_stage_model.", "text_encoders.", "conditioner.", "cond_stage_model.", "vae.")
+_INNER = ("model.diffusion_model.", "diffusion_model.")
+
+
+@dataclass
+class ImportedCheckpoint:
+    """A single file that became a folder.
+
+    Args:
+        output: the folder.
+        transformer: its class.
+        tensors: how many tensors of the file it has.
+        skipped: how many it has not: of a VAE or text encoders, which come from the config's folder.
+    """
+
+    output: Path
+    transformer: str
+    tensors: int
+    skipped: int
+
+
+def import_checkpoint(
+    path: Path,
+    config: str,
+    output: Path,
+    *,
+    shards: Literal["copy", "link"] = "copy",
+    overwrite: bool = False,
+    observer: Observer | None = None,
+) -> ImportedCheckpoint:
+    """Make a diffusers folder of a single file.
+
+    Args:
+        path: a .safetensors file, in the original layout or with diffusers' own names.
+        config: a diffusers folder of the same model, or a Hub id: everything but the transformer's weights is its.
+        output: the folder to make; it appears whole or not at all.
+        shards: whether the other components' weights are copied, or linked.
+        overwrite: replace an earlier folder of ours.
+        observer: hears of the progress.
+
+    Raises:
+        UsageError: if the file is no checkpoint of that model; nothing was written.
+        LiftkitError: if the disk refuses.
+    """
+    observer = observer or Silent()
+    header, folder = read_header(path), find_model(config, without="transformer")
+    name = folder.class_of("transformer") or "no transformer"
+    shapes = _expected(folder, name)
+    tensors, skipped = _mapped(path, header, name, folder, shapes)
+    files = {part: _other_files(folder, part) for part in folder.components if part != "transformer"}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with atomic_folder(output, overwrite=overwrite) as building:
+        check_space(output, size + sum(file.stat().st_size for group in files.values() for file in group))
+        carrier = Carrier(link=shards == "link", note=observer.note)
+        for group in files.values():
+            for file in group:
+                target = building / file.relative_to(folder.path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                carrier.bring(file, target)
+        for file in (folder.path / "model_index.json", *sorted(folder.path.glob("LICENSE*"))):
+            carrier.bring(file, building / file.name)
+        (building / "transformer").mkdir()
+        carrier.bring(folder.path / "transformer" / "config.json", building / "transformer" / "config.json")
+        target = building / "transformer" / f"{STEM}.safetensors"
+        with observer.stage("write: transformer", size, "bytes") as advance:
+            rewrite_file(replace(header, tensors={}, metadata={}), target, tensors, progress=advance)
+        _describe(building, path, folder)
+    return ImportedCheckpoint(output, name, len(tensors), skipped)
+
+
+def _other_files(folder: ModelFolder, part: str) -> list[Path]:
+    """A component's files; pickles stay behind."""
+    return [path for path in list_files(folder.path / part, folder.home) if path.suffix not in PICKLES]
+
+
+def _expected(folder: ModelFolder, name: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the transformer's tensors, by its config; without memory."""
+    import diffusers
+    from accelerate import init_empty_weights
+
+    from liftkit.models.registry import architecture, is_lifted
+
+    architecture(name)
+    if is_lifted(name):
+        raise UsageError(f"--config {folder.source}: a pixel model ({name}); give the latent one that the file is of")
+    config = folder.config("transformer")
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = getattr(diffusers, name).from_config(config)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"{folder.path / 'transformer' / 'config.json'}: {name} cannot be made ({reason(error)})"
+        ) from error
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+
+
+def _mapped(
+    path: Path, header: Header, name: str, folder: ModelFolder, shapes: dict[str, tuple[int, ...]]
+) -> tuple[dict[str, Tensor], int]:
+    """The file's tensors under diffusers' names, as views of the file where nothing is computed; and how many it has more."""
+    own = [key for key in header.tensors if not key.startswith(_OTHERS)]
+    skipped = len(header.tensors) - len(own)
+    tensors = {_inner(key): tensor for key, tensor in _views(path).items() if key in set(own)}
+    if tensors.keys() != shapes.keys():
+        tensors = _translated(path, tensors, name, folder.config("transformer"))
+    for what, keys in (("missing", shapes.keys() - tensors.keys()), ("unknown", tensors.keys() - shapes.keys())):
+        if keys:
+            first = min(keys)
+            hint = "; quantised files are not supported, give the full-precision one" if "scale" in first else ""
+            raise UsageError(
+                f"{path}: for {name} as {folder.source} has it, {len(keys)} tensors are {what}, such as {first!r}{hint}"
+            )
+    for key, shape in shapes.items():
+        if tuple(tensors[key].shape) != shape:
+            raise UsageError(
+                f"{path}: tensor {key!r} is {tuple(tensors[key].shape)}, by the config of {folder.source} {shape}; is it the "
+                "config of this model?"
+            )
+    return {key: tensors[key] for key in shapes}, skipped
+
+
+def _views(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, mapped and not read."""
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _inner(key: str) -> str:
+    for prefix in _INNER:
+        if key.startswith(prefix):
+            return key.removeprefix(prefix)
+    return key
+
+
+def _translated(path: Path, tensors: dict[str, Tensor], name: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """diffusers' own mapping of the original layout."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    if name not in SINGLE_FILE_LOADABLE_CLASSES:
+        raise UsageError(f"{path}: diffusers knows no original layout of {name}; use a diffusers folder")
+    mapping, given = SINGLE_FILE_LOADABLE_CLASSES[name]["checkpoint_mapping_fn"], dict(tensors)
+    with _plain_errors(path, name):
+        # It takes out of what is given whatever it understands.
+        return {**mapping(checkpoint=given, config=config), **given}
+
+
+@contextmanager
+def _plain_errors(path: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, RuntimeError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"{path}: not in the original layout of {name} as diffusers knows it ({type(error).__name__}: {reason(error)}); is "
+            "--config that of the same model?"
+        ) from error
+
+
+def _describe(building: Path, path: Path, folder: ModelFolder) -> None:
+    """The card, with the licence that the config's folder states, and the record."""
+    licence = "".join(f"{key}: {value}\n" for key, value in source_header(folder.path / "README.md").items())
+    card = f"""---
+{licence}library_name: diffusers
+---
+
+# {path.stem}
+
+The transformer of `{path.name}` in diffusers' format; all else is of `{folder.name}`, whose licence and terms apply.
+"""
+    write_text(building / "README.md", card)
+    record = {
+        "format": "liftkit.import",
+        "version": 1,
+        "source": {"file": path.name, "config": folder.name},
+        "versions": versions(),
+    }
+    write_text(building / RECORD, json.dumps({**record, "sha256": manifest(building)}, indent=2) + "\n")

@@ -1,0 +1,188 @@
+"""Single files in the original layout: written here by the inverse of diffusers' mapping, imported as a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import liftkit
+from liftkit.checkpoint.folder import manifest
+from liftkit.formats import single_file
+from tests import tiny
+from tests.test_convert import failed
+from tests.test_pipelines import load
+
+Cli = Callable[..., tuple[int, str, str]]
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+
+# By pattern, diffusers' name and the original's; BFL fuses query, key and value, and has shift before scale.
+FLUX2 = (
+    (r"^x_embedder", "img_in"),
+    (r"^context_embedder", "txt_in"),
+    (r"^time_guidance_embed\.timestep_embedder\.linear_1", "time_in.in_layer"),
+    (r"^time_guidance_embed\.timestep_embedder\.linear_2", "time_in.out_layer"),
+    (r"^(double_stream_modulation_img|double_stream_modulation_txt|single_stream_modulation)\.linear", r"\1.lin"),
+    (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+    (r"^proj_out", "final_layer.linear"),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2"),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.norm_q\.weight", r"single_blocks.\1.norm.query_norm.scale"),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.norm_k\.weight", r"single_blocks.\1.norm.key_norm.scale"),
+    (r"^transformer_blocks\.(\d+)\.attn\.norm_q\.weight", r"double_blocks.\1.img_attn.norm.query_norm.scale"),
+    (r"^transformer_blocks\.(\d+)\.attn\.norm_k\.weight", r"double_blocks.\1.img_attn.norm.key_norm.scale"),
+    (r"^transformer_blocks\.(\d+)\.attn\.norm_added_q\.weight", r"double_blocks.\1.txt_attn.norm.query_norm.scale"),
+    (r"^transformer_blocks\.(\d+)\.attn\.norm_added_k\.weight", r"double_blocks.\1.txt_attn.norm.key_norm.scale"),
+    (r"^transformer_blocks\.(\d+)\.attn\.to_out\.0", r"double_blocks.\1.img_attn.proj"),
+    (r"^transformer_blocks\.(\d+)\.attn\.to_add_out", r"double_blocks.\1.txt_attn.proj"),
+    (r"^transformer_blocks\.(\d+)\.ff\.linear_in", r"double_blocks.\1.img_mlp.0"),
+    (r"^transformer_blocks\.(\d+)\.ff\.linear_out", r"double_blocks.\1.img_mlp.2"),
+    (r"^transformer_blocks\.(\d+)\.ff_context\.linear_in", r"double_blocks.\1.txt_mlp.0"),
+    (r"^transformer_blocks\.(\d+)\.ff_context\.linear_out", r"double_blocks.\1.txt_mlp.2"),
+    (r"^transformer_blocks\.(\d+)\.attn\.to_(q|k|v)\.", r"double_blocks.\1.img_attn.qkv|\2."),
+    (r"^transformer_blocks\.(\d+)\.attn\.add_(q|k|v)_proj\.", r"double_blocks.\1.txt_attn.qkv|\2."),
+)
+SD3 = (
+    (r"^pos_embed\.pos_embed", "pos_embed"),
+    (r"^pos_embed\.proj", "x_embedder.proj"),
+    (r"^time_text_embed\.timestep_embedder\.linear_1", "t_embedder.mlp.0"),
+    (r"^time_text_embed\.timestep_embedder\.linear_2", "t_embedder.mlp.2"),
+    (r"^time_text_embed\.text_embedder\.linear_1", "y_embedder.mlp.0"),
+    (r"^time_text_embed\.text_embedder\.linear_2", "y_embedder.mlp.2"),
+    (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+    (r"^proj_out", "final_layer.linear"),
+    (r"^transformer_blocks\.(\d+)\.norm1\.linear", r"joint_blocks.\1.x_block.adaLN_modulation.1"),
+    (r"^transformer_blocks\.(\d+)\.norm1_context\.linear", r"joint_blocks.\1.context_block.adaLN_modulation.1"),
+    (r"^transformer_blocks\.(\d+)\.attn\.to_out\.0", r"joint_blocks.\1.x_block.attn.proj"),
+    (r"^transformer_blocks\.(\d+)\.attn\.to_add_out", r"joint_blocks.\1.context_block.attn.proj"),
+    (r"^transformer_blocks\.(\d+)\.ff\.net\.0\.proj", r"joint_blocks.\1.x_block.mlp.fc1"),
+    (r"^transformer_blocks\.(\d+)\.ff\.net\.2", r"joint_blocks.\1.x_block.mlp.fc2"),
+    (r"^transformer_blocks\.(\d+)\.ff_context\.net\.0\.proj", r"joint_blocks.\1.context_block.mlp.fc1"),
+    (r"^transformer_blocks\.(\d+)\.ff_context\.net\.2", r"joint_blocks.\1.context_block.mlp.fc2"),
+    (r"^transformer_blocks\.(\d+)\.attn\.to_(q|k|v)\.", r"joint_blocks.\1.x_block.attn.qkv|\2."),
+    (r"^transformer_blocks\.(\d+)\.attn\.add_(q|k|v)_proj\.", r"joint_blocks.\1.context_block.attn.qkv|\2."),
+)
+# Modulations of the last layers, whose halves the original has the other way round.
+SWAPPED = {"flux2": r"^norm_out\.", "sd3": r"^norm_out\.|^transformer_blocks\.1\.norm1_context\."}
+
+
+def original(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A transformer's tensors as BFL's or Stability's own code lays them out."""
+    result: dict[str, Tensor] = {}
+    fused: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        if re.match(SWAPPED[name], key):
+            tensor = torch.cat(tensor.chunk(2)[::-1])
+        new = key
+        for pattern, replacement in {"flux2": FLUX2, "sd3": SD3}[name]:
+            if re.match(pattern, key):
+                new = re.sub(pattern, replacement, key)
+        if "|" in new:
+            module, part = new.split("|")
+            fused.setdefault(f"{module}{part[1:]}", {})[part[0]] = tensor
+        else:
+            result[new] = tensor
+    result |= {key: torch.cat([parts[part] for part in "qkv"]) for key, parts in fused.items()}
+    assert not result.keys() & (state.keys() - {"context_embedder.weight", "context_embedder.bias"})
+    prefix = "model.diffusion_model." if name == "sd3" else ""
+    return {f"{prefix}{key}": tensor for key, tensor in result.items()}
+
+
+@pytest.fixture
+def file(architecture: str, model_folders: dict[str, Path], tmp_path: Path) -> Path:
+    path = tmp_path / f"{architecture}-original.safetensors"
+    save_file(original(architecture, load_file(model_folders[architecture] / WEIGHTS)), path)
+    return path
+
+
+@pytest.fixture
+def config(architecture: str, model_folders: dict[str, Path], tmp_path: Path) -> Path:
+    """The folder of the same model; its own transformer's weights are not needed."""
+    folder = Path(shutil.copytree(model_folders[architecture], tmp_path / "config"))
+    (folder / WEIGHTS).unlink()
+    return folder
+
+
+def test_a_single_file_becomes_the_folder_that_it_came_from(
+    architecture: str, file: Path, config: Path, model_folders: dict[str, Path], cli: Cli, tmp_path: Path
+) -> None:
+    code, out, err = cli("import", file, "--config", config, "-o", tmp_path / "folder")
+    assert code == 0, err
+    assert f"liftkit convert {tmp_path / 'folder'}" in out
+    expected, found = load_file(model_folders[architecture] / WEIGHTS), load_file(tmp_path / "folder" / WEIGHTS)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+    for path in sorted(config.rglob("*")):
+        if path.is_file():
+            assert (tmp_path / "folder" / path.relative_to(config)).read_bytes() == path.read_bytes()
+    record = json.loads((tmp_path / "folder" / "liftkit.json").read_text())
+    assert record["source"] == {"file": file.name, "config": "config"}
+    listed = manifest(tmp_path / "folder")
+    listed.pop("liftkit.json")
+    assert record["sha256"] == listed
+    assert load(tmp_path / "folder").transformer.state_dict().keys() == expected.keys()
+
+
+def test_what_was_imported_converts(architecture: str, file: Path, config: Path, tmp_path: Path) -> None:
+    single_file.import_checkpoint(file, str(config), tmp_path / "folder", shards="link")
+    tiny.lift().save(tmp_path / "lift.safetensors")
+    done = liftkit.convert(
+        str(tmp_path / "folder"), tmp_path / "pixel", lift=tmp_path / "lift.safetensors", device="cpu", proof_steps=1
+    )
+    assert done.proof.exact < 1e-3
+
+
+def test_dtypes_stay_and_files_with_diffusers_names_are_taken_too(
+    model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    state = {key: tensor.bfloat16() for key, tensor in load_file(model_folders["flux2"] / WEIGHTS).items()}
+    for index, variant in enumerate((state, original("flux2", state))):
+        save_file(variant, tmp_path / "file.safetensors")
+        single_file.import_checkpoint(
+            tmp_path / "file.safetensors", str(model_folders["flux2"]), tmp_path / f"folder{index}"
+        )
+        found = load_file(tmp_path / f"folder{index}" / WEIGHTS)
+        assert all(torch.equal(tensor, found[key]) for key, tensor in state.items())
+
+
+def test_a_vae_in_the_file_is_left_out_and_said_so(cli: Cli, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    state = original("sd3", load_file(model_folders["sd3"] / WEIGHTS))
+    more = {"first_stage_model.decoder.conv_in.weight": torch.zeros(2), "text_encoders.clip_l.x": torch.zeros(1)}
+    save_file({**state, **more}, tmp_path / "all.safetensors")
+    code, _, err = cli("import", tmp_path / "all.safetensors", "--config", model_folders["sd3"], "-o", tmp_path / "out")
+    assert code == 0, err
+    assert "2 tensors of a VAE or text encoders were left out" in err
+
+
+def test_what_is_no_checkpoint_of_the_model_is_named(
+    cli: Cli, model_folders: dict[str, Path], converted: dict[str, Path], tmp_path: Path
+) -> None:
+    state = original("flux2", load_file(model_folders["flux2"] / WEIGHTS))
+    path, output, config = tmp_path / "file.safetensors", tmp_path / "out", model_folders["flux2"]
+    cases: list[tuple[dict[str, Tensor | None], tuple[str, ...]]] = [
+        ({"img_in.weight": None}, ("1 tensors are missing", "'x_embedder.weight'")),
+        ({"img_in.weight": torch.zeros(32, 8)}, ("'x_embedder.weight' is (32, 8)", "(32, 16)", "config of this model")),
+        ({"img_in.input_scale": torch.ones(1)}, ("1 tensors are unknown", "quantised files are not supported")),
+        ({"img_in.bias": torch.zeros(32)}, ("1 tensors are unknown", "'x_embedder.bias'")),
+        ({"double_blocks.0.img_attn.strange.weight": torch.zeros(1)}, ("not in the original layout", "strange")),
+    ]
+    for changes, expected in cases:
+        save_file({key: tensor for key, tensor in {**state, **changes}.items() if tensor is not None}, path)
+        failed(cli("import", path, "--config", config, "-o", output), "file.safetensors", *expected)
+    save_file(state, path)
+    failed(cli("import", path, "-o", output), "is a checkpoint", "--config MODEL")
+    failed(cli("import", path, "--config", model_folders["sd3"], "-o", output), "not in the original layout of SD3")
+    failed(cli("import", path, "--config", converted["flux2"], "-o", output), "a pixel model")
+    failed(cli("import", path, "--config", config, "--base", config, "-o", output), "--base: means nothing")
+    failed(cli("import", path, "--config", tmp_path / "nothing", "-o", output), "no such folder")
+    failed(cli("convert", path, "--images", "demo", "-o", output), "a single file", "liftkit import")
+    path.write_bytes(path.read_bytes()[:-4])
+    failed(cli("import", path, "--config", config, "-o", output), "truncated")
+    assert not output.exists()
