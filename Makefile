@@ -4,10 +4,11 @@ VENV := .venv
 RUN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all lint format types bench tiny-klein clean
+.PHONY: demo test test-all lint format types docs bench tiny-klein clean
 
+# make demo QUICK=1 leaves the live finetune out.
 demo: $(VENV)/ready
-	$(RUN)/liftkit demo
+	$(RUN)/liftkit demo $(if $(QUICK),--quick)
 
 test: lint types
 	$(RUN)/pytest -n 2 -m "not slow"
@@ -25,6 +26,11 @@ types: $(VENV)/ready
 format: $(VENV)/ready
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
+
+# What is generated in docs/ from schemas and the command line itself.
+docs: $(VENV)/ready
+	$(RUN)/python -m tools.recipe_reference
+	$(RUN)/python -m tools.cli_reference
 
 bench: $(VENV)/ready
 	for file in benchmarks/*.py; do $(RUN)/python $$file || exit 1; done

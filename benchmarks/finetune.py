@@ -36,7 +36,9 @@ def floor(trainer: Trainer, batch) -> float:
     level = sigma.view(-1, 1, 1, 1)
     x_t = torch.lerp(x0, noise, level)
     tokens = patchify(batch.latents, lift.latent_patch)
-    z_t = torch.lerp(batch.latents, unpatchify(torch.randn_like(tokens), lift.latent_patch, *batch.latents.shape[-2:]), level)
+    z_t = torch.lerp(
+        batch.latents, unpatchify(torch.randn_like(tokens), lift.latent_patch, *batch.latents.shape[-2:]), level
+    )
     synchronise(x0)
     start = time.perf_counter()
     with torch.no_grad():
@@ -74,7 +76,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the recipe tiny-klein")
     chosen = parser.parse_args()
     with TemporaryDirectory() as scratch:
-        overrides = [f"output={scratch}/run", "validation.every=0", "previews.every=0", "data.sources=[{kind: demo, count: 512}]"]
+        overrides = [
+            f"output={scratch}/run",
+            "validation.every=0",
+            "previews.every=0",
+            "data.sources=[{kind: demo, count: 512}]",
+        ]
         recipe = load_recipe("tiny-klein", [*overrides, *chosen.overrides])
         folder = RunFolder(recipe.output)
         trainer = prepare(recipe, folder, Silent())
@@ -89,7 +96,9 @@ def main() -> None:
     network = trainer.trainee.network
     base = sum(p.numel() * p.element_size() for p in trainer.trainee.transformer.parameters() if not p.requires_grad)
     kept = sum(p.numel() * p.element_size() for p in network.originals.parameters())
-    print(f"torch {version('torch')}, {torch.get_num_threads()} threads, {platform.machine()}, {trainer.accelerator.device}")
+    print(
+        f"torch {version('torch')}, {torch.get_num_threads()} threads, {platform.machine()}, {trainer.accelerator.device}"
+    )
     print(f"floor: student forward + backward, reference forward   {bare:.3f} s a step")
     print(f"ours: the whole step                                   {ours:.3f} s a step   ratio {ratio:.3f}")
     print(f"frozen base weights {base / 1e6:.2f} MB, in memory once; the reference adds {kept / 1e6:.2f} MB")

@@ -1,20 +1,34 @@
-"""The command line itself: quick, lazy, documented."""
+"""The command line itself: quick, lazy, documented, completed."""
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from liftkit.cli.answers import KEYS
+from tools.cli_reference import MARK, PAGE, about, commands, example, reference
 
 Cli = Callable[..., tuple[int, str, str]]
 HEAVY = ("torch", "diffusers", "transformers", "numpy", "sklearn", "scipy", "PIL", "huggingface_hub", "safetensors")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,14 +86,67 @@ def test_a_fault_of_ours_is_one_line_and_debug_shows_the_traceback(
         cli("--debug", "convert", "x", "--images", "demo", "-o", tmp_path / "out")
 
 
-def test_every_option_has_help() -> None:
-    import typer
+def test_every_option_has_help_and_every_command_an_answer() -> None:
+    for command, context in commands():
+        assert about(command), context.command_path
+        for parameter in command.params:
+            assert getattr(parameter, "help", "") or parameter.name == "help", (context.command_path, parameter.name)
+    assert sorted(KEYS) == sorted(context.command_path.removeprefix("liftkit ") for _, context in commands())
 
-    from liftkit.cli.app import app
 
-    command = typer.main.get_command(app)
-    for name, sub in command.commands.items():  # type: ignore[attr-defined]
-        assert sub.help
-        assert "Example:" in sub.help, name
-        for parameter in sub.params:
-            assert getattr(parameter, "help", "") or parameter.name == "help", (name, parameter.name)
+def test_every_command_takes_quiet_and_json() -> None:
+    for command, context in commands():
+        flags = {option for parameter in command.params for option in parameter.opts}
+        assert {"--quiet", "-q", "--json"} <= flags, context.command_path
+
+
+@pytest.mark.parametrize(("command", "context"), [pytest.param(*each, id=each[1].command_path) for each in commands()])
+def test_the_example_of_every_command_parses(command: Any, context: Any) -> None:
+    """Options exist, values are among the choices, nothing is missing; typer raises otherwise."""
+    path, words = context.command_path.split(), shlex.split(example(command))
+    assert words[: len(path)] == path
+    command.make_context(path[-1], words[len(path) :], parent=context.parent)
+
+
+def test_the_reference_is_current() -> None:
+    assert PAGE.read_text().partition(MARK)[2].lstrip("\n") == reference(), (
+        "python -m tools.cli_reference makes it anew"
+    )
+
+
+def test_the_reference_has_every_option_with_its_choices_and_defaults() -> None:
+    text = reference()
+    for command, context in commands():
+        section = text.partition(f"## {context.command_path}\n")[2].partition("\n## ")[0]
+        for parameter in command.params:
+            for name in parameter.opts:
+                assert re.search(rf"{re.escape(parameter.metavar or name)}[ ,\n]", section), (
+                    context.command_path,
+                    name,
+                )
+        assert f"\n{example(command)}\n" in section
+    assert re.search(r"^--scale <norm\|lsq> .*\n? *\S*norm\]", text, re.MULTILINE)
+    assert "[required]" in text
+    assert "[env var: LIFTKIT_QUIET]" in text
+
+
+def test_shells_complete_recipes_choices_and_commands() -> None:
+    expected = {
+        "liftkit finetune tiny": ["tiny-klein"],
+        "liftkit recipes show sd3": ["sd3.5-medium"],
+        "liftkit convert x --kind p": ["procrustes", "pca"],
+        "liftkit doc": ["doctor"],
+    }
+    program = f"""
+import os, sys
+sys.argv = ["liftkit"]
+from liftkit.cli import app
+for typed in {list(expected)!r}:
+    os.environ |= {{"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}}
+    try:
+        app.run()
+    except SystemExit:
+        print("--")
+"""
+    done = run("-c", program, _LIFTKIT_COMPLETE="complete_bash")
+    assert [each.split() for each in done.stdout.split("--")] == [*expected.values(), []], done.stderr

@@ -116,7 +116,10 @@ def test_a_run_killed_and_resumed_equals_one_that_was_not(make, tmp_path: Path) 
     assert [step for step, _ in checkpoints(recipe.output / "checkpoints")] == [3]
     finetune(recipe, resume="latest")
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    results = [(tmp_path / name / "model" / "transformer" / "diffusion_pytorch_model.safetensors") for name in ("whole", "killed")]
+    results = [
+        (tmp_path / name / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
+        for name in ("whole", "killed")
+    ]
     assert results[0].read_bytes() == results[1].read_bytes()
 
 
@@ -139,7 +142,9 @@ def test_ctrl_c_and_stop_files_save_first_and_lose_nothing(make, tmp_path: Path)
 
 
 def test_a_touched_save_file_writes_a_checkpoint_and_rotation_keeps_the_newest(make) -> None:
-    recipe = make("saved", "checkpoints.every=1", "checkpoints.keep=2", "previews.every=0", "steps=4", "validation.every=0")
+    recipe = make(
+        "saved", "checkpoints.every=1", "checkpoints.keep=2", "previews.every=0", "steps=4", "validation.every=0"
+    )
     finetune(recipe, observer=Watch(lambda step: (recipe.output / "save").touch()))
     assert [step for step, _ in checkpoints(recipe.output / "checkpoints")] == [3, 4]
     assert not (recipe.output / "save").exists() or recipe.steps == 4
@@ -159,7 +164,16 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(make, t
     quick = ("steps=3", "previews.every=0", "validation.every=0", "objective.adversarial=0", "trainable.dropout=0")
     alone = rows(finetune(make("alone", *quick)).trainer.folder.path)
     make("both")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "liftkit"]
     command = [*launch, "finetune", str(tmp_path / "both.yaml"), *quick]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
@@ -171,7 +185,9 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(make, t
         assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
 
 
-def test_the_result_is_a_folder_that_the_stock_loader_opens_and_the_adapter_says_the_same(make, pixel_klein: Path) -> None:
+def test_the_result_is_a_folder_that_the_stock_loader_opens_and_the_adapter_says_the_same(
+    make, pixel_klein: Path
+) -> None:
     quick = ("steps=2", "previews.every=0", "validation.every=0")
     model = finetune(make("model", *quick)).result
     adapter = finetune(make("adapter", *quick, "save=adapter")).result
@@ -186,7 +202,9 @@ def test_the_result_is_a_folder_that_the_stock_loader_opens_and_the_adapter_says
     for base in (TINY_KLEIN, pixel_klein):
         loaded = DiffusionPipeline.from_pretrained(base, dtype=torch.bfloat16)
         applied = load_pixel_pipeline(loaded, Adapter.load(adapter)).transformer
-        assert all(torch.equal(value, merged[name]) for name, value in applied.state_dict().items() if name != "lift.basis")
+        assert all(
+            torch.equal(value, merged[name]) for name, value in applied.state_dict().items() if name != "lift.basis"
+        )
     record = json.loads((model / "liftkit.json").read_text())
     assert record["finetune"]["steps"] == 2
     assert str(pixel_klein.parent) not in (model / "liftkit.json").read_text()
@@ -202,7 +220,9 @@ def test_the_result_is_a_folder_that_the_stock_loader_opens_and_the_adapter_says
     ],
 )
 def test_controls_and_full_training_run(make, overrides: tuple[str, ...], learns: str) -> None:
-    done = finetune(make("control", *overrides, "steps=2", "previews.every=0", "validation.every=0", "optimizer.multipliers={}"))
+    done = finetune(
+        make("control", *overrides, "steps=2", "previews.every=0", "validation.every=0", "optimizer.multipliers={}")
+    )
     assert type(done.trainer.trainee.transformer).__name__ == learns
     assert done.result is not None
     assert DiffusionPipeline.from_pretrained(done.result).transformer is not None
@@ -222,7 +242,9 @@ def test_resuming_from_nothing_or_in_another_run_is_an_error(make, cli, tmp_path
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(make) -> None:
-    recipe = make("diverges", "checkpoints.every=1", "previews.every=0", "validation.every=0", "objective.adversarial=0")
+    recipe = make(
+        "diverges", "checkpoints.every=1", "previews.every=0", "validation.every=0", "objective.adversarial=0"
+    )
 
     def spoil(step: int) -> None:
         if step == 2:

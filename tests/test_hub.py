@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
 from liftkit import hub
+from liftkit.checkpoint.model import find_model
 from liftkit.errors import LiftkitError, UsageError
+from liftkit.formats.adapters import open_adapter
+from tests import tiny
 from tests.adapters import random_adapter
 from tests.test_convert import failed
 
@@ -136,8 +142,6 @@ def test_commands_push_only_when_asked(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    from tests import tiny
-
     output = tmp_path / "out"
     tiny.lift().save(tmp_path / "lift.safetensors")
     ours = random_adapter(converted["flux2"])
@@ -148,19 +152,49 @@ def test_commands_push_only_when_asked(
         "import": (tmp_path / "adapter", "--base", converted["flux2"], "--keep-adapter"),
     }
     if command == "export":
-        from dataclasses import replace
-
         replace(ours, lift=tiny.lift()).save(tmp_path / "paper", "# card\n")
     with monkeypatch.context() as patch:
         patch.setattr(huggingface_hub, "get_token", lambda: None)
         failed(cli(command, *arguments[command], "-o", output, "--push", "org/name"), "no token")
         assert not output.exists()
     failed(cli(command, *arguments[command], "-o", output, "--public"), "give --push")
-    code, out, err = cli(command, *arguments[command], "-o", output)
-    assert code == 0, err
-    assert not fake.calls
-    shutil.rmtree(output)
+    if command != "convert":  # which takes its time
+        code, out, err = cli(command, *arguments[command], "-o", output)
+        assert code == 0, err
+        assert not fake.calls
+        shutil.rmtree(output)
     code, out, err = cli(command, *arguments[command], "-o", output, "--push", "org/name")
     assert code == 0, err
     assert "pushed to https://huggingface.co/org/name (private)" in out
     assert {"README.md", "liftkit.json"} <= fake.calls[-1][2]
+
+
+def test_adapters_and_configs_are_fetched_from_the_hub(
+    converted: dict[str, Path], model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours = random_adapter(converted["flux2"])
+    store, cache = tmp_path / "store", tmp_path / "cache"
+    (store / "org" / "adapters").mkdir(parents=True)
+    ours.save(store / "org" / "adapters" / "first", "# card\n")
+    shutil.copytree(model_folders["flux2"], store / "org" / "model")
+
+    def snapshot_download(repo: str, allow_patterns: list[str]) -> str:
+        for path in sorted((store / repo).rglob("*")):
+            name = path.relative_to(store / repo).as_posix()
+            if path.is_file() and any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (cache / repo / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, cache / repo / name)
+        return str(cache / repo)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    found = open_adapter("org/adapters/first")
+    assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in ours.tensors.items())
+    for wrong in ("org/adapters/../adapters", "org", "/nowhere/at/all"):
+        with pytest.raises(UsageError, match="no adapter folder, and no Hub id"):
+            open_adapter(wrong)
+    with pytest.raises(UsageError, match="no adapter"):
+        open_adapter("org/adapters/second")
+    find_model("org/model", without="transformer")
+    names = {path.name for path in (cache / "org" / "model" / "transformer").iterdir()}
+    assert names == {"config.json"}
+    assert (cache / "org" / "model" / "vae" / "diffusion_pytorch_model.safetensors").is_file()

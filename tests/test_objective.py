@@ -200,7 +200,9 @@ def test_student_and_reference_leave_each_other_as_they_were() -> None:
 
 
 @pytest.mark.parametrize(("hidden", "dim", "rank"), [(64, 48, 16), (40, 48, 16), (16, 48, 16), (8, 48, 16)])
-def test_opening_leaves_the_subspace_alone_and_disturbs_as_little_as_there_is_room(hidden: int, dim: int, rank: int) -> None:
+def test_opening_leaves_the_subspace_alone_and_disturbs_as_little_as_there_is_room(
+    hidden: int, dim: int, rank: int
+) -> None:
     basis = torch.linalg.qr(torch.randn(dim, rank, dtype=torch.float64))[0]
     latent = torch.randn(hidden, rank, dtype=torch.float64)
     added = opening_columns(latent @ basis.T, basis, 0.5, seed=3)

@@ -147,7 +147,8 @@ class Follower:
     def _part(self, part: Part, buffers: tuple[memoryview, memoryview], source: int | None) -> str:
         """A tensor's sum; its bytes are compared with the source's, where it has some."""
         total, at = 0, part.start
-        step = BLOCK if part.ratio <= 1 else round(BLOCK / part.ratio)
+        # Whole words, whose bytes in the source fit into the other buffer.
+        step = int(BLOCK / max(1, part.ratio)) // 8 * 8
         while at < part.end:
             block = buffers[0][: min(step, part.end - at)]
             self._wait(at + len(block))

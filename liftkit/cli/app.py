@@ -11,10 +11,11 @@ from typing import Annotated
 
 import typer
 
-from liftkit.cli import console
+from liftkit.cli import console, scripting
 from liftkit.cli.compare import compare
 from liftkit.cli.convert import convert
 from liftkit.cli.demo import demo
+from liftkit.cli.doctor import doctor
 from liftkit.cli.export import export
 from liftkit.cli.finetune import finetune
 from liftkit.cli.fit import fit
@@ -45,7 +46,9 @@ app.command()(generate)
 app.command(name="import")(import_)
 app.command()(export)
 app.command()(demo)
+app.command()(doctor)
 app.add_typer(recipes)
+scripting.add_options(app)
 
 
 def _version(wanted: bool) -> None:
@@ -58,13 +61,25 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", envvar="LIFTKIT_QUIET", help="Print errors and nothing else; files are written."),
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Turn a pretrained latent flow model into a pixel flow model."""
-    console.settings.debug = debug
+    """Turn a pretrained latent flow model into a pixel flow model.
+
+    --quiet and --json go before or after the command.
+
+    Example: liftkit doctor
+    """
+    console.settings.quiet, console.settings.json, console.settings.debug = quiet, json, debug
 
 
 def run() -> None:
@@ -76,24 +91,35 @@ def run() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    console.begin()
     try:
         app()
-    except SystemExit as exit_:
-        if exit_.code == INTERRUPTED:  # typer's own answer to Ctrl-C
+        code = 0
+    except SystemExit as exit_:  # how typer ends, well or not
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        if code == INTERRUPTED:
             console.fail("interrupted")
+        scripting.finish(code, exit_)
         raise
     except KeyboardInterrupt:
         console.fail("interrupted")
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
     except Exception as error:  # the edge of the program: everything becomes one line
-        from liftkit.errors import LiftkitError
-
+        code = _tell(error)
         if console.settings.debug:
+            scripting.finish(code)
             raise
-        if isinstance(error, LiftkitError):
-            console.fail(str(error))
-            sys.exit(error.exit_code)
-        console.fail(
-            f"{type(error).__name__}: {error} (this is a fault of liftkit; run with --debug for the traceback)"
-        )
-        sys.exit(1)
+    scripting.finish(code)
+    sys.exit(code)
+
+
+def _tell(error: Exception) -> int:
+    """What happened, on one line; the exit code."""
+    from liftkit.errors import LiftkitError
+
+    if isinstance(error, LiftkitError):
+        console.fail(str(error))
+        return error.exit_code
+    hint = "" if console.settings.debug else "; run with --debug for the traceback"
+    console.fail(f"{type(error).__name__}: {error} (this is a fault of liftkit{hint})")
+    return 1

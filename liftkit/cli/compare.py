@@ -94,6 +94,7 @@ def compare(
 
 def print_comparison(found: Comparison) -> None:
     """The table, figure by figure, and for each pixel model what may be claimed."""
+    console.result(comparison=found.to_dict())
     # Figures that wrap cannot be read; a narrow terminal breaks whole lines instead.
     console.out.print(_table(found), width=max(console.out.width, 17 + 12 * len(found.rows)))
     console.out.print()

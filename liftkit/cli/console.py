@@ -1,10 +1,13 @@
-"""What the commands print with: one console for results, one for progress and complaints."""
+"""What the commands print with: one console for results, one for progress and complaints, and the object of ``--json``."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,12 +30,36 @@ from liftkit.progress import Advance
 
 @dataclass
 class Settings:
-    """Choices that hold for the whole run."""
+    """Choices that hold for the whole run.
+
+    Args:
+        debug: show the traceback of an error.
+        quiet: print errors and nothing else.
+        json: print one JSON object on stdout, and everything else on stderr.
+    """
 
     debug: bool = False
+    quiet: bool = False
+    json: bool = False
+
+
+@dataclass
+class Answer:
+    """What ``--json`` prints in the end.
+
+    Args:
+        command: that runs, such as ``recipes list``; empty before there is one.
+        fields: what it found, by the keys of :data:`liftkit.cli.answers.KEYS`.
+        errors: what went wrong, line by line.
+    """
+
+    command: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
 
 
 settings = Settings()
+answer = Answer()
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -49,14 +76,45 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
+def begin() -> None:
+    """A run starts: choices and answers of an earlier one in this process are forgotten."""
+    vars(settings).update(vars(Settings()))
+    vars(answer).update(vars(Answer()))
+
+
+def result(**found: Any) -> None:
+    """What a command found, for ``--json``: plain data, paths allowed. Keys: :data:`liftkit.cli.answers.KEYS`."""
+    answer.fields |= found
+
+
+def answer_text(exit_code: int) -> str:
+    """The object of ``--json``, on one line; ``ok`` says whether the exit code is 0."""
+    given = {"command": answer.command or None, "ok": exit_code == 0}
+    failed = {"error": "\n".join(answer.errors) or "failed", "exit_code": exit_code} if exit_code else {}
+    return json.dumps(_plain(given | failed | answer.fields | given))
+
+
+def _plain(value: Any) -> Any:
+    """Data that every JSON parser reads: paths as text, numbers that are not finite as null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
 def fail(message: str) -> None:
-    """One line on stderr."""
+    """One line on stderr, and in the object of ``--json``."""
+    answer.errors.append(message)
     err.print(f"[bold red]error[/]: {escape(message)}")
 
 
 def note(message: str) -> None:
     """One line on stderr, not an error."""
-    err.print(f"[yellow]note[/]: {escape(message)}")
+    if not settings.quiet:
+        err.print(f"[yellow]note[/]: {escape(message)}")
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:
@@ -106,7 +164,7 @@ class Bars:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=err) as progress:
+        with Progress(*columns, console=err, disable=settings.quiet) as progress:
             task = progress.add_task(escape(title), total=total, unit=unit)
             self._running = progress, task, title
             yield lambda amount: progress.advance(task, amount)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from liftkit.cli import console
+from liftkit.cli.answers import plan_data
 from liftkit.cli.push import Public, Push, check, send
 
 if TYPE_CHECKING:
@@ -171,6 +172,7 @@ def convert(
     )
     plan = make_plan(model, output, options)
     print_plan(plan)
+    console.result(dry_run=dry_run)
     if dry_run:
         console.out.print("dry run: nothing was written")
         return
@@ -183,6 +185,7 @@ def convert(
 
 def print_plan(plan: Plan) -> None:
     """What would happen."""
+    console.result(plan=plan_data(plan))
     options = plan.options
     rewritten = ", ".join(f"{name} {tuple(entry.shape)}" for name, entry in plan.rewritten.items())
     how = "copied byte for byte" if options.shards == "copy" else "linked or copied, by whole shards"
@@ -239,7 +242,10 @@ def lift_rows(lift: Lift) -> list[tuple[str, str]]:
 
 def print_summary(result: Conversion) -> None:
     """What came out, and what to do next."""
+    from liftkit.report.data import read_report
+
     proof, output = result.proof, result.output
+    console.result(output=output, report=read_report(output).to_dict(), skipped=result.skipped)
     rows = [
         *lift_rows(result.lift),
         ("proof", f"deviation {proof.exact:.1e} in full precision, {proof.stored:.1e} as stored in {proof.dtype} "

@@ -34,3 +34,4 @@ def demo(
     if result.finetuned is not None:
         rows.append(("finetuned here", str(result.finetuned)))
     console.table("Demo", rows)
+    console.result(finetuned=result.finetuned, picture=result.picture, page=result.page)

@@ -15,6 +15,7 @@ from liftkit.cli.push import Public, Push, check, send
 class Format(StrEnum):
     """Choices of ``--format``."""
 
+    adapter = "adapter"
     asymflow_adapter = "asymflow-adapter"
 
 
@@ -22,8 +23,9 @@ def export(
     folder: Annotated[str, typer.Argument(help="An adapter folder of ours, or a converted folder, finetuned or not.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
     format_: Annotated[
-        Format, typer.Option("--format", help="asymflow-adapter: that of the AsymFlow authors and their ComfyUI nodes.")
-    ] = Format.asymflow_adapter,
+        Format,
+        typer.Option("--format", help="An adapter folder of ours, or of the AsymFlow authors and their ComfyUI nodes."),
+    ],
     base: Annotated[
         str | None,
         typer.Option(help="The model that it came from; needed where only that tells what a finetune has changed."),
@@ -38,15 +40,18 @@ def export(
         bool, typer.Option("--overwrite", help="Replace an earlier export.", rich_help_panel="Dangerous options")
     ] = False,
 ) -> None:
-    """Write an adapter or a converted folder in the format of others, here that of the AsymFlow authors.
+    """Write a converted folder or an adapter of ours as an adapter, in our format or that of the AsymFlow authors.
 
     Example: liftkit export runs/first/adapter --format asymflow-adapter -o klein-asymflow
     """
-    from liftkit.formats.exporting import export_asymflow_adapter
+    from liftkit.formats.exporting import export_adapter
 
     check(push, public)
     console.quiet_libraries()
-    done = export_asymflow_adapter(folder, output, base=base, rank=rank, overwrite=overwrite, observer=console.Bars())
+    done = export_adapter(
+        folder, output, format_.value, base=base, rank=rank, overwrite=overwrite, observer=console.Bars()
+    )
+    console.result(format=format_.value, output=output)
     adapter = done.adapter
     size = sum(tensor.nbytes for tensor in adapter.tensors.values())
     rows = [

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from liftkit.cli import console
+from liftkit.cli.completion import complete_recipe
 
 if TYPE_CHECKING:
     from liftkit.finetune.recipe import Recipe
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
 def finetune(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe file, or the name of a shipped one (see liftkit recipes list).")
+        str,
+        typer.Argument(
+            help="A recipe file, or the name of a shipped one (see liftkit recipes list).",
+            autocompletion=complete_recipe,
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.")
@@ -40,6 +45,7 @@ def finetune(
     given = [*(overrides or []), *([f"output={json.dumps(str(output))}"] if output is not None else [])]
     chosen = load_recipe(recipe, given)
     console.quiet_libraries()
+    console.result(dry_run=dry_run, output=chosen.output)
     if dry_run:
         _dry_run(chosen)
         return
@@ -53,11 +59,12 @@ def finetune(
 
 
 def _report(recipe: Recipe, done: Finetuned) -> None:
-    trainer = done.trainer
-    per_step = trainer.speed.seconds / max(trainer.speed.steps, 1)
+    figures = _figures(recipe, done)
+    console.result(result=done.result, stopped=done.outcome.stopped, skipped=done.skipped, **figures)
+    per_step = f", {figures['seconds_per_step']:.3f} s a step" if figures["seconds_per_step"] else ""
     rows = [
-        ("steps", f"{done.outcome.step} of {recipe.steps} in {done.outcome.seconds:.0f} s, {per_step:.3f} s a step"),
-        ("speed", ", ".join(_speed(recipe, done))),
+        ("steps", f"{figures['step']} of {figures['steps']} in {figures['seconds']:.0f} s{per_step}"),
+        ("speed", ", ".join(_speed(figures))),
     ]
     if done.skipped:
         rows.append(("images", done.skipped))
@@ -68,14 +75,27 @@ def _report(recipe: Recipe, done: Finetuned) -> None:
     console.table("Finetuned" if done.result is not None else "Stopped", rows)
 
 
-def _speed(recipe: Recipe, done: Finetuned) -> list[str]:
+def _figures(recipe: Recipe, done: Finetuned) -> dict[str, Any]:
+    """How far and how fast; None for what was not measured."""
     from liftkit.finetune.memory import peak_memory
 
     speed = done.trainer.speed
-    per_step = speed.seconds / max(speed.steps, 1)
-    parts = [f"{recipe.batch_size / per_step:.1f} images/s"] if speed.steps else []
-    parts += [f"{speed.flops / per_step / 1e12:.3f} TFLOPS"] if speed.flops and per_step else []
-    return [*parts, f"peak memory {console.size(peak_memory(done.trainer.accelerator.device))}"]
+    per_step = speed.seconds / speed.steps if speed.steps else None
+    return {
+        "step": done.outcome.step,
+        "steps": recipe.steps,
+        "seconds": done.outcome.seconds,
+        "seconds_per_step": per_step,
+        "images_per_second": recipe.batch_size / per_step if per_step else None,
+        "tflops": speed.flops / per_step / 1e12 if per_step and speed.flops else None,
+        "peak_memory": peak_memory(done.trainer.accelerator.device),
+    }
+
+
+def _speed(figures: dict[str, Any]) -> list[str]:
+    parts = [f"{figures['images_per_second']:.1f} images/s"] if figures["images_per_second"] else []
+    parts += [f"{figures['tflops']:.3f} TFLOPS"] if figures["tflops"] else []
+    return [*parts, f"peak memory {console.size(figures['peak_memory'])}"]
 
 
 def _next(recipe: Recipe, result: Path) -> str:
@@ -88,5 +108,7 @@ def _dry_run(recipe: Recipe) -> None:
     from liftkit.finetune.dry_run import describe
 
     console.out.print(recipe.to_yaml(), markup=False)
-    for title, rows in describe(recipe, console.Bars()):
+    tables = describe(recipe, console.Bars())
+    console.result(recipe=recipe.model_dump(mode="json"), estimate={title: dict(rows) for title, rows in tables})
+    for title, rows in tables:
         console.table(title, rows)

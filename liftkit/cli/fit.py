@@ -93,9 +93,12 @@ def _rows(job: FitJob) -> list[tuple[str, str]]:
 
 def _report(job: FitJob) -> None:
     from liftkit.fitting import run
+    from liftkit.report.data import Report
 
     done = run(job, console.Bars())
-    if done.lift is not None:
+    console.result(output=job.output or done.moments, images=done.images, resumed=done.resumed, skipped=done.skipped)
+    if done.lift is not None and job.output is not None:
+        console.result(report=Report(job.output.stem, done.lift).to_dict())
         rows = lift_rows(done.lift)
         console.table("Fitted", [*rows, ("lift", str(job.output)), ("next", f"liftkit report {job.output}")])
     elif done.moments is not None:

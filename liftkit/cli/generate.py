@@ -47,6 +47,7 @@ def generate(
     model = find_model(str(TINY_KLEIN) if folder == "demo" else folder)
     options = GenerateOptions(count, seed, steps, guidance, height, width, batch_size, chosen)
     done = run(model, texts, output, options, console.Bars())
+    console.result(output=done.folder, new=done.new, found=done.found, device=chosen)
     if done.found:
         console.note(f"{done.found} images had been made by an earlier run")
     console.out.print(f"{done.new} new images in {done.folder} ({chosen}: {why})")

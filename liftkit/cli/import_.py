@@ -69,6 +69,7 @@ def import_(
         _checkpoint(source, str(config), output, shards, overwrite)
     else:
         _adapter(source, str(base), output, keep_adapter, device, shards, overwrite)
+    console.result(kind=kind, output=output)
     send(output, push, public)
 
 

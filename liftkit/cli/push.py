@@ -37,4 +37,5 @@ def send(folder: Path, repo: str | None, public: bool) -> None:
         from liftkit.hub import push
 
         address = push(folder, repo, private=not public, observer=console.Bars())
+        console.result(pushed=address)
         console.out.print(f"pushed to {address} ({'public' if public else 'private'})", markup=False)

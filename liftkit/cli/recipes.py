@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from liftkit.cli import console
+from liftkit.cli.completion import complete_recipe
 
 recipes = typer.Typer(
     name="recipes",
@@ -15,7 +16,12 @@ recipes = typer.Typer(
     no_args_is_help=True,
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe; liftkit recipes list names them.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A shipped recipe; liftkit recipes list names them.", autocompletion=complete_recipe
+    ),
+]
 
 
 @recipes.command("list")
@@ -26,7 +32,9 @@ def list_() -> None:
     """
     from liftkit.finetune.shipped import shipped_recipes, summary
 
-    console.table("Recipes", [(name, summary(path)) for name, path in shipped_recipes().items()])
+    found = [{"name": name, "summary": summary(path), "path": path} for name, path in shipped_recipes().items()]
+    console.result(recipes=found)
+    console.table("Recipes", [(str(each["name"]), str(each["summary"])) for each in found])
 
 
 @recipes.command()
@@ -37,7 +45,10 @@ def show(name: Name) -> None:
     """
     from liftkit.finetune.shipped import shipped_recipe
 
-    typer.echo(shipped_recipe(name).read_text(encoding="utf-8"), nl=False)
+    path = shipped_recipe(name)
+    text = path.read_text(encoding="utf-8")
+    console.result(name=path.stem, path=path, text=text)
+    console.out.print(text, markup=False, end="")
 
 
 @recipes.command()
@@ -61,4 +72,5 @@ def copy(
     if target.exists():
         raise UsageError(f"{target}: exists already; give another name, or remove it first")
     write_text(target, source.read_text(encoding="utf-8"))
+    console.result(name=source.stem, path=target)
     console.out.print(f"{target}: edit it, then liftkit finetune {target}", markup=False)

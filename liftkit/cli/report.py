@@ -32,6 +32,7 @@ def report(
             check_file(target, ending)
     found = read_report(path)
     other = read_report(compare) if compare is not None else None
+    console.result(report=found.to_dict(), other=other and other.to_dict(), angles=None)
     _print(found)
     if other is not None:
         _print_comparison(found, other)
@@ -84,6 +85,7 @@ def _print_comparison(found: Report, other: Report) -> None:
     from liftkit.report.data import compare
 
     result = compare(found, other)
+    console.result(angles=result["angles"])
     rows = [(name, f"{first}  |  {second}") for name, first, second in result["rows"]]
     if result["angles"]:
         rows.append(("subspaces apart", f"{result['angles'][0]:.1f} to {result['angles'][-1]:.1f} degrees"))

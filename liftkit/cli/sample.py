@@ -56,4 +56,5 @@ def sample(
             advance=advance,
         )
     save_grid(images, output, columns)
+    console.result(output=output, count=count, prompts=prompts, seeds=[seed + i for i in range(count)], device=chosen)
     console.out.print(f"{count} images in {output} ({chosen}: {why})")

@@ -15,7 +15,6 @@ def verify(
         str | None,
         typer.Option(help="The model that it was made from: compares every unchanged tensor, byte for byte."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Check a converted folder: manifest, hashes, shapes, orthonormality, and that it is source times lift.
 
@@ -26,16 +25,12 @@ def verify(
     from liftkit.conversion.audit import audit
 
     console.quiet_libraries()
-    found = audit(folder, source, None if as_json else console.Bars())
-    if as_json:
-        from json import dumps
-
-        typer.echo(dumps(found.to_dict(), indent=2))
-    else:
-        rows = [(check.name, check.detail if check.ok else "FAILED") for check in found.checks]
-        console.table(f"Verify {folder}", rows)
-        for check in found.checks:
-            for problem in check.problems:
-                console.fail(f"{check.name}: {problem}")
+    found = audit(folder, source, console.Bars())
+    console.result(**found.to_dict())
+    rows = [(check.name, check.detail if check.ok else "FAILED") for check in found.checks]
+    console.table(f"Verify {folder}", rows)
+    for check in found.checks:
+        for problem in check.problems:
+            console.fail(f"{check.name}: {problem}")
     if not found.ok:
         raise typer.Exit(1)

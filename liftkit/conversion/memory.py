@@ -39,10 +39,10 @@ def available_memory(device: str) -> int:
         return torch.cuda.mem_get_info(device)[0]
     import psutil
 
-    return min(psutil.virtual_memory().available, *_container_limits())
+    return min(psutil.virtual_memory().available, _container_limit())
 
 
-def _container_limits() -> list[int]:
+def _container_limit() -> int:
     """What the control group leaves to this process (Linux), its files' cache counted as free; a huge number where it
     sets no limit."""
     group = Path("/sys/fs/cgroup")
@@ -50,5 +50,5 @@ def _container_limits() -> list[int]:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         cache = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):
-        return [2**62]
-    return [max(limit - used, 0) + (int(cache[1]) if cache else 0)]
+        return 2**62
+    return max(limit - used, 0) + (int(cache[1]) if cache else 0)

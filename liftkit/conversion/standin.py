@@ -63,10 +63,11 @@ def deviations(
         return original(name) if name in changed else stored(name)
 
     def pixel(read: Read) -> StandIn:
-        return StandIn(spec, read, lift.latent_patch, lift.fold, read(BASIS), lift.scale)
+        return StandIn(spec, read, lift.latent_patch, lift.fold, read(BASIS), lift.scale, source.unit)
 
     run = TiedRun(spec, dict(config), lift, steps, seed)
-    reference = run.sample_latent(StandIn(spec, latent, lift.latent_patch))
+    source = StandIn(spec, latent, lift.latent_patch)
+    reference = run.sample_latent(source)
     advance(steps)
     in_full = run.deviation(pixel(exact), reference)
     advance(steps)
@@ -89,6 +90,7 @@ class StandIn:
         fold: f of ``pixel_unshuffle`` for a pixel model, 1 for a latent one.
         basis: A as it is stored, for a pixel model.
         scale: s, for a pixel model.
+        unit: size of the features, which has to be the same on both sides; a latent model's own if not given.
     """
 
     spec: Architecture
@@ -97,10 +99,14 @@ class StandIn:
     fold: int = 1
     basis: Tensor | None = None
     scale: float = 1.0
+    unit: float = 0.0
 
     def __post_init__(self) -> None:
         self._inputs = [(*self._load(p.path), p.order) for p in self.spec.inputs]
         self._outputs = [(*self._load(p.path), p.order) for p in self.spec.outputs]
+        if not self.unit:
+            # Of W z for a standard normal z.
+            self.unit = sum(weight.flatten(1).square().sum(1).mean().item() for weight, _, _ in self._inputs) ** 0.5
 
     def velocity(self, x_t: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         """u = eps - x_0 of a state (B, C, H, W) in float32; what else the network would be told is not heard."""
@@ -113,7 +119,13 @@ class StandIn:
         )
         assert isinstance(hidden, Tensor)
         velocity = sum(
-            _unflatten(F.linear(_between(hidden, tau, weight.shape[1]), weight, bias), self.patch, order, height, width)
+            _unflatten(
+                F.linear(_between(hidden / self.unit, tau, weight.shape[1]), weight, bias),
+                self.patch,
+                order,
+                height,
+                width,
+            )
             for weight, bias, order in self._outputs
         )
         assert isinstance(velocity, Tensor)
@@ -137,7 +149,7 @@ class StandIn:
 def _between(hidden: Tensor, tau: Tensor, width: int) -> Tensor:
     """Any function will do: (B, N, hidden) and the time to (B, N, width), bounded."""
     mixed = hidden + hidden.mean(1, keepdim=True) + hidden.roll(1, -1)
-    bounded = torch.tanh(mixed / (1e-6 + mixed.abs().mean()) + tau.reshape(-1, 1, 1))
+    bounded = torch.tanh(mixed / 2 + tau.reshape(-1, 1, 1))
     return bounded[..., torch.arange(width) % hidden.shape[-1]]
 
 

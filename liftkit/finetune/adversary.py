@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.state import load_parameters
 
-LOOKS_BELOW = 0.6
+LOOKS_BELOW = 0.3
 """Noise level above which denoised images are blurred by right, and are not judged."""
 LEARNING_RATE = 5e-4
 

@@ -101,11 +101,6 @@ RULES = (
         "trainable.mode lora needs init pretrained; init random takes full",
     ),
     Rule(
-        ("save", "trainable.mode"),
-        lambda save, mode: save == "model" or mode == "lora",
-        "save adapter needs trainable.mode lora; full leaves no adapter",
-    ),
-    Rule(
         ("optimizer.decay_from", "optimizer.decay"),
         lambda decay_from, decay: decay_from < 1 or decay == "constant",
         "optimizer.decay linear and cosine need decay_from below 1",

@@ -27,6 +27,7 @@ from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
 from liftkit.checkpoint.model import STEM, read_json, read_weights
 from liftkit.color import Oklab
 from liftkit.errors import UsageError
+from liftkit.formats.merging import read_known
 from liftkit.lift import Lift
 from liftkit.models.flux2 import FLUX2
 from liftkit.tokens import token_order
@@ -67,11 +68,7 @@ def read_asymflow_adapter(folder: Path, base: str = "") -> Adapter:
     config = read_json(folder / "config.json")
     patch, rank = (_number(folder, config, key) for key in ("patch_size", "base_rank"))
     weights = read_weights(folder)
-    tensors = {}
-    for name in weights.where:
-        tensor = weights.read(name)
-        assert tensor is not None
-        tensors[name.removeprefix(PREFIX)] = tensor
+    tensors = {name.removeprefix(PREFIX): read_known(weights, name) for name in weights.where}
     _check_names(folder, tensors)
     _check_shapes(folder, tensors, patch, rank)
     lift = _lift(folder, tensors.pop(BASIS), tensors.pop(SCALE), patch)

@@ -18,7 +18,7 @@ def adapter_card(adapter: Adapter, sources: Sequence[Path]) -> str:
         adapter: with the name of its base.
         sources: folders whose cards may state a licence; the first that does counts.
     """
-    body = f"""A {_ASYMFLOW} adapter for `{adapter.base}`: projections, output norm, lift and LoRA.
+    body = f"""An {_ASYMFLOW} adapter for `{adapter.base}`: projections, output norm, lift and LoRA.
 
 ```python
 import liftkit
@@ -44,7 +44,7 @@ pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
 
 def exported_card(adapter: Adapter, sources: Sequence[Path]) -> str:
     """README.md of an adapter in the authors' format; arguments as :func:`adapter_card`."""
-    body = f"""A {_ASYMFLOW} adapter for `{adapter.base}` in the format of the paper's authors: load it with their pipeline, or
+    body = f"""An {_ASYMFLOW} adapter for `{adapter.base}` in the format of the paper's authors: load it with their pipeline, or
 turn it into a diffusers folder with `liftkit import this-folder --base {adapter.base} -o OUT`."""
     return _card(adapter, sources, "pixel adapter", body)
 

@@ -1,11 +1,11 @@
-"""Our folders in other formats: adapters, and models finetuned with LoRA, as adapters of the paper's authors."""
+"""Models and adapters of ours as adapters, in our own format or in that of the paper's authors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,12 +16,12 @@ from liftkit.checkpoint.model import ModelFolder, Weights, read_json
 from liftkit.conversion.surgery import BASIS, lifted_tensors
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import base_name, find_base
-from liftkit.formats.asymflow_adapter import CLASS, FULL, check_exportable, write_asymflow_adapter
-from liftkit.formats.card import exported_card
-from liftkit.formats.merging import tensor_shapes
+from liftkit.formats.asymflow_adapter import write_asymflow_adapter
+from liftkit.formats.card import adapter_card, exported_card
+from liftkit.formats.merging import read_known, tensor_shapes
 from liftkit.lift import Lift
-from liftkit.models.flux2 import FLUX2
-from liftkit.models.registry import is_lifted
+from liftkit.models.registry import architecture, is_lifted
+from liftkit.models.spec import Architecture
 from liftkit.progress import Observer, Silent
 
 # Beyond the rank that is kept, for the accuracy of a randomised decomposition.
@@ -44,20 +44,22 @@ class Exported:
     residual: float | None = None
 
 
-def export_asymflow_adapter(
+def export_adapter(
     folder: str,
     output: Path,
+    format_: Literal["adapter", "asymflow-adapter"],
     *,
     base: str | None = None,
     rank: int | None = None,
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> Exported:
-    """Export to the authors' format (:mod:`liftkit.formats.asymflow_adapter`).
+    """Export to an adapter folder of ours (:mod:`liftkit.adapter`) or the authors' (:mod:`liftkit.formats.asymflow_adapter`).
 
     Args:
         folder: an adapter folder of ours, or a converted folder, finetuned or not.
         output: the folder to make.
+        format_: its format.
         base: the model that it came from; for an adapter that lacks a projection or the output norm, and for a folder that
             was finetuned, of which the difference to its base is taken.
         rank: keep this rank of such differences whatever is lost; the rank of its recipe if not given, of which nothing
@@ -69,44 +71,52 @@ def export_asymflow_adapter(
         UsageError: if the format cannot hold it, with the reason; nothing was written.
         LiftkitError: if the disk refuses.
     """
-    residual = None
+    residual, sources = None, [Path(folder).expanduser()]
     if is_adapter(folder):
         adapter = _complete(Adapter.load(folder), base)
     else:
-        adapter, residual = _extract(find_base(folder), base, rank, observer or Silent())
-    check_exportable(adapter)
-    sources = [Path(folder).expanduser()]
-    write_asymflow_adapter(adapter, output, exported_card(adapter, sources), overwrite=overwrite)
+        found = find_base(folder)
+        adapter, residual = _extract(found, base, rank, observer or Silent())
+        sources = [found.path]
+    if format_ == "adapter":
+        adapter.save(output, adapter_card(adapter, sources), overwrite=overwrite)
+    else:
+        write_asymflow_adapter(adapter, output, exported_card(adapter, sources), overwrite=overwrite)
     return Exported(output, adapter, residual)
 
 
+def held_in_full(spec: Architecture, names: Iterable[str]) -> list[str]:
+    """The tensors of a transformer that an adapter holds in full: of the projections and the output norm."""
+    paths = tuple(f"{path}." for path in (*(projection.path for projection, _ in spec.projections), *spec.reference))
+    return [name for name in names if name.startswith(paths)]
+
+
 def _complete(adapter: Adapter, base: str | None) -> Adapter:
-    """With everything that the format holds in full: what was not trained so is the base's own, with its LoRA merged in."""
-    modules = [name.removesuffix(WEIGHT) for name in FULL]
-    wanted = [
-        name for name in FULL if name not in adapter.full or f"{name.removesuffix(WEIGHT)}{LORA_A}" in adapter.tensors
-    ]
-    if not wanted or base is None or adapter.lift is None or adapter.transformer != CLASS:
+    """With all that an adapter holds in full: what was not trained so is the base's own, with its LoRA merged in."""
+    if base is None or adapter.lift is None:
         return adapter
-    weights = _pixel_tensors(find_base(base), adapter.lift)
-    merged = {name: adapter.apply_to(name, weights[name]) for name in wanted}
-    kept = {
+    tensors = _pixel_tensors(find_base(base), architecture(adapter.transformer), adapter.lift)
+    modules = {name.removesuffix(WEIGHT) for name in tensors}
+    wanted = {
         name: tensor
-        for name, tensor in adapter.tensors.items()
-        if not any(name in (f"{module}{LORA_A}", f"{module}{LORA_B}") for module in modules)
+        for name, tensor in tensors.items()
+        if name not in adapter.tensors or f"{name.removesuffix(WEIGHT)}{LORA_A}" in adapter.tensors
     }
+    merged = {name: adapter.apply_to(name, tensor) for name, tensor in wanted.items()}
+    taken = {f"{module}{half}" for module in modules for half in (LORA_A, LORA_B)}
+    kept = {name: tensor for name, tensor in adapter.tensors.items() if name not in taken}
     return replace(adapter, tensors={**kept, **merged})
 
 
-def _pixel_tensors(folder: ModelFolder, lift: Lift) -> dict[str, Tensor]:
+def _pixel_tensors(folder: ModelFolder, spec: Architecture, lift: Lift) -> dict[str, Tensor]:
     """Projections and output norm of a base, lifted where it is latent."""
+    if folder.class_of("transformer") not in (spec.name, spec.lifted_name):
+        raise UsageError(f"--base {folder.source}: its transformer is no {spec.name}; is it the right base?")
     weights = folder.weights("transformer")
-    found = {name: tensor for name in FULL if (tensor := weights.read(name)) is not None}
-    missing = [name for name in FULL if name not in found]
-    if missing:
-        raise UsageError(f"--base {folder.source}: tensor {missing[0]!r} is missing; is it the right base?")
+    found = {name: read_known(weights, name) for name in held_in_full(spec, weights.where)}
     if not is_lifted(folder.class_of("transformer") or ""):
-        found |= lifted_tensors(FLUX2, weights.read, lift)
+        found |= lifted_tensors(spec, weights.read, lift)
+        del found[BASIS]
     return found
 
 
@@ -115,17 +125,13 @@ def _extract(
 ) -> tuple[Adapter, float | None]:
     """A converted folder as an adapter: what the format holds in full, and LoRA for what else was finetuned."""
     name = folder.class_of("transformer") or "no transformer"
-    if name != CLASS:
-        raise UsageError(f"{folder.source}: its transformer is {name}; the format holds {CLASS}")
+    if not is_lifted(name):
+        raise UsageError(f"{folder.source}: its transformer is {name}; give a converted folder, or an adapter of ours")
     record: dict[str, Any] = read_json(folder.path / RECORD) if (folder.path / RECORD).is_file() else {}
     weights, lift = folder.weights("transformer"), Lift.load(folder.path / LIFT)
-    tensors = {key: tensor for key in weights.where if key in FULL and (tensor := weights.read(key)) is not None}
-    missing = [key for key in FULL if key not in tensors]
-    if missing:
-        raise UsageError(f"{folder.path / 'transformer'}: tensor {missing[0]!r} is missing; is the folder complete?")
+    tensors = {key: read_known(weights, key) for key in held_in_full(architecture(name), weights.where)}
     provenance: dict[str, Any] = {key: record[key] for key in ("versions", "finetune") if key in record}
-    adapter = Adapter(tensors, None, lift, CLASS, base_name(folder), provenance)
-    check_exportable(adapter)
+    adapter = Adapter(tensors, None, lift, name, base_name(folder), provenance)
     if record.get("format") == "liftkit.conversion" and "finetune" not in record:
         # All else is the base's, bit for bit, as the record of its conversion says.
         return adapter, None
@@ -133,7 +139,9 @@ def _extract(
         raise UsageError(
             f"{folder.source}: finetuned since its conversion; give --base, the model that it came from, to tell what changed"
         )
-    pairs, residual = _differences(weights, find_base(base), rank or _recipe_rank(record), rank is not None, observer)
+    pairs, residual = _differences(
+        weights, find_base(base), set(tensors), rank or _recipe_rank(record), rank is not None, observer
+    )
     return replace(adapter, tensors={**tensors, **pairs}), residual
 
 
@@ -146,7 +154,7 @@ def _recipe_rank(record: dict[str, Any]) -> int | None:
 
 
 def _differences(
-    weights: Weights, base: ModelFolder, rank: int | None, lossy: bool, observer: Observer
+    weights: Weights, base: ModelFolder, full: set[str], rank: int | None, lossy: bool, observer: Observer
 ) -> tuple[dict[str, Tensor], float | None]:
     """LoRA pairs for everything beside projections and output norm that is not the base's, and what they leave out."""
     there = base.weights("transformer")
@@ -179,9 +187,7 @@ def _differences(
 
 def _changed(names: list[str], weights: Weights, there: Weights, advance: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
     for name in names:
-        mine, theirs = weights.read(name), there.read(name)
-        assert mine is not None
-        assert theirs is not None
+        mine, theirs = read_known(weights, name), read_known(there, name)
         # A conversion may have cast it.
         if not torch.equal(mine, theirs.to(mine.dtype)):
             yield name, mine, theirs

@@ -57,6 +57,13 @@ def tensor_shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
     return {name: entry.shape for header in weights.headers.values() for name, entry in header.tensors.items()}
 
 
+def read_known(weights: Weights, name: str) -> Tensor:
+    """A tensor that is there."""
+    tensor = weights.read(name)
+    assert tensor is not None
+    return tensor
+
+
 class _Changes(Mapping[str, Tensor]):
     """Tensors with what was learned, each computed when it is asked for: together they may be gigabytes."""
 
@@ -68,9 +75,7 @@ class _Changes(Mapping[str, Tensor]):
         if name not in self.names:
             raise KeyError(name)
         if self._last is None or self._last[0] != name:
-            base = self.weights.read(name)
-            assert base is not None
-            self._last = name, self.adapter.apply_to(name, base)
+            self._last = name, self.adapter.apply_to(name, read_known(self.weights, name))
         return self._last[1]
 
     def __contains__(self, name: object) -> bool:

@@ -1,0 +1,97 @@
+"""``--quiet`` and ``--json``: two options that every command takes, for scripts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Annotated, Any
+
+import typer
+
+from liftkit.cli import console
+
+PANEL = "Options of every command"
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print errors and nothing else; files are written.", rich_help_panel=PANEL)
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.", rich_help_panel=PANEL),
+]
+
+
+def add_options(app: typer.Typer) -> None:
+    """Give both options to every command of an app and of the apps in it; commands themselves need not know.
+
+    A command that has a ``--json FILE`` of its own keeps that, and prints the object by ``liftkit --json COMMAND``.
+    """
+    for command in app.registered_commands:
+        assert command.callback is not None
+        command.callback = _with_options(command.callback)
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        add_options(group.typer_instance)
+
+
+def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    told = signature(command, eval_str=True)
+    own_json = "json" in told.parameters
+
+    @wraps(command)
+    def run(context: typer.Context, quiet: bool, as_json: bool = False, **given: Any) -> Any:
+        console.settings.quiet |= quiet
+        console.settings.json |= as_json
+        console.out.quiet = console.settings.quiet
+        console.answer.command = name_of(context)
+        # Whatever a library prints, the object stands alone.
+        with redirect_stdout(sys.stderr) if console.settings.json else nullcontext():
+            return command(**given)
+
+    # typer reads a command's parameters from its signature: it gets the command's own and these.
+    common = {"context": typer.Context, "quiet": Quiet} | ({} if own_json else {"as_json": Json})
+    added = [
+        Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, **({} if name == "context" else {"default": False}))
+        for name, kind in common.items()
+    ]
+    parameters = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in told.parameters.values()]
+    vars(run)["__signature__"] = told.replace(parameters=[*parameters, *added])
+    run.__annotations__ = {each.name: each.annotation for each in (*parameters, *added)}
+    return run
+
+
+def name_of(context: Any) -> str:
+    """Of a command as it is typed after ``liftkit``, such as ``recipes list``; empty for liftkit itself."""
+    if context.parent is None:
+        return ""
+    return f"{name_of(context.parent)} {context.info_name}".strip()
+
+
+def finish(exit_code: int, failure: BaseException | None = None) -> None:
+    """A run ends: the object of ``--json``, where there is something to say.
+
+    Args:
+        exit_code: of the program.
+        failure: what ended it, where that was typer: it has told people, and the object repeats it.
+    """
+    # Typer exits while it handles what was wrong with the arguments.
+    wrong = getattr(failure, "__context__", None)
+    if hasattr(wrong, "format_message"):
+        _learn(wrong)
+    # Of many processes the first one speaks.
+    first = os.environ.get("RANK", "0") == "0"
+    if console.settings.json and first and (console.answer.command or exit_code):
+        print(console.answer_text(exit_code), flush=True)
+
+
+def _learn(wrong: Any) -> None:
+    """What typer knows of wrong arguments. It stops before it has seen all options."""
+    console.answer.errors.append(wrong.format_message())
+    context = getattr(wrong, "ctx", None)
+    if context is not None:
+        console.answer.command = name_of(context)
+        flags = {name for option in context.command.params if getattr(option, "is_flag", False) for name in option.opts}
+        console.settings.json |= bool({"--json"} & flags & set(sys.argv[1:]))
