@@ -218,3 +218,49 @@ def test_a_record_that_lies_is_one_line(saved: Path) -> None:
         (saved / "liftkit.json").write_text(json.dumps(spoiled))
         with pytest.raises(UsageError, match=key if value is ... else "liftkit.json"):
             Adapter.load(saved)
+
+
+def test_models_become_adapters_of_ours(
+    architecture: str,
+    adapter: Adapter,
+    merged: Path,
+    model_folders: dict[str, Path],
+    converted: dict[str, Path],
+    cli: Cli,
+    tmp_path: Path,
+) -> None:
+    """A conversion alone, and one with an adapter merged in: the adapter on the base is the model again."""
+    base, common = model_folders[architecture], ("--format", "adapter", "-o")
+    for model, more in ((converted[architecture], ()), (merged, ("--base", base))):
+        target = tmp_path / f"{model.name}-adapter"
+        code, out, err = cli("export", model, *more, *common, target)
+        assert code == 0, err
+        assert f"LoRA on {len(adapter.pairs) if model == merged else 0} modules" in out
+        whole, applied = load(model).transformer, liftkit.load_adapter(load(base), target).transformer
+        for name, value in whole.state_dict().items():
+            assert (applied.state_dict()[name] - value).abs().max() <= 1e-5 * value.abs().max(), name
+
+
+def test_a_conversion_is_saved_as_an_adapter(
+    architecture: str, cli: Cli, model_folders: dict[str, Path], converted: dict[str, Path], tmp_path: Path
+) -> None:
+    base, whole = model_folders[architecture], converted[architecture]
+    arguments = ("convert", base, "--lift", whole / "lift.safetensors", "--save", "adapter", "-o", tmp_path / "adapter")
+    code, out, err = cli(*arguments)
+    assert code == 0, err
+    assert f"liftkit sample {base} --adapter {tmp_path / 'adapter'}" in out
+    assert "on the projections" in out
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "README.md", "adapter.safetensors", "lift.safetensors", "liftkit.json"
+    }  # fmt: skip
+    applied, expected = liftkit.load_adapter(load(base), tmp_path / "adapter").transformer, load(whole).transformer
+    assert all(torch.equal(value, applied.state_dict()[name]) for name, value in expected.state_dict().items())
+    record = json.loads((tmp_path / "adapter" / "liftkit.json").read_text())
+    assert record["proof"]["exact"] < 1e-3
+    assert record["base"] == architecture
+    assert cli(*arguments)[0] == 2
+    code, out, err = cli(*arguments, "--overwrite", "--dtype", "bfloat16", "--dry-run")
+    assert "B for" in out
+    code, out, err = cli(*arguments, "--overwrite", "--dtype", "bfloat16")
+    assert code == 0, err
+    assert {tensor.dtype for tensor in Adapter.load(tmp_path / "adapter").tensors.values()} == {torch.bfloat16}

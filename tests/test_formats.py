@@ -20,13 +20,14 @@ from liftkit.adapter import LORA_A, LORA_B, Adapter
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import fuse, keep, open_adapter
 from liftkit.formats.asymflow_adapter import write_asymflow_adapter
-from liftkit.formats.exporting import export_asymflow_adapter
+from liftkit.formats.exporting import export_adapter
 from tests import tiny
 from tests.adapters import random_adapter
 from tests.test_convert import failed
 from tests.test_pipelines import load
 
 Cli = Callable[..., tuple[int, str, str]]
+THEIRS = ("--format", "asymflow-adapter")
 HIDDEN, SCALE, WEIGHTS = 32, 2.4375, "diffusion_pytorch_model.safetensors"
 LORA = {
     "transformer_blocks.0.ff.linear_in": (6 * HIDDEN, HIDDEN, 5),
@@ -150,7 +151,7 @@ def test_an_imported_adapter_says_what_theirs_does(
 
 def test_there_and_back_is_the_same_bits(theirs: Path, klein: Path, tmp_path: Path) -> None:
     keep(theirs, str(klein), tmp_path / "ours")
-    export_asymflow_adapter(str(tmp_path / "ours"), tmp_path / "back")
+    export_adapter(str(tmp_path / "ours"), tmp_path / "back", "asymflow-adapter")
     before, after = load_file(theirs / WEIGHTS), load_file(tmp_path / "back" / WEIGHTS)
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -179,7 +180,7 @@ def test_our_alpha_goes_into_b(pixel: Path, tmp_path: Path) -> None:
 
 
 def test_a_plain_conversion_is_an_adapter_without_lora(pixel: Path, klein: Path, tmp_path: Path) -> None:
-    done = export_asymflow_adapter(str(pixel), tmp_path / "theirs")
+    done = export_adapter(str(pixel), tmp_path / "theirs", "asymflow-adapter")
     assert done.residual is None
     tensors = load_file(tmp_path / "theirs" / WEIGHTS)
     assert tensors.keys() == {
@@ -202,7 +203,7 @@ def test_a_plain_conversion_is_an_adapter_without_lora(pixel: Path, klein: Path,
 def test_a_finetuned_folder_gives_its_lora_back(
     theirs: Path, merged: Path, klein: Path, cli: Cli, tmp_path: Path
 ) -> None:
-    code, out, err = cli("export", merged, "--base", klein, "-o", tmp_path / "back")
+    code, out, err = cli("export", merged, "--base", klein, "-o", tmp_path / "back", *THEIRS)
     assert code == 0, err
     assert "LoRA on 2 modules" in out
     assert "left out" in out
@@ -218,14 +219,14 @@ def test_a_finetuned_folder_gives_its_lora_back(
 def test_more_than_the_rank_that_is_known_is_not_dropped_in_silence(
     merged: Path, klein: Path, cli: Cli, tmp_path: Path
 ) -> None:
-    failed(cli("export", merged, "-o", tmp_path / "x"), "give --base")
+    failed(cli("export", merged, "-o", tmp_path / "x", *THEIRS), "give --base")
     copy = Path(shutil.copytree(merged, tmp_path / "copy"))
     record = json.loads((copy / "liftkit.json").read_text())
     (copy / "liftkit.json").write_text(json.dumps({**record, "finetune": {"rank": 4}}))
-    failed(cli("export", copy, "--base", klein, "-o", tmp_path / "x"), "more than rank 4", "--rank N")
+    failed(cli("export", copy, "--base", klein, "-o", tmp_path / "x", *THEIRS), "more than rank 4", "--rank N")
     (copy / "liftkit.json").write_text(json.dumps({**record, "finetune": {}}))
-    failed(cli("export", copy, "--base", klein, "-o", tmp_path / "x"), "no recipe says by which rank")
-    code, _, err = cli("export", copy, "--base", klein, "--rank", 4, "-o", tmp_path / "lossy")
+    failed(cli("export", copy, "--base", klein, "-o", tmp_path / "x", *THEIRS), "no recipe says by which rank")
+    code, _, err = cli("export", copy, "--base", klein, "--rank", 4, "-o", tmp_path / "lossy", *THEIRS)
     assert code == 0, err
     assert max(len(down) for down, _ in open_adapter(tmp_path / "lossy").pairs.values()) == 4
 
@@ -239,7 +240,7 @@ def test_what_was_trained_in_full_is_refused_with_the_reason(
     save_file(state, path)
     record = json.loads((pixel / "liftkit.json").read_text())
     (pixel / "liftkit.json").write_text(json.dumps({**record, "finetune": {}}))
-    failed(cli("export", pixel, "--base", klein, "-o", tmp_path / "x"), "norm_q", "trained in full")
+    failed(cli("export", pixel, "--base", klein, "-o", tmp_path / "x", *THEIRS), "norm_q", "trained in full")
     assert not (tmp_path / "x").exists()
 
 
@@ -252,11 +253,11 @@ def test_an_adapter_that_trained_less_takes_the_rest_from_its_base(pixel: Path, 
     pairs = {f"proj_out{LORA_A}": down, f"proj_out{LORA_B}": up}
     Adapter({**kept, **pairs}, 3.0, ours.lift, ours.transformer, "tiny", {}).save(tmp_path / "ours", "# card\n")
     with pytest.raises(UsageError, match=r"it holds proj_out.weight, the adapter does not: give --base"):
-        export_asymflow_adapter(str(tmp_path / "ours"), tmp_path / "x")
+        export_adapter(str(tmp_path / "ours"), tmp_path / "x", "asymflow-adapter")
     applied = liftkit.load_adapter(load(klein), tmp_path / "ours").transformer.state_dict()
     for base in (klein, pixel):
         target = tmp_path / f"theirs-{base.name}"
-        export_asymflow_adapter(str(tmp_path / "ours"), target, base=str(base))
+        export_adapter(str(tmp_path / "ours"), target, "asymflow-adapter", base=str(base))
         again = liftkit.load_adapter(load(klein), target).transformer.state_dict()
         assert all(torch.allclose(value, again[name], atol=1e-6) for name, value in applied.items())
 
@@ -301,10 +302,10 @@ def test_it_must_be_whole_and_fit(theirs: Path, klein: Path, cli: Cli, tmp_path:
 
 
 def test_another_color_or_class_is_not_exported(converted: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
-    failed(cli("export", converted["flux2"], "-o", tmp_path / "x"), "wrong colours", "--color oklab-paper")
-    failed(cli("export", converted["sd3"], "-o", tmp_path / "x"), "AsymSD3Transformer2DModel")
+    failed(cli("export", converted["flux2"], "-o", tmp_path / "x", *THEIRS), "wrong colours", "--color oklab-paper")
+    failed(cli("export", converted["sd3"], "-o", tmp_path / "x", *THEIRS), "AsymSD3Transformer2DModel")
     random_adapter(converted["sd3"]).save(tmp_path / "sd3", "# card\n")
-    failed(cli("export", tmp_path / "sd3", "-o", tmp_path / "x"), "AsymSD3Transformer2DModel")
+    failed(cli("export", tmp_path / "sd3", "-o", tmp_path / "x", *THEIRS), "AsymSD3Transformer2DModel")
 
 
 def test_imports_through_the_command_line(theirs: Path, klein: Path, cli: Cli, tmp_path: Path) -> None:

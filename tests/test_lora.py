@@ -128,6 +128,17 @@ def test_a_style_without_projections_applies_as_it_is(
     assert all(torch.equal(tensor, same[key]) for key, tensor in state.items())
 
 
+def test_a_lora_of_text_encoders_stays_beside_it(cli: Cli, converted: dict[str, Path], tmp_path: Path) -> None:
+    text = {"text_encoder.text_model.layers.0.q_proj.lora_A.weight": torch.ones(2, 3)}
+    save_file({**latent_lora("sd3"), **text}, tmp_path / "style.safetensors")
+    base, output = converted["sd3"], tmp_path / "out.safetensors"
+    code, out, err = cli("import", tmp_path / "style.safetensors", "--base", base, "-o", output)
+    assert code == 0, err
+    assert "on 3 modules" in out
+    found = load_file(output)
+    assert all(torch.equal(found[key], tensor) for key, tensor in text.items())
+
+
 @pytest.mark.parametrize("spelling", ["bare", "peft", "default", "down-up", "bfl"])
 def test_keys_may_be_spelt_otherwise(spelling: str, cli: Cli, converted: dict[str, Path], tmp_path: Path) -> None:
     state = latent_lora("flux2")

@@ -160,9 +160,11 @@ def test_pictures_are_held_out_fold_by_fold(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(engine, "make_gallery", spy)
     source = demo_source(23)
-    pictures = fitted(source).figures["alignment"]["pictures"]
+    lift = fitted(source)
+    pictures = lift.figures["alignment"]["pictures"]
     assert [list(fold.places) for fold in asked] == [list(range(fold, 23, 5)) for fold in range(5)]
     assert (pictures["count"], pictures["folds"]) == (23, 5)
+    assert {len(row) for row in lift.pictures.values()} == {gallery.SHOWN}
     for fold in asked:
         others = [place for place in range(23) if place not in fold.places]
         z, x = [], []

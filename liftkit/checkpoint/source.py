@@ -43,9 +43,10 @@ def open_regular(path: Path, expected: Stamp | None = None) -> Iterator[IO[bytes
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"{path}: cannot be read ({why}); check the path") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UsageError(f"{path}: no regular file; put the file itself there")
     with os.fdopen(handle, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise UsageError(f"{path}: no regular file; put the file itself there")
         _compare(path, stamp_of(file), expected)
         yield file
 

@@ -76,6 +76,13 @@ class ProofOn(StrEnum):
     projections = "projections"
 
 
+class Save(StrEnum):
+    """Choices of ``--save``."""
+
+    model = "model"
+    adapter = "adapter"
+
+
 def number_of_images(text: str | None) -> int | Literal["auto"] | None:
     """``--num-images``: a number, ``auto``, or not given."""
     if text is None:
@@ -139,6 +146,9 @@ def convert(
     proof: Annotated[
         ProofOn, typer.Option(help="Prove on the assembled model, on the projections alone, or as memory allows.")
     ] = ProofOn.auto,
+    save: Annotated[
+        Save, typer.Option(help="The whole model, or an adapter: what changes, alone, for --adapter and load_adapter.")
+    ] = Save.model,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     push: Push = None,
     public: Public = False,
@@ -169,6 +179,7 @@ def convert(
         lift=lift,
         shards=shards.value,
         proof=proof.value,
+        save=save.value,
     )
     plan = make_plan(model, output, options)
     print_plan(plan)
@@ -240,6 +251,21 @@ def lift_rows(lift: Lift) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def _outcome(result: Conversion) -> list[tuple[str, str]]:
+    output = result.output
+    if result.plan.options.save == "adapter":
+        base = result.plan.model.source
+        return [
+            ("adapter", str(output)),
+            ("next", f'liftkit sample {base} --adapter {output} -p "a prompt" -o samples.png'),
+        ]
+    return [
+        ("model", str(output)),
+        ("report", str(output / "alignment.html")),
+        ("next", f'liftkit sample {output} -p "a prompt" -o samples.png'),
+    ]
+
+
 def print_summary(result: Conversion) -> None:
     """What came out, and what to do next."""
     from liftkit.report.data import read_report
@@ -250,9 +276,7 @@ def print_summary(result: Conversion) -> None:
         *lift_rows(result.lift),
         ("proof", f"deviation {proof.exact:.1e} in full precision, {proof.stored:.1e} as stored in {proof.dtype} "
                   f"({proof.steps} steps, on the {proof.kind})"),
-        ("model", str(output)),
-        ("report", str(output / "alignment.html")),
-        ("next", f'liftkit sample {output} -p "a prompt" -o samples.png'),
+        *_outcome(result),
     ]  # fmt: skip
     console.table("Converted", rows)
     if result.skipped:

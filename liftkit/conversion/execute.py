@@ -49,6 +49,11 @@ def convert(
 
 def execute(plan: Plan, observer: Observer) -> Conversion:
     """Carry out a plan; see :func:`convert`."""
+    if plan.options.save == "adapter":
+        from liftkit.formats.conversion_adapter import save_adapter
+
+        lift, skipped = _lift(plan, observer)
+        return Conversion(plan, lift, save_adapter(plan, lift, _provenance(plan), observer), skipped)
     # The folder is claimed before the fit: a second run into the same one learns so at once.
     with atomic_folder(plan.output, overwrite=plan.options.overwrite) as building:
         lift, skipped = _lift(plan, observer)
@@ -87,11 +92,7 @@ def _lift(plan: Plan, observer: Observer) -> tuple[Lift, str]:
 def _write_report(result: Conversion, building: Path, ledger: Ledger, observer: Observer) -> None:
     """Alignment page and figures, model card, and last the manifest."""
     plan = result.plan
-    provenance = {
-        "source": {"model": plan.model.name, "class": plan.spec.name, "pipeline": plan.model.index["_class_name"]},
-        "options": _plain_options(plan.options),
-        "versions": versions(),
-    }
+    provenance = {**_provenance(plan), "versions": versions()}
     name = f"{plan.model.name.rsplit('/', 1)[-1]}, lifted to pixels"
     report = Report(name, result.lift, result.proof.to_dict(), provenance)
     write_text(building / "alignment.json", json.dumps(report.to_dict(), indent=2) + "\n")
@@ -110,6 +111,13 @@ def _write_report(result: Conversion, building: Path, ledger: Ledger, observer: 
         "tensors": {digest.sha256: digest.tensors for digest in found.values() if digest.tensors},
     }
     write_text(building / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def _provenance(plan: Plan) -> dict[str, Any]:
+    return {
+        "source": {"model": plan.model.name, "class": plan.spec.name, "pipeline": plan.model.index["_class_name"]},
+        "options": _plain_options(plan.options),
+    }
 
 
 def _plain_options(options: ConvertOptions) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class ConvertOptions(FitOptions):
         proof_steps: Euler steps of the proof.
         shards: whether weight files without a changed tensor are a ``copy``, or a ``link``: a second name of the source's.
         proof: on the assembled ``model``, on the ``projections`` alone, or ``auto``: the model where memory allows.
+        save: the whole ``model``, or an ``adapter``: what the conversion changes, alone.
     """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -42,6 +43,7 @@ class ConvertOptions(FitOptions):
     proof_steps: int = 8
     shards: Literal["copy", "link"] = "copy"
     proof: ProofKind = "auto"
+    save: Literal["model", "adapter"] = "model"
 
 
 @dataclass
@@ -108,6 +110,9 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
     _plan_tensors(plan)
     _plan_files(plan)
     plan.proof, plan.reasons["proof"] = choose_proof(chosen.proof, weights, chosen.device)
+    if chosen.save == "adapter":
+        plan.proof, plan.reasons["proof"] = "projections", "an adapter holds nothing else"
+        plan.needed_bytes = sum(entry.size for entry in plan.rewritten.values()) + _size_of(plan, plan.spec.reference)
     check_space(output, plan.needed_bytes)
     return plan
 

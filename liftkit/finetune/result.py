@@ -40,7 +40,13 @@ def learned_adapter(recipe: Recipe, trainee: Trainee, values: dict[str, Tensor],
         lift=trainee.lift,
         transformer=type(trainee.transformer).__name__,
         base=str(record.get("source", {}).get("model", trainee.folder.name)),
-        provenance={"steps": steps, "recipe": plain_recipe(recipe), "versions": versions()},
+        provenance={
+            "steps": steps,
+            "recipe": plain_recipe(recipe),
+            "versions": versions(),
+            # What the folder had been through before, stage by stage.
+            **({"after": record["finetune"]} if "finetune" in record else {}),
+        },
     )
 
 

@@ -71,7 +71,7 @@ def make_gallery(source: PairSource, folds: Iterable[HeldOut]) -> Gallery | None
             rows = render(source, fold.lift, fold.linear, latents, images)
             found.add(rows, fold.lift.patch_size)
             for name, row in rows.items():
-                shown[name].extend(row[: SHOWN - len(shown[name])].cpu().split(1))
+                shown[name].extend(row[: max(SHOWN - len(shown[name]), 0)].cpu())
         if found.count:
             measured.append(found)
     if not measured:
@@ -160,9 +160,8 @@ def patch_grid_ratio(energies: Tensor) -> float:
 
 
 def _small(images: list[Tensor]) -> Tensor:
-    """At most SHOWN images of the first one's size, shrunk to SHOWN_SIDE, uint8."""
-    same = [image for image in images if image.shape == images[0].shape]
-    stacked = torch.cat(same).float()
+    """Those images (3, H, W) that have the first one's size, shrunk to SHOWN_SIDE, uint8 (n, 3, h, w)."""
+    stacked = torch.stack([image for image in images if image.shape == images[0].shape]).float()
     side = max(stacked.shape[-2:])
     if side <= SHOWN_SIDE:
         return to_uint8(stacked)

@@ -156,10 +156,10 @@ def _recipe_rank(record: dict[str, Any]) -> int | None:
 def _differences(
     weights: Weights, base: ModelFolder, full: set[str], rank: int | None, lossy: bool, observer: Observer
 ) -> tuple[dict[str, Tensor], float | None]:
-    """LoRA pairs for everything beside projections and output norm that is not the base's, and what they leave out."""
-    there = base.weights("transformer")
+    """LoRA pairs for everything that is not the base's nor held in full, and what they leave out."""
+    there, apart = base.weights("transformer"), full | {BASIS}
     own, other = (
-        {k: v for k, v in tensor_shapes(each).items() if k not in (*FULL, BASIS)} for each in (weights, there)
+        {key: shape for key, shape in tensor_shapes(each).items() if key not in apart} for each in (weights, there)
     )
     if own != other:
         wrong = sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key))

@@ -1,0 +1,65 @@
+"""A conversion as an adapter: projections, output norm and lift, megabytes beside the gigabytes that they are for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.adapter import Adapter
+from liftkit.checkpoint.source import check_unchanged
+from liftkit.conversion.card import versions
+from liftkit.conversion.plan import Plan
+from liftkit.conversion.standin import deviations
+from liftkit.conversion.surgery import BASIS, lifted_tensors
+from liftkit.conversion.tied import GRID
+from liftkit.conversion.verify import EXACT_TOLERANCE, STORED_TOLERANCE, Proof
+from liftkit.errors import ProofError
+from liftkit.formats.card import adapter_card
+from liftkit.formats.exporting import held_in_full
+from liftkit.formats.merging import read_known
+from liftkit.lift import Lift
+from liftkit.progress import Observer
+
+
+def save_adapter(plan: Plan, lift: Lift, provenance: dict[str, Any], observer: Observer) -> Proof:
+    """Write what a conversion changes, alone; see :class:`liftkit.adapter.Adapter`.
+
+    Args:
+        plan: of the conversion, with the folder to make.
+        lift: to use.
+        provenance: plain data that the record holds.
+        observer: hears of the progress.
+
+    Returns:
+        The proof, on the projections: there is nothing else that could differ from the source.
+
+    Raises:
+        ProofError: if the projections do not do what the source's do.
+        LiftkitError: if the disk refuses, or the source changed.
+    """
+    spec, weights, options = plan.spec, plan.weights, plan.options
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    tensors = {name: read_known(weights, name) for name in held_in_full(spec, weights.where)}
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    stored = {**tensors, **lifted_tensors(spec, weights.read, lift, dtype)}
+    proof = _prove(plan, lift, stored, observer)
+    check_unchanged(plan.sources)
+    kept = {name: tensor for name, tensor in stored.items() if name != BASIS}
+    record = {**provenance, "versions": versions(), "proof": proof.to_dict()}
+    adapter = Adapter(kept, None, lift, spec.lifted_name, plan.model.name, record)
+    adapter.save(plan.output, adapter_card(adapter, [plan.model.path]), overwrite=options.overwrite)
+    return proof
+
+
+def _prove(plan: Plan, lift: Lift, stored: dict[str, Tensor], observer: Observer) -> Proof:
+    spec, read, steps = plan.spec, plan.weights.read, plan.options.proof_steps
+    with observer.stage("prove: the projections", 3 * steps, "steps") as advance:
+        exact, as_stored = deviations(spec, lift, plan.config, read, stored.get, steps, plan.options.seed, advance)
+    dtype = stored[f"{spec.outputs[0].path}.weight"].dtype
+    for value, allowed in ((exact, EXACT_TOLERANCE), (as_stored, STORED_TOLERANCE.get(dtype, EXACT_TOLERANCE))):
+        if not value <= allowed:
+            raise ProofError(f"the proof failed: the projections deviate by {value:.2e}, allowed {allowed:.0e}")
+    return Proof(exact, as_stored, steps, GRID, str(dtype).removeprefix("torch."), "projections")

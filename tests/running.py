@@ -1,0 +1,24 @@
+"""What test processes run; imports little, so that they begin at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+import liftkit
+from liftkit.errors import LiftkitError
+
+PRELOAD = ["tests.running", "liftkit.conversion.execute", "matplotlib.figure", "matplotlib.backends.backend_svg"]
+
+
+def convert(model: str, output: str, lift: str, overwrite: bool) -> None:
+    """Convert and end the process: exit code 0, or 3 where the conversion said no."""
+    torch.set_num_threads(1)
+    try:
+        liftkit.convert(model, output, lift=Path(lift), overwrite=overwrite, device="cpu", proof="projections")
+    except LiftkitError as error:
+        os.write(2, f"{error}\n".encode())
+        os._exit(3)
+    os._exit(0)
