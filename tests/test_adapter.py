@@ -211,6 +211,18 @@ def test_what_does_not_belong_together_is_refused_and_nothing_changes(
             variant(**broken)
 
 
+def test_the_output_is_none_of_the_inputs(saved: Path, architecture: str, converted: dict[str, Path], cli: Cli) -> None:
+    base = converted[architecture]
+    for target in (saved, base, base.parent):
+        for extra in ((), ("--keep-adapter",)):
+            code, _, err = cli("import", saved, "--base", base, "--overwrite", "-o", target, *extra)
+            assert code == 2
+            assert "choose another output" in err
+        assert cli("export", saved, "--format", "adapter", "--base", base, "--overwrite", "-o", target)[0] == 2
+    assert is_adapter(saved)
+    assert (base / "transformer").is_dir()
+
+
 def test_a_record_that_lies_is_one_line(saved: Path) -> None:
     record = json.loads((saved / "liftkit.json").read_text())
     for key, value in (("alpha", "much"), ("transformer", ...)):

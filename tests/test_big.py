@@ -52,7 +52,7 @@ def shards(model_folders: dict[str, Path], tmp_path: Path) -> Path:
     (folder / "model_index.json").unlink()
     (folder / "model_index.json").write_bytes((model_folders["flux2"] / "model_index.json").read_bytes())
     model = Flux2Transformer2DModel.from_pretrained(model_folders["flux2"], subfolder="transformer")
-    model.to(torch.bfloat16).save_pretrained(folder / "transformer", max_shard_size="12KB")
+    model.to(torch.bfloat16).save_pretrained(folder / "transformer", max_shard_size="30KB")
     return folder
 
 
@@ -85,7 +85,7 @@ def test_linked_or_copied_the_bytes_are_the_same(shards: Path, lift_file: Path, 
     where = json.loads((shards / "transformer" / f"{STEM}.safetensors.index.json").read_text())["weight_map"]
     changed = {where["x_embedder.weight"], where["proj_out.weight"]}
     assert linked == source.keys() - changed
-    assert len(linked) > 3
+    assert len(linked) > 1
     for name in linked:
         assert (tmp_path / "linked" / "transformer" / name).stat().st_ino == source[name].st_ino
         assert (tmp_path / "copied" / "transformer" / name).stat().st_nlink == 1

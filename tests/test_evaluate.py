@@ -152,7 +152,7 @@ def scores() -> dict[str, dict[str, float | None]]:
     patch.setattr(figures, "ENOUGH", 96)
     patch.setattr(figures, "two_sample_accuracy", lambda images, reference, seed, steps: 0.5 + seed / 10)
     images, scenes = real(96)
-    scorer = Scorer(real(192, start=500)[0], patch=8, scenes=scenes, seeds=(0, 1))
+    scorer = Scorer(real(128, start=500)[0], patch=8, scenes=scenes, seeds=(0, 1))
     blocks = noise(96, 3, 8, 8).repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
     sets = {
         "real": images,

@@ -342,6 +342,12 @@ def add_folder_out(model: Path) -> str:
     return r"more: a link out of the model folder"
 
 
+def add_component_out(model: Path) -> str:
+    (model / "vae").rename(model.parent / "vae")
+    (model / "vae").symlink_to(model.parent / "vae")
+    return r"klein/vae: a link out of the model folder"
+
+
 def add_loop(model: Path) -> str:
     (model / "vae" / "again").symlink_to(model / "vae")
     return r"again: a link that leads round in a circle"

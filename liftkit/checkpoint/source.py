@@ -109,21 +109,23 @@ def list_files(folder: Path, home: Path | None = None) -> list[Path]:
         UsageError: naming a link that leads out, nowhere or round in a circle, a file that is no regular one, or a
             name that does not print.
     """
-    return list(_walk(folder, os.path.realpath(home or "/"), ()))
+    home = Path(os.path.realpath(home or "/"))
+    check_at_home(folder, home)
+    return list(_walk(folder, home, ()))
 
 
-def check_at_home(path: Path, home: str | Path) -> None:
+def check_at_home(path: Path, home: Path) -> None:
     """Whether a link leads to something below ``home``: what is copied must not come from elsewhere unseen.
 
     Raises:
         UsageError: if it does not.
     """
-    target, home = os.path.realpath(path), os.path.realpath(home)
-    if path.is_symlink() and os.path.commonpath([target, home]) != home:
+    target = Path(os.path.realpath(path))
+    if path.is_symlink() and not target.is_relative_to(os.path.realpath(home)):
         raise UsageError(f"{path}: a link out of the model folder, to {target}; put the file itself there")
 
 
-def _walk(folder: Path, home: str, above: tuple[str, ...]) -> Iterator[Path]:
+def _walk(folder: Path, home: Path, above: tuple[str, ...]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above:
         raise UsageError(f"{folder}: a link that leads round in a circle; remove it")

@@ -105,13 +105,11 @@ def _adapter(
         following = f'liftkit sample {base} --adapter {output} -p "a prompt" -o samples.png'
         rows = [("base", adapter.base)]
     else:
-        from liftkit.conversion.subject import choose_device
-
         done = fuse(
             source,
             base,
             output,
-            device=choose_device(device)[0],
+            device=device,
             shards=shards.value,
             overwrite=overwrite,
             observer=console.Bars(),

@@ -94,7 +94,7 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
     """
     check_target(output, overwrite=options.overwrite)
     subject = inspect_model(model)
-    _check_apart(output, {"the model": subject.model.path, "--images": options.images, "--lift": options.lift})
+    check_apart(output, {"the model": subject.model.path, "--images": options.images, "--lift": options.lift})
     weights = subject.model.weights("transformer")
     if options.rank is not None:
         raise UsageError("--rank is for training from scratch; a conversion has the rank of its latents")
@@ -158,8 +158,12 @@ def _plan_files(plan: Plan) -> None:
         plan.needed_bytes -= sum(stamp.size for stamp in linked if stamp.device == device)
 
 
-def _check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
-    """Whether the output is none of the inputs, and holds none: replacing it must not remove what it is made from."""
+def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
+    """Whether the output is none of the inputs, and holds none: replacing it must not remove what it is made from.
+
+    Raises:
+        UsageError: naming the input.
+    """
     target = output.resolve()
     for name, path in inputs.items():
         if path is None or path == "demo":

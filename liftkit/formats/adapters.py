@@ -13,6 +13,7 @@ from liftkit.adapter import LIFT, Adapter, check_class, is_adapter, load_pixel_p
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
 from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id, read_json
+from liftkit.conversion.plan import ConvertOptions, check_apart
 from liftkit.errors import UsageError
 from liftkit.formats.asymflow_adapter import is_asymflow_adapter, read_asymflow_adapter
 from liftkit.formats.card import adapter_card, fused_card
@@ -142,6 +143,7 @@ def fuse(
         LiftkitError: if the disk refuses.
     """
     observer, folder = observer or Silent(), find_base(base)
+    check_apart(output, {"the adapter": source, "--base": folder.path})
     adapter, needs_lift = _fitting(open_adapter(source), folder)
     weights = [header.path.stat().st_size for header in folder.weights("transformer").headers.values()]
     with atomic_folder(output, overwrite=overwrite) as building:
@@ -150,7 +152,6 @@ def fuse(
         start, proof = folder, None
         if needs_lift:
             from liftkit.conversion.execute import convert
-            from liftkit.conversion.plan import ConvertOptions
 
             assert adapter.lift is not None
             adapter.lift.save(building / LIFT)
@@ -173,6 +174,7 @@ def keep(source: str | Path, base: str, output: Path, *, overwrite: bool = False
         UsageError: if they do not belong together; nothing was written.
     """
     folder = find_base(base)
+    check_apart(output, {"the adapter": source, "--base": folder.path})
     adapter, _ = _fitting(open_adapter(source), folder)
     adapter.save(output, adapter_card(adapter, [adapter_folder(source), folder.path]), overwrite=overwrite)
     return adapter

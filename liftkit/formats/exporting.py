@@ -13,6 +13,7 @@ from torch import Tensor
 from liftkit.adapter import LIFT, LORA_A, LORA_B, WEIGHT, Adapter, is_adapter
 from liftkit.checkpoint.folder import RECORD
 from liftkit.checkpoint.model import ModelFolder, Weights, read_json
+from liftkit.conversion.plan import check_apart
 from liftkit.conversion.surgery import BASIS, lifted_tensors
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import base_name, find_base
@@ -71,6 +72,7 @@ def export_adapter(
         UsageError: if the format cannot hold it, with the reason; nothing was written.
         LiftkitError: if the disk refuses.
     """
+    check_apart(output, {"the folder": folder, "--base": base})
     residual, sources = None, [Path(folder).expanduser()]
     if is_adapter(folder):
         adapter = _complete(Adapter.load(folder), base)

@@ -22,6 +22,7 @@ from liftkit.checkpoint.model import STEM, ModelFolder, find_model
 from liftkit.checkpoint.rewrite import rewrite_file
 from liftkit.checkpoint.source import PICKLES, list_files
 from liftkit.conversion.card import source_header, versions
+from liftkit.conversion.plan import check_apart
 from liftkit.conversion.write import Carrier
 from liftkit.errors import UsageError
 from liftkit.progress import Observer, Silent
@@ -73,6 +74,7 @@ def import_checkpoint(
     """
     observer = observer or Silent()
     header, folder = read_header(path), find_model(config, without="transformer")
+    check_apart(output, {"the file": path, "--config": folder.path})
     name = folder.class_of("transformer") or "no transformer"
     shapes = _expected(folder, name)
     tensors, skipped = _mapped(path, header, name, folder, shapes)
