@@ -30,7 +30,7 @@ from liftkit.fit.pairs import EncodedImages
 from liftkit.fit.stream import Pass, collect
 from liftkit.models.latents import LatentSpace
 
-IMAGES, ROUNDS = 128, 15
+IMAGES, ROUNDS = 64, 25
 PASSES = {"one colour space": ("oklab",), "--color auto": ("oklab", "srgb")}
 RANK, DIM, TOKENS = 128, 768, 4096
 

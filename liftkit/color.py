@@ -163,7 +163,7 @@ def color_statistics(space: type[ColorSpace], images: Tensor) -> tuple[int, Tens
 def srgb_to_linear(values: Tensor) -> Tensor:
     """The sRGB transfer function undone; [0, 1] to [0, 1]. Values outside are clamped."""
     values = values.clamp(0.0, 1.0)
-    return torch.where(values <= 0.04045, values / 12.92, _power((values + 0.055) / 1.055, 2.4))
+    return torch.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055).pow(2.4))
 
 
 def _to_linear(images: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def _to_linear(images: Tensor) -> Tensor:
 def linear_to_srgb(values: Tensor) -> Tensor:
     """The sRGB transfer function; [0, 1] to [0, 1]."""
     # The floor keeps the gradient of the unused branch finite.
-    return torch.where(values <= 0.0031308, values * 12.92, 1.055 * _power(values.clamp(min=1e-6), 1.0 / 2.4) - 0.055)
+    return torch.where(values <= 0.0031308, values * 12.92, 1.055 * values.clamp(min=1e-6).pow(1.0 / 2.4) - 0.055)
 
 
 def _cube_root(values: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def saved(adapter: Adapter, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def merged(architecture: str, saved: Path, model_folders: dict[str, Path]) -> Path:
     """Merged into the latent base, beside the adapter."""
-    done = fuse(saved, str(model_folders[architecture]), saved.parent / "merged", device="cpu")
+    done = fuse(saved, str(model_folders[architecture]), saved.parent / "merged")
     assert done.proof is not None
     return done.output
 

@@ -194,13 +194,13 @@ def test_imports_and_exports_and_where_they_were_pushed(
     done = SimpleNamespace(adapter=adapter, residual=None)
     monkeypatch.setattr("liftkit.formats.kinds.kind_of", lambda source: "adapter")
     monkeypatch.setattr("liftkit.cli.import_._adapter", lambda *arguments: None)
-    monkeypatch.setattr("liftkit.formats.exporting.export_asymflow_adapter", lambda *arguments, **choices: done)
+    monkeypatch.setattr("liftkit.formats.exporting.export_adapter", lambda *arguments, **choices: done)
     monkeypatch.setattr("liftkit.hub.check_push", lambda repo, private: None)
     monkeypatch.setattr("liftkit.hub.push", lambda folder, repo, private, observer: f"https://hub/{repo}")
     options = ("x", "-o", tmp_path / "out", "--push", "me/it")
     _, answer = ask("import", *options, "--base", "y")
     assert keys(answer) == documented("import")
-    _, answer = ask("export", *options)
+    _, answer = ask("export", *options, "--format", "asymflow-adapter")
     assert keys(answer) == documented("export")
     assert answer["pushed"] == "https://hub/me/it"
 

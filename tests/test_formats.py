@@ -83,7 +83,7 @@ def klein(model_folders: dict[str, Path]) -> Path:
 @pytest.fixture(scope="module")
 def merged(theirs: Path, klein: Path) -> Path:
     """The authors' adapter in a model folder of ours; not to be changed."""
-    done = fuse(theirs, str(klein), theirs.parent / "merged", device="cpu")
+    done = fuse(theirs, str(klein), theirs.parent / "merged")
     assert done.proof is not None
     return done.output
 
@@ -312,7 +312,7 @@ def test_imports_through_the_command_line(theirs: Path, klein: Path, cli: Cli, t
     code, out, err = cli("import", theirs, "--base", klein, "-o", tmp_path / "kept", "--keep-adapter")
     assert code == 0, err
     assert "LoRA on 2 modules" in out
-    code, out, err = cli("import", tmp_path / "kept", "--base", klein, "-o", tmp_path / "pixel", "--device", "cpu")
+    code, out, err = cli("import", tmp_path / "kept", "--base", klein, "-o", tmp_path / "pixel")
     assert code == 0, err
     assert "scale 2.4375" in out
     assert json.loads((tmp_path / "pixel" / "liftkit.json").read_text())["scale"] == SCALE

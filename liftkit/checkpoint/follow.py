@@ -1,9 +1,9 @@
 """Files read back beside their writing: digests for the manifest, and bytes compared with where they came from.
 
-While one thread writes (mostly the kernel's own copying), two others follow it, a little behind, and read from the page
-cache what arrived: one takes the SHA-256 of the file, one compares each tensor's bytes with the source's and adds them
-up. A third has the disk begin early, so that the last sync has little left to do. Hashing and system calls run beside
-each other in Python threads.
+While one thread writes (mostly the kernel's own copying), another follows it, a little behind, and reads from the page
+cache what arrived: it takes the SHA-256 of the file, adds up each tensor's bytes and compares them with the source's. A
+third has the disk begin early, so that the last sync has little left to do. Hashing and system calls run beside each other
+in Python threads.
 
 A tensor's sum is that of its bytes as little-endian 64-bit words, modulo 2^64: any single flipped bit changes it, and it
 costs a tenth of a digest. It tells *where* a file was spoiled; *that* it was is what the SHA-256 tells.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,9 +86,9 @@ class Follower:
         self.path, self.size, self.parts, self.source, self.read = path, size, parts, source, read
         self._position, self._stopped, self._moved = 0, False, Condition()
         self._handle = os.open(under or path, os.O_RDONLY | os.O_CLOEXEC)
-        self._pool = ThreadPoolExecutor(max_workers=3)
-        tasks = [self._hash, self._add_up, *([self._sync] if sync else [])]
-        self._futures: list[Future] = [self._pool.submit(task) for task in tasks]
+        self._pool = ThreadPoolExecutor(max_workers=2)
+        self._digest = self._pool.submit(self._read_back)
+        self._synced = self._pool.submit(self._sync) if sync else None
 
     def advance(self, position: int) -> None:
         """The writer has come this far."""
@@ -115,10 +115,12 @@ class Follower:
             OSError: if the disk failed.
         """
         try:
-            found = [future.result() for future in self._futures]
+            found = self._digest.result()
+            if self._synced is not None:
+                self._synced.result()
         finally:
             self.stop()
-        return Digest(found[0], {name: total for name, total in found[1].items() if name})
+        return found
 
     def _wait(self, position: int) -> None:
         with self._moved:
@@ -126,38 +128,33 @@ class Follower:
             if self._stopped:
                 raise InterruptedError
 
-    def _hash(self) -> str:
-        digest, buffer, at = hashlib.sha256(), memoryview(bytearray(BLOCK)), 0
-        while at < self.size:
-            block = buffer[: min(BLOCK, self.size - at)]
-            self._wait(at + len(block))
-            read_exactly(self._handle, at, block, self.path)
-            digest.update(block)
-            at += len(block)
-            self.read(len(block))
-        return digest.hexdigest()
-
-    def _add_up(self) -> dict[str, str]:
-        buffers = memoryview(bytearray(BLOCK)), memoryview(bytearray(BLOCK))
+    def _read_back(self) -> Digest:
         if self.source is None:
-            return {part.name: self._part(part, buffers, None) for part in self.parts}
+            return self._digest_of(None)
         with open_regular(*self.source) as source:
-            return {part.name: self._part(part, buffers, source.fileno()) for part in self.parts}
+            return self._digest_of(source.fileno())
 
-    def _part(self, part: Part, buffers: tuple[memoryview, memoryview], source: int | None) -> str:
-        """A tensor's sum; its bytes are compared with the source's, where it has some."""
-        total, at = 0, part.start
-        # Whole words, whose bytes in the source fit into the other buffer.
-        step = int(BLOCK / max(1, part.ratio)) // 8 * 8
-        while at < part.end:
-            block = buffers[0][: min(step, part.end - at)]
-            self._wait(at + len(block))
-            read_exactly(self._handle, at, block, self.path)
-            if source is not None and part.origin is not None:
-                self._compare(block, buffers[1], part, at - part.start, source)
-            total += _sum(block)
-            at += len(block)
-        return f"{total % 2**64:016x}"
+    def _digest_of(self, source: int | None) -> Digest:
+        digest, sums = hashlib.sha256(), {}
+        buffers = memoryview(bytearray(BLOCK)), memoryview(bytearray(BLOCK))
+        lead = Part("", 0, self.parts[0].start if self.parts else self.size)
+        for part in (lead, *self.parts):
+            total, at = 0, part.start
+            # Whole words, whose bytes in the source fit into the other buffer.
+            step = int(BLOCK / max(1, part.ratio)) // 8 * 8
+            while at < part.end:
+                block = buffers[0][: min(step, part.end - at)]
+                self._wait(at + len(block))
+                read_exactly(self._handle, at, block, self.path)
+                digest.update(block)
+                total += _sum(block)
+                if source is not None and part.origin is not None:
+                    self._compare(block, buffers[1], part, at - part.start, source)
+                at += len(block)
+                self.read(len(block))
+            if part.name:
+                sums[part.name] = f"{total % 2**64:016x}"
+        return Digest(digest.hexdigest(), sums)
 
     def _compare(self, block: memoryview, buffer: memoryview, part: Part, at: int, source: int) -> None:
         assert part.origin is not None
@@ -182,7 +179,7 @@ class Ledger:
 
     Args:
         folder: in the making.
-        most: files that are followed at once, each with three threads and as many megabytes.
+        most: files that are followed at once, each with two threads and a megabyte.
     """
 
     def __init__(self, folder: Path, most: int = 3) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from liftkit.cli import console
@@ -95,8 +96,10 @@ def compare(
 def print_comparison(found: Comparison) -> None:
     """The table, figure by figure, and for each pixel model what may be claimed."""
     console.result(comparison=found.to_dict())
-    # Figures that wrap cannot be read; a narrow terminal breaks whole lines instead.
-    console.out.print(_table(found), width=max(console.out.width, 17 + 12 * len(found.rows)))
+    table = _table(found)
+    # Figures that wrap inside their cells cannot be read; a narrow terminal breaks whole lines instead.
+    table.width = Measurement.get(console.out, console.out.options.update(width=1000), table).maximum
+    console.out.print(table)
     console.out.print()
     for verdict in found.verdicts:
         rows = []
@@ -120,10 +123,13 @@ def _table(found: Comparison) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("", style="dim", no_wrap=True)
     for row in found.rows:
-        amount = f" {row.detail['amount']:g}" if "amount" in row.detail else ""
-        head = row.label if row.role == "pixel" else f"{row.key}{amount}"
+        head = (
+            row.label
+            if row.role == "pixel"
+            else row.key + (f"\n{row.detail['amount']:g}" if "amount" in row.detail else "")
+        )
         style = "bold" if row.role == "pixel" else "dim"
-        table.add_column(escape(head), justify="right", header_style=style, overflow="fold", min_width=6, max_width=12)
+        table.add_column(escape(head), justify="right", header_style=style)
     for index, (name, figure) in enumerate(FIGURES.items()):
         best, cells = found.best(name), []
         for row in found.rows:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from liftkit.cli import console
-from liftkit.cli.convert import Device, Shards
+from liftkit.cli.convert import Shards
 from liftkit.cli.push import Public, Push, check, send
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def import_(
     shards: Annotated[
         Shards, typer.Option(help="Weight files that do not change: copy, or link (a second name for the same file).")
     ] = Shards.copy,
-    device: Device = "auto",
     push: Push = None,
     public: Public = False,
     overwrite: Annotated[
@@ -68,7 +67,7 @@ def import_(
     elif kind == "checkpoint":
         _checkpoint(source, str(config), output, shards, overwrite)
     else:
-        _adapter(source, str(base), output, keep_adapter, device, shards, overwrite)
+        _adapter(source, str(base), output, keep_adapter, shards, overwrite)
     console.result(kind=kind, output=output)
     send(output, push, public)
 
@@ -95,9 +94,7 @@ def _article(kind: Kind) -> str:
     return {"adapter": "an adapter", "lora": "a LoRA", "checkpoint": "a checkpoint"}[kind]
 
 
-def _adapter(
-    source: str, base: str, output: Path, keep_adapter: bool, device: str, shards: Shards, overwrite: bool
-) -> None:
+def _adapter(source: str, base: str, output: Path, keep_adapter: bool, shards: Shards, overwrite: bool) -> None:
     from liftkit.formats.adapters import fuse, keep
 
     if keep_adapter:
@@ -109,7 +106,6 @@ def _adapter(
             source,
             base,
             output,
-            device=device,
             shards=shards.value,
             overwrite=overwrite,
             observer=console.Bars(),

@@ -104,7 +104,11 @@ def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
         UsageError: if the batch does not divide among the processes, or the device does not do the precision.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
+
+    # accelerate keeps the precision of a process's first run for all that follow; each of ours has its own.
+    AcceleratorState._reset_state()
 
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=recipe.trainable.mode == "full")]
     try:

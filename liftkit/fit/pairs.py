@@ -58,9 +58,9 @@ class EncodedImages:
     def pairs(self, which: range) -> Iterator[Pair]:
         """See :class:`PairSource`."""
         size = max(1, min(16, PIXELS_AT_ONCE // self.resolution**2))
-        full = self.resolution - self.resolution % self.side
+        full, device = self.resolution - self.resolution % self.side, self.space.vae.device
         for places, images in batches(self.source.images(self.resolution, self.side, which), size):
-            images = images.to(self.space.vae.device)
+            images = images.to(device)
             yield places, self._encode(to_signed(images), size if images.shape[-1] == full else 1), images
 
     def _encode(self, images: Tensor, size: int) -> Tensor:

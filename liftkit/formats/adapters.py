@@ -121,7 +121,6 @@ def fuse(
     base: str,
     output: Path,
     *,
-    device: str = "auto",
     shards: Literal["copy", "link"] = "copy",
     overwrite: bool = False,
     observer: Observer | None = None,
@@ -132,7 +131,6 @@ def fuse(
         source: see :func:`open_adapter`.
         base: see :func:`find_base`.
         output: the folder to make; it appears whole or not at all.
-        device: of the proof of the conversion.
         shards: see :class:`liftkit.conversion.plan.ConvertOptions`.
         overwrite: replace an earlier folder of ours.
         observer: hears of the progress.
@@ -155,7 +153,7 @@ def fuse(
 
             assert adapter.lift is not None
             adapter.lift.save(building / LIFT)
-            options = ConvertOptions(lift=building / LIFT, device=device, shards=shards)
+            options = ConvertOptions(lift=building / LIFT, shards=shards, proof="projections", device="cpu")
             proof = convert(folder.source, building / "conversion", options, observer).proof
             start = find_model(str(building / "conversion"))
         record = _record(adapter, start)
