@@ -2,19 +2,21 @@
 
 Side by side in one run, in turns: every pass, with its moments in K folds, stands between two runs of encoding alone and is
 compared with their mean; the overhead is the median of these quotients. A drifting machine disturbs both alike. Once with one
-thread, where other programs disturb least, and once with all. Processor time is that of all threads together; threads that
-wait sleep, so that it counts work alone.
+thread, where other programs disturb least, and once with all.
+
+The C library gives memory back to the system and takes it again, page by page, differently in every process: that was a fifth
+of the VAE's time, as much as the pass itself takes several times over, and whether a pass or the encoding beside it met with
+it was chance. So freed memory is kept here, which makes encoding faster and the overhead, which is compared with it, larger.
 
 Then the moment update alone at a real model's size, and what share of a real VAE's time that is.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+import argparse
+import ctypes
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -30,50 +32,59 @@ from liftkit.fit.pairs import EncodedImages
 from liftkit.fit.stream import Pass, collect
 from liftkit.models.latents import LatentSpace
 
-IMAGES, ROUNDS = 64, 25
 PASSES = {"one colour space": ("oklab",), "--color auto": ("oklab", "srgb")}
 RANK, DIM, TOKENS = 128, 768, 4096
 
 
-def encode_alone(space: LatentSpace) -> None:
+def keep_freed_memory() -> None:
+    """Have glibc give back nothing under a gigabyte; other C libraries are left as they are."""
+    trim_threshold, mmap_threshold = -1, -3
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(trim_threshold, 2**30)
+        library.mallopt(mmap_threshold, 2**25)
+
+
+def encode_alone(space: LatentSpace, count: int) -> None:
     """Drawing and encoding, with nothing kept."""
-    for _, images in batches(DemoImages(IMAGES).images(64, 8), 16):
+    for _, images in batches(DemoImages(count).images(64, 8), 16):
         space.encode(to_signed(images))
 
 
-def whole_pass(space: LatentSpace, colors: tuple[str, ...]) -> None:
+def whole_pass(space: LatentSpace, count: int, colors: tuple[str, ...]) -> None:
     """The pass that every fit and figure rests on, to the last fold's moments."""
-    collection = collect(Pass(EncodedImages(space, DemoImages(IMAGES), 64, 2), colors, 2))
-    for folds in collection.folds.values():
-        assert sum(fold.images for fold in folds.folds) == IMAGES
+    collection = collect(Pass(EncodedImages(space, DemoImages(count), 64, 2), colors, 2))
+    assert all(folds.total.images == count for folds in collection.folds.values())
 
 
-def seconds(work: Callable[[], None]) -> tuple[float, float]:
-    """What some work takes: on the clock, and of the processor."""
-    clock, processor = time.perf_counter(), time.process_time()
+def measured(work: Callable[[], None]) -> tuple[float, int]:
+    """What some work takes: seconds, and page faults."""
+    faults, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
     work()
-    return time.perf_counter() - clock, time.process_time() - processor
+    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
 
 
-def side_by_side(space: LatentSpace) -> None:
+def side_by_side(space: LatentSpace, count: int, rounds: int) -> None:
     """Print rates and overheads of all passes."""
-    floor = lambda: seconds(lambda: encode_alone(space))
-    before, floors = floor(), []
-    rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in PASSES}
-    for _ in range(ROUNDS):
+    floor = lambda: measured(lambda: encode_alone(space, count))
+    before = floor()
+    floors, rows = [before], {name: [] for name in PASSES}
+    for _ in range(rounds):
         for name, colors in PASSES.items():
-            taken, after = seconds(lambda colors=colors: whole_pass(space, colors)), floor()
-            clock, processor = (2 * taken[i] / (before[i] + after[i]) - 1 for i in range(2))
-            rows[name].append((IMAGES / taken[0], clock, processor))
-            floors.append(IMAGES / after[0])
+            taken, after = measured(lambda colors=colors: whole_pass(space, count, colors)), floor()
+            rows[name].append((*taken, 2 * taken[0] / (before[0] + after[0]) - 1))
+            floors.append(after)
             before = after
-    print(f"{torch.get_num_threads()} threads: encoding alone {statistics.median(floors):.1f} images/s")
+    seconds, faults = (statistics.median(values) / count for values in zip(*floors))
+    print(
+        f"{torch.get_num_threads()} threads: encoding alone {1 / seconds:.1f} images/s, {faults:.0f} page faults each"
+    )
     for name, found in rows.items():
-        rate, clock, processor = (statistics.median(values) for values in zip(*found))
-        low, _, high = statistics.quantiles([row[1] for row in found], n=4)
+        seconds, faults, overhead = (statistics.median(values) for values in zip(*found))
+        low, _, high = statistics.quantiles([row[2] for row in found], n=4)
         print(
-            f"  the pass, {name:16s} {rate:7.1f} images/s   overhead {clock:6.1%} (quartiles {low:.1%} to {high:.1%}), "
-            f"of processor time {processor:6.1%}"
+            f"  the pass, {name:16s} {count / seconds:7.1f} images/s, {faults / count:.0f} page faults each   "
+            f"overhead {overhead:6.1%} (quartiles {low:.1%} to {high:.1%})"
         )
 
 
@@ -98,14 +109,21 @@ def real_encoder(side: int = 512) -> float:
 
 
 def main() -> None:
-    space = LatentSpace(AutoencoderKLFlux2.from_pretrained(TINY_KLEIN, subfolder="vae").eval().requires_grad_(False))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=256, help="images of each run (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=8, help="paired runs of each pass (%(default)s)")
+    parser.add_argument("--give-memory-back", action="store_true", help="leave the C library's memory as it is")
+    options = parser.parse_args()
+    if not options.give_memory_back:
+        keep_freed_memory()
     torch.set_grad_enabled(False)
+    space = LatentSpace(AutoencoderKLFlux2.from_pretrained(TINY_KLEIN, subfolder="vae").eval().requires_grad_(False))
     print(f"torch {version('torch')}, {platform.machine()}")
-    encode_alone(space)
+    encode_alone(space, options.images)
     every = torch.get_num_threads()
     for threads in sorted({1, every}):
         torch.set_num_threads(threads)
-        side_by_side(space)
+        side_by_side(space, options.images, options.rounds)
     moments, encoder = moments_alone(), real_encoder()
     print(f"moment update, r {RANK}, D {DIM}: {moments:.0f} tokens/s; FLUX.2-sized encoder: {encoder:.0f} tokens/s")
     print(f"so the moments take {encoder / moments:.2%} of a real encoder's time")

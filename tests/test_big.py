@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from liftkit.checkpoint.header import TensorEntry, encode_header, read_header
 from liftkit.checkpoint.model import STEM, Weights
 from liftkit.checkpoint.rewrite import compare_files, rewrite_file
 from liftkit.conversion import memory, surgery, verify
+from liftkit.conversion.audit import audit
 from liftkit.conversion.plan import ConvertOptions, make_plan
 from liftkit.conversion.write import autoencoder_files
 from liftkit.errors import LiftkitError, ProofError, UsageError
@@ -408,7 +411,7 @@ def test_what_a_ledger_takes_down_is_what_is_there(
     tensors = {str(n): torch.randn(size).to(data.draw(st.sampled_from(kinds))) for n, size in enumerate(sizes)}
     save_file(tensors, folder / "source.safetensors", {"format": "pt"})
     changed = {name: torch.randn(5) for name in data.draw(st.sets(st.sampled_from(sorted(tensors)), max_size=2))}
-    for module, name in ((follow, "BLOCK"), (copying, "CHUNK"), (follow, "SYNC_EVERY")):
+    for module, name in ((follow, "BLOCK"), (copying, "CHUNK"), (follow, "EDGE")):
         monkeypatch.setattr(module, name, data.draw(st.sampled_from([64, 4096])))
     source = read_header(folder / "source.safetensors")
     with Ledger(folder) as ledger:
@@ -432,24 +435,63 @@ def test_what_a_ledger_takes_down_is_what_is_there(
 
 
 @pytest.mark.parametrize("cast", [None, torch.float32])
-def test_a_byte_that_arrives_wrong_is_found_with_its_tensor(
+def test_a_tensor_that_arrives_in_a_wrong_place_is_found_at_once(
     cast: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tensors = {name: torch.randn(3000).bfloat16() for name in "abc"}
+    tensors = {name: torch.randn(30000).bfloat16() for name in "abc"}
     save_file(tensors, tmp_path / "source.safetensors")
     honest = os.pwrite
 
-    def flip(handle: int, raw: Any, at: int) -> int:
-        count = honest(handle, raw, at)
-        return count if honest(handle, b"\x55", at + 2 * count // 5) else 0
+    def shift(handle: int, raw: Any, at: int) -> int:
+        return honest(handle, raw, at + 2 * (at > 1000))
 
     monkeypatch.setattr("os.copy_file_range", lambda *arguments: (_ for _ in ()).throw(OSError(38, "none")))
-    monkeypatch.setattr("os.pwrite", flip)
+    monkeypatch.setattr("os.pwrite", shift)
+    monkeypatch.setattr(copying, "CHUNK", 20000)
     expected = r"written.safetensors: tensor '[abc]' is not what .*source.safetensors holds"
     with pytest.raises(ProofError, match=expected), Ledger(tmp_path) as ledger:
         source = read_header(tmp_path / "source.safetensors")
         rewrite_file(source, tmp_path / "written.safetensors", {}, dtype=cast, ledger=ledger)
         ledger.digests()
+
+
+@pytest.mark.parametrize("cast", ["auto", "float32"])
+def test_a_byte_that_arrives_wrong_is_found_by_verify(
+    cast: str, shards: Path, lift_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest holds the source's bytes, not the copy's: what the copying spoils comes out."""
+    honest, flipped = os.pwrite, []
+
+    def flip(handle: int, raw: Any, at: int) -> int:
+        count = honest(handle, raw, at)
+        if count > 16000 and not flipped:
+            flipped.append(at)
+            honest(handle, bytes([raw[2 * count // 5] ^ 64]), at + 2 * count // 5)
+        return count
+
+    monkeypatch.setattr("os.copy_file_range", lambda *arguments: (_ for _ in ()).throw(OSError(38, "none")))
+    monkeypatch.setattr("os.pwrite", flip)
+    monkeypatch.setattr(follow, "EDGE", 8)
+    convert(shards, tmp_path / "out", lift_file, dtype=cast)
+    assert flipped
+    problems = audit(tmp_path / "out").checks[0].problems
+    assert len(problems) == 1
+    assert re.fullmatch(r"(transformer|latent/vae)/\S+: changed: tensor '\S+'", problems[0])
+
+
+def test_every_processor_hashes_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More files than may be open at once, and one worker that is busy: the caller's thread takes its part."""
+    monkeypatch.setattr(follow, "_processors", lambda: 1)
+    (tmp_path / "source").write_bytes(os.urandom(5000))
+    release = threading.Event()
+    with Ledger(tmp_path, most=3) as ledger:
+        ledger._hashing.submit(release.wait, 60)
+        for number in range(8):
+            copy_file(tmp_path / "source", tmp_path / f"{number}.bin", ledger=ledger)
+        found = ledger.digests()
+        release.set()
+    assert {digest.sha256 for digest in found.values()} == {manifest(tmp_path)["source"]}
+    assert len(found) == 8
 
 
 def test_comparing_finds_missing_added_and_other_tensors(tmp_path: Path) -> None:

@@ -276,8 +276,9 @@ def test_a_failed_sync_of_a_thread_is_heard(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "fdatasync", refuse)
     follower = follow.Follower(tmp_path / "x.safetensors", 10, sync=True)
     follower.advance(10)
-    with pytest.raises(OSError, match="Input/output error"):
-        follower.result()
+    with follow.Ledger(tmp_path) as ledger, pytest.raises(OSError, match="Input/output error"):
+        ledger.add(follower.path, follower)
+        ledger.digests()
 
 
 # ------------------------------------------------------------------------------ sources that change or lie

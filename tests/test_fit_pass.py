@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import liftkit
+from liftkit.color import Oklab
 from liftkit.data.images import DemoImages, to_signed
 from liftkit.embedded import TINY_KLEIN
 from liftkit.fit import engine, gallery
@@ -21,6 +22,7 @@ from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
 from liftkit.fit.pairs import EncodedImages
 from liftkit.fit.stream import Pass, collect
 from liftkit.lift import Lift
+from liftkit.tokens import patchify
 from tests import tiny
 from tests.klein import demo_source, latent_space
 from tests.test_fit import moments
@@ -160,6 +162,49 @@ def test_an_interrupted_fit_resumes(tmp_path: Path) -> None:
     whole = collect(Pass(EncodedImages(latent_space(), images, 64, 2), ("oklab",), 2))
     torch.testing.assert_close(resumed.any.total.cross, whole.any.total.cross, rtol=1e-12, atol=1e-12)
     assert resumed.any.total.images == 64
+
+
+def test_moments_that_are_half_added_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C between two folds: a resumed run would count the first one's images twice."""
+    update, calls = FoldedMoments.update, []
+
+    def breaks(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        update(*arguments)
+
+    monkeypatch.setattr(FoldedMoments, "update", breaks)
+    checkpoint = tmp_path / ".lift.moments"
+    images = Pass(
+        EncodedImages(latent_space(), DemoImages(32), 64, 2), ("oklab",), 2, checkpoint=checkpoint, together=1
+    )
+    with pytest.raises(KeyboardInterrupt):
+        collect(images)
+    assert not checkpoint.exists()
+    assert collect(images).any.total.images == 32
+
+
+@pytest.mark.parametrize("together", [1, 1024, 10**9])
+def test_batches_added_together_give_the_same_moments(together: int) -> None:
+    """Odd sizes among them, which are batches of their own."""
+
+    class Mixed(DemoImages):
+        def images(self, resolution: int, multiple: int, which: range | None = None) -> Iterator[Any]:
+            for place, image in super().images(resolution, multiple, which):
+                yield place, image[:, :, :48] if place in (3, 20, 21) else image
+
+    source = EncodedImages(latent_space(), Mixed(37), 64, 2)
+    found = collect(Pass(source, ("oklab",), 2, together=together))
+    expected = [liftkit.TokenMoments(32, 192) for _ in range(5)]
+    for places, latents, images in source.pairs(range(37)):
+        for place, z, x in zip(places.tolist(), latents, images):
+            expected[place % 5].update(patchify(z[None], 2), patchify(Oklab.plain(x[None]), 8))
+    for ours, theirs in zip(found.any.folds, expected):
+        assert (ours.count, ours.images) == (theirs.count, theirs.images)
+        for name in liftkit.TokenMoments.SUMS:
+            exact = getattr(theirs, name)
+            assert (getattr(ours, name) - exact).abs().max() <= 1e-12 * exact.abs().max(), name
 
 
 def test_a_checkpoint_of_other_data_is_not_resumed(tmp_path: Path) -> None:

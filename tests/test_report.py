@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 from collections.abc import Callable, Iterator
@@ -90,7 +91,10 @@ def test_report_for_folders_and_lifts(cli: Cli, converted: dict[str, Path], tmp_
     assert data["schema"] == "liftkit.alignment/1"
     assert data["proof"]["exact"] < 1e-4
     text = page.read_text()
-    for expected in ("Compared", "<svg", "var(--first)", "prefers-color-scheme: dark", "viewport", "Provenance"):
+    wanted = ("Compared", "<svg", "var(--first)", "prefers-color-scheme: dark", "viewport", "Provenance")
+    reasons = [reason["meaning"] for reason in data["alignment"]["verdict"]["reasons"]]
+    assert len(reasons) > 3
+    for expected in (*wanted, "What it rests on", *map(html.escape, reasons)):
         assert expected in text
     assert not any(f'{name}="http' in text for name in ("src", "href"))
     code, out, _ = cli("report", folder / "lift.safetensors")
@@ -117,6 +121,9 @@ def test_documented_schema_is_the_real_one(converted: dict[str, Path]) -> None:
         alignment["channels"],
         alignment["angles"],
         alignment["pictures"],
+        alignment["pictures"]["spread"],
+        alignment["pictures"]["psnr"],
+        alignment["pictures"]["patch_grid"],
         alignment["verdict"],
     ):
         for key in table:
@@ -197,6 +204,19 @@ def test_figures_of_pictures_are_means_over_folds_with_their_spread() -> None:
         gallery.psnr(source.space.decode(latents), to_signed(images)).mean().item(), abs=1e-3
     )
     assert gallery.make_gallery(source, [gallery.HeldOut(lift, linear, range(0))]) is None
+
+
+def test_psnr_and_patch_grid_of_known_pictures() -> None:
+    dark, light = torch.full((2, 3, 16, 16), -1.0), torch.full((2, 3, 16, 16), 1.0)
+    assert gallery.psnr(light, dark).tolist() == pytest.approx([0, 0])
+    assert gallery.psnr(dark + 0.2, dark).tolist() == pytest.approx([20, 20], abs=1e-4)
+    assert gallery.psnr(dark, dark).tolist() == pytest.approx([126, 126], abs=0.1)
+    assert gallery.patch_grid_ratio(gallery.border_energies(dark, 8)) == pytest.approx(1), "plain images have no grid"
+    ramp = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16)
+    assert gallery.patch_grid_ratio(gallery.border_energies(ramp, 8)) == pytest.approx(1, abs=1e-4)
+    steps = 0.1 * ramp
+    steps[..., 8:] += 1.0
+    assert gallery.patch_grid_ratio(gallery.border_energies(steps, 8)) > 100
 
 
 def test_lifts_of_earlier_versions_are_reported(cli: Cli, tmp_path: Path) -> None:

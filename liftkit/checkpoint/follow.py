@@ -1,9 +1,11 @@
-"""Files read back beside their writing: digests for the manifest, and bytes compared with where they came from.
+"""Digests for the manifest, taken beside the writing.
 
-While one thread writes (mostly the kernel's own copying), another follows it, a little behind, and reads from the page
-cache what arrived: it takes the SHA-256 of the file, adds up each tensor's bytes and compares them with the source's. A
-third has the disk begin early, so that the last sync has little left to do. Hashing and system calls run beside each other
-in Python threads.
+While one thread writes (mostly the kernel's own copying), another takes the SHA-256 of the file and adds up each tensor's
+bytes. What is copied it reads from the source, not from the copy: so the manifest says what ought to be there, and whatever
+goes wrong behind that, in memory, kernel or disk, ``liftkit verify`` finds. What is made anew it reads from the file. Both
+ends of every copied tensor are compared with the source's, which shows a tensor in a wrong place at once. A third thread
+has the disk begin early, so that the last sync has little left to do. Hashing and system calls run beside each other in
+Python threads.
 
 A tensor's sum is that of its bytes as little-endian 64-bit words, modulo 2^64: any single flipped bit changes it, and it
 costs a tenth of a digest. It tells *where* a file was spoiled; *that* it was is what the SHA-256 tells.
@@ -14,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +30,8 @@ from liftkit.checkpoint.source import Stamp, open_regular, read_exactly
 from liftkit.errors import ProofError, UsageError
 
 BLOCK = 512 * 1024
-SYNC_EVERY = 64 * 1024 * 1024
+EDGE = 4096
+MOST_HASHING = 8
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Part:
     cast: Callable[[memoryview], bytes] | None = None
     ratio: float = 1.0
 
+    @property
+    def step(self) -> int:
+        """Bytes to read at once: whole words, whose bytes in the source fit into a block."""
+        return int(BLOCK / max(1, self.ratio)) // 8 * 8
+
 
 @dataclass(frozen=True)
 class Digest:
@@ -61,15 +69,15 @@ class Digest:
 
 
 class Follower:
-    """Reads a file back while it is written.
+    """Takes the digest of a file while it is written.
 
     Args:
         path: of the file; ``under`` is the name that it has now, where that is another.
         size: that it will have.
         parts: its tensors.
         source: the file that their bytes come from, and its stamp.
-        sync: have the disk begin early.
-        read: told the bytes hashed, from another thread.
+        sync: whether the disk is to begin early; see :meth:`sync`.
+        read: told the bytes hashed.
     """
 
     def __init__(
@@ -84,11 +92,9 @@ class Follower:
         read: Callable[[int], None] = lambda count: None,
     ) -> None:
         self.path, self.size, self.parts, self.source, self.read = path, size, parts, source, read
+        self.synced = sync
         self._position, self._stopped, self._moved = 0, False, Condition()
         self._handle = os.open(under or path, os.O_RDONLY | os.O_CLOEXEC)
-        self._pool = ThreadPoolExecutor(max_workers=2)
-        self._digest = self._pool.submit(self._read_back)
-        self._synced = self._pool.submit(self._sync) if sync else None
 
     def advance(self, position: int) -> None:
         """The writer has come this far."""
@@ -97,30 +103,36 @@ class Follower:
             self._moved.notify_all()
 
     def stop(self) -> None:
-        """The writer failed: give up, and wait until all threads have."""
+        """The writer failed: whoever takes the digest or syncs gives up, with InterruptedError."""
         with self._moved:
             self._stopped = True
             self._moved.notify_all()
-        self._pool.shutdown()
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
 
-    def result(self) -> Digest:
-        """Wait for the end.
+    def close(self) -> None:
+        """Let go of the file, once nobody reads or syncs it any more."""
+        os.close(self._handle)
+
+    def digest(self) -> Digest:
+        """Read up to the end, waiting for the writer where need be.
 
         Raises:
-            ProofError: if bytes are not the source's.
+            ProofError: if an end of a copied tensor is not the source's.
             LiftkitError: if the source changed.
             OSError: if the disk failed.
         """
-        try:
-            found = self._digest.result()
-            if self._synced is not None:
-                self._synced.result()
-        finally:
-            self.stop()
+        if self.source is None:
+            return self._digest_of(None)
+        with open_regular(*self.source) as source:
+            found = self._digest_of(source.fileno())
+            self._wait(self.size)
+            for part in self.parts:
+                self._compare_ends(part, source.fileno())
         return found
+
+    def sync(self) -> None:
+        """Have the disk write the file as soon as it is there: earlier would hold up the writer."""
+        self._wait(self.size)
+        getattr(os, "fdatasync", os.fsync)(self._handle)
 
     def _wait(self, position: int) -> None:
         with self._moved:
@@ -128,63 +140,56 @@ class Follower:
             if self._stopped:
                 raise InterruptedError
 
-    def _read_back(self) -> Digest:
-        if self.source is None:
-            return self._digest_of(None)
-        with open_regular(*self.source) as source:
-            return self._digest_of(source.fileno())
-
     def _digest_of(self, source: int | None) -> Digest:
         digest, sums = hashlib.sha256(), {}
-        buffers = memoryview(bytearray(BLOCK)), memoryview(bytearray(BLOCK))
+        buffer = memoryview(bytearray(BLOCK))
         lead = Part("", 0, self.parts[0].start if self.parts else self.size)
         for part in (lead, *self.parts):
             total, at = 0, part.start
-            # Whole words, whose bytes in the source fit into the other buffer.
-            step = int(BLOCK / max(1, part.ratio)) // 8 * 8
             while at < part.end:
-                block = buffers[0][: min(step, part.end - at)]
-                self._wait(at + len(block))
-                read_exactly(self._handle, at, block, self.path)
+                block = self._block(part, at, min(part.step, part.end - at), buffer, source)
                 digest.update(block)
                 total += _sum(block)
-                if source is not None and part.origin is not None:
-                    self._compare(block, buffers[1], part, at - part.start, source)
                 at += len(block)
                 self.read(len(block))
             if part.name:
                 sums[part.name] = f"{total % 2**64:016x}"
         return Digest(digest.hexdigest(), sums)
 
-    def _compare(self, block: memoryview, buffer: memoryview, part: Part, at: int, source: int) -> None:
-        assert part.origin is not None
-        assert self.source is not None
-        original = buffer[: round(len(block) * part.ratio)]
-        read_exactly(source, part.origin + round(at * part.ratio), original, self.source[0])
-        if not _same(block, part.cast(original) if part.cast else original):
-            raise ProofError(
-                f"{self.path}: tensor {part.name!r} is not what {self.source[0]} holds, near its byte {at}; "
-                "check disk and memory, and run again"
-            )
+    def _block(self, part: Part, at: int, count: int, buffer: memoryview, source: int | None) -> memoryview:
+        """Bytes of the file at a place: from the source where they are copied, else from the file itself."""
+        if self._stopped:
+            raise InterruptedError
+        if self.source is not None and source is not None and part.origin is not None:
+            return read_original(part, at, count, buffer, source, self.source[0])
+        self._wait(at + count)
+        read_exactly(self._handle, at, buffer[:count], self.path)
+        return buffer[:count]
 
-    def _sync(self) -> None:
-        sync = getattr(os, "fdatasync", os.fsync)
-        for at in range(SYNC_EVERY, self.size + SYNC_EVERY, SYNC_EVERY):
-            self._wait(min(at, self.size))
-            sync(self._handle)
+    def _compare_ends(self, part: Part, source: int) -> None:
+        assert self.source is not None
+        if part.origin is not None and part.end > part.start:
+            for at in {part.start, max(part.start, part.end - EDGE)}:
+                count = min(EDGE, part.end - at)
+                compare_block(part, at, count, (self._handle, self.path), (source, self.source[0]))
 
 
 class Ledger:
     """Digests of a folder in the making, taken beside the writing; use as a context.
 
+    One processor is left to the writing, and to the proof and the report behind it; what is not hashed when those are
+    done, the caller's own thread takes part in.
+
     Args:
         folder: in the making.
-        most: files that are followed at once, each with two threads and a megabyte.
+        most: files that are open at once for hashing.
     """
 
-    def __init__(self, folder: Path, most: int = 3) -> None:
+    def __init__(self, folder: Path, most: int = 64) -> None:
         self.folder, self.most = folder, most
-        self._running: dict[str, Follower] = {}
+        self._hashing = ThreadPoolExecutor(max_workers=min(MOST_HASHING, max(1, _processors() - 1)))
+        self._syncing = ThreadPoolExecutor(max_workers=1)
+        self._running: dict[str, _Entry] = {}
         self._done: dict[str, Digest] = {}
 
     def __enter__(self) -> Ledger:
@@ -193,24 +198,49 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for follower in self._running.values():
-            follower.stop()
+        for entry in self._running.values():
+            entry.follower.stop()
+        for pool in (self._hashing, self._syncing):
+            pool.shutdown(cancel_futures=True)
+        for entry in self._running.values():
+            entry.follower.close()
 
     def add(self, path: Path, follower: Follower) -> None:
         """Take over the follower of a file below the folder, by the name that the file will have."""
-        self._running[path.relative_to(self.folder).as_posix()] = follower
-        while len(self._running) > self.most:
-            self._finish(next(iter(self._running)))
+        synced = self._syncing.submit(follower.sync) if follower.synced else None
+        entry = _Entry(follower, self._hashing.submit(follower.digest), synced)
+        self._running[path.relative_to(self.folder).as_posix()] = entry
+        if len(self._running) > self.most:
+            first = next(iter(self._running))
+            self._running[first].digest.cancel()
+            self._finish(first)
 
     def digests(self) -> Mapping[str, Digest]:
-        """Wait for all; see :meth:`Follower.result`."""
+        """Wait for all; see :meth:`Follower.digest`."""
+        # The pool goes from the first on, this thread from the last back.
+        for name in reversed(list(self._running)):
+            if self._running[name].digest.cancel():
+                self._finish(name)
         for name in list(self._running):
             self._finish(name)
         return self._done
 
     def _finish(self, name: str) -> None:
-        self._done[name] = self._running[name].result()
+        entry = self._running[name]
+        self._done[name] = entry.follower.digest() if entry.digest.cancelled() else entry.digest.result()
+        if entry.synced is not None:
+            entry.synced.result()
+        entry.follower.close()
         del self._running[name]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A file that is followed, and what will come of it."""
+
+    follower: Follower
+    digest: Future[Digest]
+    synced: Future[None] | None
 
 
 def parts_of(header: Header, origins: Mapping[str, int] | None = None) -> list[Part]:
@@ -225,6 +255,31 @@ def parts_of(header: Header, origins: Mapping[str, int] | None = None) -> list[P
     return [Part(name, base + entry.start, base + entry.end, origins.get(name)) for name, entry in entries]
 
 
+def read_original(part: Part, at: int, count: int, buffer: memoryview, source: int, path: Path) -> memoryview:
+    """What a copied part should hold at a place in the new file, read from the source (open; ``path`` is its name)."""
+    assert part.origin is not None
+    original = buffer[: round(count * part.ratio)]
+    read_exactly(source, part.origin + round((at - part.start) * part.ratio), original, path)
+    return memoryview(part.cast(original)) if part.cast else original
+
+
+def compare_block(part: Part, at: int, count: int, target: tuple[int, Path], source: tuple[int, Path]) -> None:
+    """Whether a copied part holds its source's bytes at a place in the new file; both are open.
+
+    Raises:
+        ProofError: naming the tensor.
+    """
+    # Comparing a bytearray is one memcmp; comparing memoryviews is a loop over their elements.
+    found = bytearray(count)
+    read_exactly(target[0], at, memoryview(found), target[1])
+    room = memoryview(bytearray(round(count * part.ratio)))
+    if found != read_original(part, at, count, room, *source):
+        raise ProofError(
+            f"{target[1]}: tensor {part.name!r} is not what {source[1]} holds, near its byte {at - part.start}; "
+            "check disk and memory, and run again"
+        )
+
+
 def digest_file(path: Path, progress: Callable[[int], None] = lambda count: None) -> Digest:
     """What identifies a file that is there: its SHA-256 and, if it is a whole safetensors file, its tensors' sums."""
     parts: list[Part] = []
@@ -235,14 +290,17 @@ def digest_file(path: Path, progress: Callable[[int], None] = lambda count: None
     size = path.stat().st_size
     follower = Follower(path, size, parts, read=progress)
     follower.advance(size)
-    return follower.result()
-
-
-def _same(found: memoryview, wanted: memoryview | bytes) -> bool:
-    kind = np.uint64 if len(found) % 8 == 0 else np.uint8
-    return np.array_equal(np.frombuffer(found, kind), np.frombuffer(wanted, kind))
+    try:
+        return follower.digest()
+    finally:
+        follower.close()
 
 
 def _sum(block: memoryview) -> int:
     whole = len(block) - len(block) % 8
     return int(np.frombuffer(block[:whole], "<u8").sum(dtype=np.uint64)) + int.from_bytes(block[whole:], "little")
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from liftkit.checkpoint.copying import CHUNK, both, copy_range, laid_out, write_at, writing
-from liftkit.checkpoint.follow import Follower, Ledger, Part, parts_of
+from liftkit.checkpoint.follow import Ledger, Part, compare_block, parts_of
 from liftkit.checkpoint.header import DTYPE_BITS, Header, TensorEntry, encode_header, tensor_bytes
 from liftkit.checkpoint.source import open_regular, read_exactly
 from liftkit.errors import ProofError, UsageError
@@ -99,10 +99,11 @@ def compare_files(source: Header, target: Header, changed: Container[str]) -> No
     added = next((name for name in target.tensors if name not in source.tensors and name not in changed), None)
     if added is not None:
         raise ProofError(f"{target.path}: tensor {added!r} is not in {source.path}")
-    size = target.path.stat().st_size
-    follower = Follower(target.path, size, _parts(source, target, changed), (source.path, source.stamp))
-    follower.advance(size)
-    follower.result()
+    with open_regular(source.path, source.stamp) as original, open_regular(target.path, target.stamp) as written:
+        files = (written.fileno(), target.path), (original.fileno(), source.path)
+        for part in _parts(source, target, changed):
+            for at in range(part.start, part.end, part.step) if part.origin is not None else ():
+                compare_block(part, at, min(part.step, part.end - at), *files)
 
 
 def rewritten_size(source: Header, changed: dict[str, TensorEntry], dtype: str | None) -> int:

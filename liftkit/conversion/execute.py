@@ -67,7 +67,7 @@ def execute(plan: Plan, observer: Observer) -> Conversion:
                 plan.spec,
                 lift,
                 kind="projections" if plan.proof == "projections" else plan.options.proof,
-                # The ledger compares what is copied; whatever it finds, it says before the output is there.
+                # Copied by the kernel; the ledger compares the ends of each, and says what it finds before the output is there.
                 compared=True,
                 device=plan.options.device,
                 steps=plan.options.proof_steps,

@@ -10,8 +10,8 @@ tensor (rounded in the source too, where another dtype was asked for). With the 
 checkpoint's dtype) the deviation measures what that rounding costs.
 
 The runs are of the assembled models, in float32, where memory allows. Where it does not, they are of the projections
-alone, with a fixed function in the network's place (:mod:`liftkit.conversion.standin`), and every other tensor is
-compared with the source's, byte for byte: together that is the same theorem, for it holds for any function.
+alone, with a fixed function in the network's place (:mod:`liftkit.conversion.standin`), and every other tensor is the
+source's, copied by the kernel or compared byte for byte: together that is the same theorem, for it holds for any function.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def prove(
         spec: the architecture.
         lift: the lift that was used.
         kind: on the ``model`` or on the ``projections``; ``auto`` tries the model first.
-        compared: whether the bytes of unchanged tensors have been compared with the source's already.
+        compared: whether unchanged tensors are known to be the source's; else they are compared byte for byte.
 
     Raises:
         ProofError: if a stored projection is not the product, another tensor not the source's, or a deviation is

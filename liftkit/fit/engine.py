@@ -95,9 +95,9 @@ def fit_pass(
     """Gather moments for a fit, and stop early where that was asked for and the folds agree."""
     observer = observer or Silent()
     convergence = Convergence(latent_patch, observer) if options.num_images == "auto" else None
-    work = Pass(
-        source, color_names(options.color), latent_patch, part, checkpoint, convergence or (lambda collection: False)
-    )
+    work = Pass(source, color_names(options.color), latent_patch, part, checkpoint)
+    if convergence is not None:
+        work = replace(work, stop=convergence, together=work.together // 4)
     collection = collect(work, observer)
     if convergence is not None and not convergence.reached:
         observer.note(

@@ -12,7 +12,6 @@ from torch import Tensor
 from liftkit.fit.moments import TokenMoments
 
 FOLDS = 5
-TOKENS_AT_ONCE = 4096
 
 
 class FoldedMoments:
@@ -22,20 +21,15 @@ class FoldedMoments:
         latent_dim: r.
         pixel_dim: D.
         folds: K >= 2.
+
+    Attributes:
+        folds: the moments of each fold.
     """
 
     def __init__(self, latent_dim: int, pixel_dim: int, folds: int = FOLDS) -> None:
         if folds < 2:
             raise ValueError(f"folds: need at least 2, got {folds}")
-        self._folds = [TokenMoments(latent_dim, pixel_dim) for _ in range(folds)]
-        self._waiting: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(folds)]
-
-    @property
-    def folds(self) -> list[TokenMoments]:
-        """The moments of each fold."""
-        for fold in range(len(self._folds)):
-            self._add_waiting(fold)
-        return self._folds
+        self.folds = [TokenMoments(latent_dim, pixel_dim) for _ in range(folds)]
 
     def update(self, latent_tokens: Tensor, pixel_tokens: Tensor, indices: Tensor) -> None:
         """Add token pairs of images.
@@ -45,22 +39,23 @@ class FoldedMoments:
             pixel_tokens: (B, N, D).
             indices: (B,) each image's place in its source.
         """
-        which = (indices % len(self._folds)).tolist()
-        for fold, latents, pixels in zip(which, latent_tokens.split(1), pixel_tokens.split(1)):
-            # A few images make small products, which are slow: they wait for more of their fold.
-            waiting = self._waiting[fold]
-            if waiting and waiting[0][0].shape != latents.shape:
-                self._add_waiting(fold)
-            waiting.append((latents, pixels))
-            if len(waiting) * latents.shape[1] >= TOKENS_AT_ONCE:
-                self._add_waiting(fold)
+        for fold, which in self.groups(indices):
+            # Mostly all images are of one fold, and need not be picked.
+            some = slice(None) if len(which) == len(indices) else which
+            self.folds[fold].update(latent_tokens[some], pixel_tokens[some])
 
-    def _add_waiting(self, fold: int) -> None:
-        waiting = self._waiting[fold]
-        if waiting:
-            latents, pixels = (torch.cat(parts) for parts in zip(*waiting))
-            waiting.clear()
-            self._folds[fold].update(latents, pixels)
+    def groups(self, indices: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Each fold that has one of these images, and which of them are its own.
+
+        Args:
+            indices: (B,) each image's place in its source.
+
+        Yields:
+            The fold, and positions (b,) in ``indices``.
+        """
+        folds = indices % len(self.folds)
+        for fold in folds.unique().tolist():
+            yield fold, (folds == fold).nonzero()[:, 0]
 
     @property
     def total(self) -> TokenMoments:
@@ -81,7 +76,7 @@ class FoldedMoments:
         """The same folds with each one's moments changed by a function."""
         first = self.folds[0]
         result = FoldedMoments(first.latent_dim, first.pixel_dim, len(self.folds))
-        result._folds = [change(fold) for fold in self.folds]
+        result.folds = [change(fold) for fold in self.folds]
         return result
 
     def __add__(self, other: FoldedMoments) -> FoldedMoments:
@@ -91,7 +86,7 @@ class FoldedMoments:
         if len(self.folds) != len(other.folds):
             raise ValueError(f"folds: cannot add {len(self.folds)} and {len(other.folds)} folds")
         result = self.map(lambda fold: fold)
-        result._folds = [a + b for a, b in zip(self.folds, other.folds)]
+        result.folds = [a + b for a, b in zip(self.folds, other.folds)]
         return result
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:

@@ -134,7 +134,11 @@ def render(source: PairSource, lift: Lift, linear: AffineMap, latents: Tensor, i
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB; both (B, 3, H, W) in [-1, 1]."""
+    """Peak signal-to-noise ratio of each image, ``10 log10(4 / E(difference^2))`` in dB, [0, 126].
+
+    Args:
+        images, reference: (B, 3, H, W) in [-1, 1].
+    """
     error = (images.float() - reference.float()).square().flatten(1).mean(dim=1)
     return 10.0 * torch.log10(4.0 / error.clamp(min=1e-12))
 
@@ -154,7 +158,7 @@ def border_energies(images: Tensor, patch: int) -> Tensor:
 
 
 def patch_grid_ratio(energies: Tensor) -> float:
-    """Border over inside energy; a floor far below one grey level keeps plain images at 1."""
+    """Border over inside energy, > 0; a floor far below one grey level keeps plain images at 1."""
     border, inside = (energies + 1e-6).tolist()
     return border / inside
 

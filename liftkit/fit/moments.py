@@ -58,21 +58,18 @@ class TokenMoments:
                 f"moments: tokens of {latent_tokens.shape[-1]} and {pixel_tokens.shape[-1]} numbers; "
                 f"these moments are of {self.latent_dim} and {self.pixel_dim}"
             )
-        device = self.cross.device
-        # One product gives all three moments; a value that is not finite shows on its diagonal.
-        r = self.latent_dim
-        joint = torch.empty(pixel_tokens.shape[:-1].numel(), r + self.pixel_dim, dtype=torch.float64, device=device)
-        joint[:, :r], joint[:, r:] = latent_tokens.flatten(0, -2), pixel_tokens.flatten(0, -2)
-        gram, total = _gram(joint), joint.sum(dim=0)
-        if not torch.isfinite(gram.diagonal()).all():
+        latents, pixels = (tokens.flatten(0, -2).to(self.cross) for tokens in (latent_tokens, pixel_tokens))
+        latent_sum, pixel_sum = latents.sum(dim=0), pixels.sum(dim=0)
+        # A sum is finite where all its terms are.
+        if not (torch.isfinite(latent_sum).all() and torch.isfinite(pixel_sum).all()):
             raise ValueError("moments: a token holds NaN or infinity")
-        self.count += len(joint)
+        self.count += len(latents)
         self.images += latent_tokens.shape[0] if latent_tokens.ndim > 2 else 1
-        self.latent_sum += total[:r]
-        self.pixel_sum += total[r:]
-        self.latent_gram += gram[:r, :r]
-        self.pixel_gram += gram[r:, r:]
-        self.cross += gram[:r, r:]
+        self.latent_sum += latent_sum
+        self.pixel_sum += pixel_sum
+        self.latent_gram.addmm_(latents.T, latents)
+        self.cross.addmm_(latents.T, pixels)
+        _add_gram(self.pixel_gram, pixels)
 
     def __add__(self, other: TokenMoments) -> TokenMoments:
         """Moments of both streams together."""
@@ -118,12 +115,9 @@ class TokenMoments:
         return moments
 
 
-def _gram(tokens: Tensor, blocks: int = 4) -> Tensor:
-    """``T^T T`` of tokens T (n, d): block by block, because only those on and above the diagonal have to be computed."""
-    dim = tokens.shape[1]
-    gram = tokens.new_empty(dim, dim)
-    for columns in torch.arange(dim).chunk(blocks):
+def _add_gram(gram: Tensor, tokens: Tensor, blocks: int = 4) -> None:
+    """``G += T^T T`` of tokens T (n, d), block by block: only those on and above the diagonal have to be computed."""
+    for columns in torch.arange(len(gram)).chunk(blocks):
         first, end = int(columns[0]), int(columns[-1]) + 1
-        gram[first:end, first:] = tokens[:, first:end].T @ tokens[:, first:]
+        gram[first:end, first:].addmm_(tokens[:, first:end].T, tokens[:, first:])
         gram[end:, first:end] = gram[first:end, end:].T
-    return gram

@@ -17,7 +17,7 @@ from liftkit.color import SPACES, ColorSpace
 from liftkit.errors import UsageError
 from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
 from liftkit.fit.moments import TokenMoments
-from liftkit.fit.pairs import PairSource
+from liftkit.fit.pairs import Pair, PairSource
 from liftkit.progress import Observer, Silent
 from liftkit.tokens import patchify
 
@@ -32,11 +32,13 @@ class Collection:
         folds: one :class:`FoldedMoments` per colour space, normalised by :func:`normalised` when a fit asks.
         done: places of this part that have been taken or skipped.
         resumed: how many of them by an earlier, interrupted run.
+        whole: whether the moments are those of ``done`` places and no more: not so while some are being added.
     """
 
     folds: dict[str, FoldedMoments]
     done: int = 0
     resumed: int = 0
+    whole: bool = True
 
     @property
     def any(self) -> FoldedMoments:
@@ -55,7 +57,9 @@ class Pass:
         part: which share of the places this machine takes, from 0, and of how many.
         checkpoint: where to save now and then, and at the end, so that an interrupted fit resumes; whoever has used the
             moments removes it. None does not save.
-        stop: decides after each batch whether enough has been seen.
+        stop: decides now and then whether enough has been seen.
+        together: tokens that are added at once, from several batches where images are small; the larger, the less an
+            image costs, and the more seldom ``stop`` is asked.
     """
 
     source: PairSource
@@ -64,6 +68,7 @@ class Pass:
     part: tuple[int, int] = (0, 1)
     checkpoint: Path | None = None
     stop: Callable[[Collection], bool] = lambda collection: False
+    together: int = 16384
 
     @property
     def side(self) -> int:
@@ -116,7 +121,7 @@ def _gather(work: Pass, collection: Collection, places: range) -> Iterator[None]
     A GPU leaves the processor idle: a thread adds one batch while the VAE works on the next. On the processor itself both
     would only fight over its cores, and batches are added in turn.
     """
-    pairs = work.source.pairs(places[collection.done :])
+    pairs = _together(work, places[collection.done :])
     if work.source.space.vae.device.type == "cpu":
         for pair in pairs:
             _add(work, collection, places, *pair)
@@ -134,24 +139,63 @@ def _gather(work: Pass, collection: Collection, places: range) -> Iterator[None]
             yield
 
 
-@torch.no_grad()
-def _add(work: Pass, collection: Collection, places: range, indices: Tensor, latents: Tensor, images: Tensor) -> None:
-    """Add one batch, and count it as done: both or, where a value is not finite, neither."""
+def _together(work: Pass, places: range) -> Iterator[Pair]:
+    """The pairs of places, several batches of equal shape as one.
+
+    Whatever follows a VAE finds the processor's caches full of other things, and many small operations pay for that many
+    times over. When the source breaks, what came before it is given first.
+    """
+    waiting: list[Pair] = []
+    try:
+        for pair in work.source.pairs(places):
+            _check_finite(pair)
+            if waiting and waiting[0][2].shape[1:] != pair[2].shape[1:]:
+                yield _joined(waiting)
+            waiting.append(pair)
+            if sum(images[:, 0].numel() for _, _, images in waiting) >= work.together * work.side**2:
+                yield _joined(waiting)
+    except (Exception, KeyboardInterrupt):
+        if waiting:
+            yield _joined(waiting)
+        raise
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(waiting: list[Pair]) -> Pair:
+    indices, latents, images = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*waiting))
+    waiting.clear()
+    return indices, latents, images
+
+
+def _check_finite(pair: Pair) -> None:
+    indices, latents, _ = pair
     # A sum is finite where all its terms are; it is one look at them instead of several.
     usable = torch.isfinite(latents.flatten(1).sum(dim=1)).cpu()
     if not usable.all():
-        place = int(indices[~usable][0])
         raise UsageError(
-            f"image {place} of the source: the VAE makes NaN or infinity of it; use --device cpu, or leave it out"
+            f"image {int(indices[~usable][0])} of the source: the VAE makes NaN or infinity of it; "
+            "use --device cpu, or leave it out"
         )
+
+
+@torch.no_grad()
+def _add(work: Pass, collection: Collection, places: range, indices: Tensor, latents: Tensor, images: Tensor) -> None:
+    """Add pairs, and count them as done."""
+    collection.whole = False
     tokens = patchify(latents, work.latent_patch).cpu()
-    for name, folds in collection.folds.items():
-        folds.update(tokens, patchify(SPACES[name].plain(images), work.side).cpu(), indices)
+    # Fold by fold, so that what one product needs stays in the cache until it is taken.
+    for _, which in collection.any.groups(indices):
+        seen = images[which.to(images.device)]
+        for name, folds in collection.folds.items():
+            pixels = patchify(SPACES[name].plain(seen), work.side).cpu()
+            folds.update(tokens[which], pixels, indices[which])
     collection.done = places.index(int(indices[-1])) + 1
+    collection.whole = True
 
 
 def _save(work: Pass, collection: Collection) -> None:
-    if work.checkpoint is None:
+    if work.checkpoint is None or not collection.whole:
         return
     metadata = {"identity": work.identity(), "part": str(work.part), "done": str(collection.done)}
     write_folds(work.checkpoint, collection.folds, metadata)

@@ -64,7 +64,7 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, marks: Seque
         x, y: the axes.
         marks: vertical lines at x, with a label.
     """
-    with _axes(title) as (plot, result):
+    with chart(title) as (plot, result):
         for line, color in zip(lines, SERIES):
             plot.plot(line.x, line.y, "--" if line.dashed else "-", color=color, label=line.name)
         _scale(plot, x, y)
@@ -90,7 +90,7 @@ def bar_chart(
         y: the vertical axis.
         x_label: what the groups are.
     """
-    with _axes(title) as (plot, result):
+    with chart(title) as (plot, result):
         width = 0.8 / len(series)
         for which, (name, values) in enumerate(series):
             places = [index + (which - (len(series) - 1) / 2) * width for index in range(len(groups))]
@@ -115,7 +115,7 @@ def _scale(plot: Any, x: Axis, y: Axis) -> None:
 
 
 @contextmanager
-def _axes(title: str) -> Iterator[tuple[Any, list[str]]]:
+def chart(title: str) -> Iterator[tuple[Any, list[str]]]:
     """Axes to draw in; when the block ends, the chart's HTML is put into the list."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -14,7 +14,7 @@ from liftkit.data.images import to_signed
 from liftkit.evaluate.comparison import Comparison, Row
 from liftkit.evaluate.figures import BEST, FIGURES, Figure
 from liftkit.evaluate.verdict import Standing, Verdict
-from liftkit.report.charts import FAINT, INK, SERIES, _axes
+from liftkit.report.charts import FAINT, INK, SERIES, chart
 from liftkit.report.pages import page
 from liftkit.report.pictures import data_uri, grid
 
@@ -144,7 +144,7 @@ def charts(found: Comparison) -> str:
 def spectra(rows: Sequence[Row]) -> str:
     """The difference of every row's radial spectrum to the reference's."""
     dashes, colors = iter(DASHES * len(rows)), iter([SERIES[0], SERIES[2]] * len(rows))
-    with _axes("Spectra over those of real images: above 0 is too rough, below too smooth") as (plot, result):
+    with chart("Spectra over those of real images: above 0 is too rough, below too smooth") as (plot, result):
         plot.axhline(0.0, color=FAINT, linewidth=1)
         for row in rows:
             if row.score is None or row.role == "real":
@@ -165,7 +165,7 @@ def bars(found: Comparison, name: str) -> str:
     values = [(row, row.score.figures[name]) for row in reversed(found.rows) if row.score is not None]
     shown = [(row, value) for row, value in values if value is not None and row.role != "real"]
     leaders = ", ".join(row.label for row, _ in reversed(shown) if row.key in best)
-    with _axes(f"{figure.label[0].upper()}{figure.label[1:]}: best is {leaders}") as (plot, result):
+    with chart(f"{figure.label[0].upper()}{figure.label[1:]}: best is {leaders}") as (plot, result):
         colors = [SERIES[0] if row.role == "pixel" else SERIES[1] if row.key == "base" else FAINT for row, _ in shown]
         drawn = plot.barh(range(len(shown)), [value for _, value in shown], 0.7, color=colors)
         plot.bar_label(drawn, [figure.show(value) for _, value in shown], padding=3, fontsize=8, color=INK)

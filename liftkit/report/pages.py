@@ -26,12 +26,15 @@ figcaption b { color: var(--ink); font-weight: 600; }
 img { display: block; width: 100%; image-rendering: pixelated; border-radius: 3px; }
 .zoom { display: none; } .zoom + label { display: block; cursor: zoom-in; overflow-x: auto; }
 .zoom:checked + label { cursor: zoom-out; } .zoom:checked + label img { width: 300%; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .4rem 2rem; }
-svg { width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; max-width: 50rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: .4rem 2rem; }
+.chart { margin: .6rem 0; }
+svg { display: block; width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif !important; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; max-width: 50rem; margin-bottom: 1.6rem; }
 td, th { text-align: left; padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.number { white-space: normal; vertical-align: bottom; }
 td small { color: var(--faint); display: block; } details pre { overflow: auto; font-size: .8rem; }
+@media (max-width: 40rem) { td, th { padding-right: .5rem; font-size: .82rem; } }
 @media print { body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; } }
 """
 
@@ -85,10 +88,16 @@ def _figure(index: int, row: Row) -> str:
 def verdict_block(verdict: dict[str, Any]) -> str:
     """The verdict in words, and what to try."""
     advice = "".join(f"<li>{escape(text)}</li>" for text in verdict["advice"])
+    rows = "".join(
+        f'<tr><td>{escape(reason["meaning"])}</td><td class="number">{reason["value"]:.2f}</td>'
+        f'<td>{reason["level"]}</td><td class="number">{reason["good"]:g}</td><td class="number">{reason["poor"]:g}</td></tr>'
+        for reason in verdict["reasons"]
+    )
     return (
         f'<div class="verdict {verdict["level"]}"><p><b>{escape(verdict["text"])}</b></p>'
         + (f"<p>To try:</p><ul>{advice}</ul>" if advice else "")
-        + "</div>"
+        + '<details><summary>What it rests on</summary><div class="scroll"><table><tr><th></th><th class="number">value</th>'
+        + f'<th></th><th class="number">good from</th><th class="number">poor beyond</th></tr>{rows}</table></div></details></div>'
     )
 
 
@@ -118,8 +127,9 @@ def pictures_table(pictures: dict[str, Any]) -> str:
     return (
         f'<div class="scroll"><table><tr><th>{pictures["count"]} images, held out</th><th class="number">PSNR</th>'
         f'<th class="number">PSNR against the VAE</th><th class="number">patch-grid ratio</th></tr>{rows}</table></div>'
-        "<p><small>PSNR against the image, and against the VAE's own reconstruction. The patch-grid ratio is the energy of "
-        "differences across patch borders over that inside patches: 1 where patches do not show.</small></p>"
+        "<p><small>PSNR in dB against the image, and against the VAE's own reconstruction: the more, the closer. "
+        "The patch-grid ratio is the energy of differences across patch borders over "
+        "that inside patches: 1 where patches do not show.</small></p>"
     )
 
 
@@ -166,6 +176,7 @@ def alignment_charts(report: Report) -> str:
     colors = (
         ("lightness", "green-red", "blue-yellow") if report.lift.color.name == "oklab" else ("red", "green", "blue")
     )
+    by_lift = [max(value, -0.5) for value in alignment["channels"]["colors_lift"]]
     charts = (
         line_chart(
             f"A holds {captured:.1%} of the pixels' energy",
@@ -191,13 +202,13 @@ def alignment_charts(report: Report) -> str:
             "latent channel",
         ),
         bar_chart(
-            "Colour by colour: what one rotation explains, and what any linear map could",
+            f"The lift carries {colors[by_lift.index(max(by_lift))]} best, {colors[by_lift.index(min(by_lift))]} worst",
             colors,
             [
-                ("lift", [max(value, -0.5) for value in alignment["channels"]["colors_lift"]]),
+                ("lift", by_lift),
                 ("unconstrained", alignment["channels"]["colors_linear"]),
             ],
-            Axis("R^2", low=min(0.0, *(max(v, -0.5) for v in alignment["channels"]["colors_lift"])), high=1.0),
+            Axis("R^2", low=min(0.0, *by_lift), high=1.0),
             "colour channel",
         ),
         calibration_chart(report.lift.scale),
