@@ -131,7 +131,7 @@ def test_a_finetune_and_one_that_was_stopped(ask: Ask, monkeypatch: pytest.Monke
     arguments = ("finetune", "tiny-klein", "-o", tmp_path / "run", "batch_size=32", "micro_batch=null")
     code, answer = ask(*arguments)
     assert code == 0
-    assert keys(answer) == documented("finetune", "recipe", "estimate")
+    assert keys(answer) == documented("finetune", "recipe", "estimate", "pushed")
     assert (answer["seconds_per_step"], answer["images_per_second"], answer["tflops"]) == (0.5, 64.0, None)
     outcome.stopped, done.result, speed.steps = True, None, 0
     code, answer = ask(*arguments)

@@ -11,12 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from liftkit.adapter import Adapter, load_pixel_pipeline
+from liftkit.data import demo
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe import Recipe
@@ -24,6 +27,7 @@ from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
 from liftkit.finetune.state import checkpoints
 from liftkit.progress import Silent
+from tests.test_hub import FakeHub
 
 TEXT = """
 model: {model}
@@ -66,13 +70,18 @@ def make(pixel_klein: Path, cache: Path, tmp_path: Path):
 
 
 class Watch(Silent):
-    """Calls a function after each step."""
+    """Calls a function after each step; keeps what it is told."""
 
-    def __init__(self, after: Any) -> None:
+    def __init__(self, after: Any = lambda step: None) -> None:
         self.after, self.steps = after, 0
+        self.notes: list[str] = []
+        self.text = ""
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def status(self, text: str) -> None:
-        self.steps += 1
+        self.steps, self.text = self.steps + 1, text
         self.after(self.steps)
 
 
@@ -283,3 +292,71 @@ def test_dry_run_tells_what_learns_and_writes_nothing(make, cli, tmp_path: Path)
     assert "4 x 64 = 256" in stdout
     assert "LoRA" in stdout
     assert not recipe.output.exists()
+
+
+def test_a_result_is_pushed_only_when_asked_and_nothing_begins_that_could_not_be(
+    make, cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = FakeHub()
+    monkeypatch.setattr(huggingface_hub, "HfApi", fake)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_token_of_a_test")
+    recipe = make("pushed")
+    quick = ("steps=1", "previews.every=0", "validation.every=0", "objective.adversarial=0", "save=adapter")
+    command = ("finetune", tmp_path / "pushed.yaml", *quick)
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "get_token", lambda: None)
+        code, _, stderr = cli(*command, "--push", "org/name")
+    assert (code, "no token" in stderr, recipe.output.exists()) == (2, True, False)
+    code, _, stderr = cli(*command, "--public")
+    assert (code, "give --push" in stderr, recipe.output.exists()) == (2, True, False)
+    code, stdout, stderr = cli(*command, "--push", "org/name")
+    assert code == 0, stderr
+    assert "pushed to https://huggingface.co/org/name (private)" in stdout
+    assert fake.private == {"org/name": True}
+    assert {"README.md", "liftkit.json", "adapter.safetensors"} <= fake.calls[-1][2]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve demo images in a folder, two of them unreadable."""
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(12):
+        Image.fromarray(demo.image_at(index)[0]).save(folder / f"{index:02d}.png")
+    (folder / "03.png").write_bytes(b"no picture")
+    (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:200])
+    return folder
+
+
+def test_skipped_images_are_counted_and_named_from_the_beginning_to_the_end(make, photos: Path) -> None:
+    quick = ("steps=3", "batch_size=10", "previews.every=0", "validation.every=0", "objective.adversarial=0")
+    recipe = make("skips", f"data.sources=[{{kind: folder, path: {photos}}}]", "data.workers=0", *quick)
+    watch = Watch(lambda step: (photos / "05.png").unlink(missing_ok=True))
+    done = finetune(recipe, observer=watch)
+    assert done.skipped == "skipped images: 3 unreadable (03.png, 07.png, 05.png)"
+    assert "skipped images: 2 unreadable (03.png, 07.png)" in watch.notes
+    assert watch.text.endswith("3 skipped")
+    record = json.loads((recipe.output / "run.json").read_text())
+    assert (record["data"][0]["skipped"], record["data"][0]["images"]) == (["03.png", "07.png"], 10)
+    (lost,) = [row for row in rows(recipe.output) if "skipped" in row]
+    assert (lost["step"], lost["skipped"]) == (2, ["05.png"])
+    assert "step 2: skipped images: 1 unreadable (05.png)" in watch.notes
+
+
+def test_resuming_with_other_data_says_so(make, photos: Path) -> None:
+    quick = ("batch_size=2", "previews.every=0", "validation.every=0", "objective.adversarial=0")
+    source = f"data.sources=[{{kind: folder, path: {photos}}}]"
+    recipe = make("others", source, "steps=1", *quick)
+    finetune(recipe)
+    same, other = Watch(), Watch()
+    finetune(make("others", source, "steps=2", *quick), resume="latest", observer=same)
+    (photos / "00.txt").write_text("another caption")
+    finetune(make("others", source, "steps=3", *quick), resume="latest", observer=other)
+    told = [[note for note in watch.notes if "not those that it was trained on" in note] for watch in (same, other)]
+    assert told[0] == []
+    (text,) = told[1]
+    assert "step-0000002" in text
+    assert [row["note"] for row in rows(recipe.output) if "note" in row] == [text]

@@ -16,7 +16,7 @@ from liftkit.color import SRGB, Oklab
 from liftkit.data.images import ImageFolder
 from liftkit.embedded import TINY_KLEIN
 from liftkit.fit import engine
-from liftkit.fit.alignment import energy_angle, lift_angle, principal_angles
+from liftkit.fit.alignment import energy_angle, lift_angle, pixel_r2, principal_angles
 from liftkit.fit.engine import FitOptions, fit_collected
 from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.jacobian import directional_derivative, fit_jacobian, mean_jacobian
@@ -187,6 +187,20 @@ def test_figures_are_held_out() -> None:
     assert max(report["channels"]["latents"]) < 0.05
 
 
+def test_channels_have_a_spread_over_folds() -> None:
+    folded = FoldedMoments(tiny.RANK, tiny.DIM)
+    z = torch.randn(10, 64, tiny.RANK)
+    x = z @ torch.randn(tiny.RANK, tiny.DIM) + 0.3 * torch.randn(10, 64, tiny.DIM)
+    folded.update(z, x, torch.arange(10))
+    channels = engine.alignment(folded, liftkit.fit_procrustes)["channels"]
+    rows = [pixel_r2(liftkit.fit_procrustes(rest), fold, rest)[0] for rest, fold in folded.splits()]
+    torch.testing.assert_close(torch.tensor(channels["colors_lift"]).double(), torch.stack(rows).mean(dim=0).double())
+    expected = torch.stack(rows).std(dim=0).double()
+    torch.testing.assert_close(torch.tensor(channels["spread"]["colors_lift"]).double(), expected, rtol=1e-5, atol=0)
+    for name in ("latents", "colors_lift", "colors_linear"):
+        assert len(channels["spread"][name]) == len(channels[name])
+
+
 def test_one_image_and_one_colour_everywhere(cli: Cli, tmp_path: Path) -> None:
     with pytest.raises(liftkit.UsageError, match="one image cannot be held out"):
         fitted(demo_source(1))
@@ -202,11 +216,12 @@ def test_one_image_and_one_colour_everywhere(cli: Cli, tmp_path: Path) -> None:
     assert "one colour" in err
 
 
-def test_latents_of_the_model_itself(cli: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["procrustes", "jacobian"])
+def test_latents_of_the_model_itself(cli: Cli, tmp_path: Path, kind: str) -> None:
     (tmp_path / "prompts.txt").write_text("a red seven on flower petals\n\na cyan four on a temple roof\n")
     code, _, err = cli(
         "fit", TINY_KLEIN, "--latents", "model", "--prompts", tmp_path / "prompts.txt", "--num-images", 8,
-        "-o", tmp_path / "lift.safetensors", "--device", "cpu",
+        "--kind", kind, "-o", tmp_path / "lift.safetensors", "--device", "cpu",
     )  # fmt: skip
     assert code == 0, err
     source = Lift.load(tmp_path / "lift.safetensors").figures["alignment"]["source"]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
+from types import SimpleNamespace
+from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -10,10 +14,11 @@ from peft import LoraConfig
 from torch import Tensor
 
 from liftkit.conversion.surgery import convert_transformer
+from liftkit.errors import UsageError
 from liftkit.finetune import asymflow_loss, flow_loss
 from liftkit.finetune.network import Network, Reference, bind, connect, original_modules
 from liftkit.finetune.opening import opening_columns
-from liftkit.finetune.perceptual import VaeFeatures, gradient_distance
+from liftkit.finetune.perceptual import VaeFeatures, gradient_distance, make_perceptual
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.tokens import unpatchify
 from tests import tiny
@@ -130,6 +135,57 @@ def test_vae_features_are_a_distance_that_can_be_learned_from() -> None:
     distance.mean().backward()
     assert a.grad is not None
     assert a.grad.abs().max().item() > 0
+
+
+def test_lpips_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_weights(**_: Any) -> None:
+        raise URLError("no route\nto host")
+
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(UsageError, match=r"objective.perceptual: lpips: .*pip install 'liftkit\[lpips\]'") as missing:
+        make_perceptual("lpips", None, "cpu")
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=no_weights))
+    with pytest.raises(UsageError, match=r"weights of VGG-16 cannot be had \(.*no route to host.*\); fetch") as weights:
+        make_perceptual("lpips", None, "cpu")
+    assert all("\n" not in str(caught.value) for caught in (missing, weights))
+
+
+def test_lpips_sees_images_between_minus_one_and_one_and_gives_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Stub(torch.nn.Module):
+        """As lpips.LPIPS, which takes images in [-1, 1] unless told otherwise; in bfloat16 as under autocast."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+            assert options == {"net": "vgg", "spatial": True, "verbose": False}
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, images: Tensor, target: Tensor) -> Tensor:
+            seen.append((images, target))
+            return (self.weight * (images - target).square().sum(dim=1, keepdim=True)).bfloat16()
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Stub))
+    distance = make_perceptual("lpips", None, "cpu")
+    assert distance is not None
+    _, tokens, noise = inputs()
+    lift = tiny.lift(patch_size=4)
+    images = torch.rand(noise.shape) * 2 - 1
+    x0 = lift.color.encode(images)
+    answer = (0.5 * x0).requires_grad_()
+    _, metrics = asymflow_loss(
+        model_of(answer), model_of(torch.zeros_like(x0)), x0, tokens, SIGMA, noise, lift, perceptual=distance
+    )
+    (guess, target), *more = seen
+    assert not more
+    assert torch.allclose(target, images, atol=1e-4)
+    assert torch.allclose(guess, lift.color.decode(answer), atol=1e-4)
+    assert metrics["perceptual"].item() > 0
+    found = distance(guess, target)
+    assert (found.shape, found.dtype) == ((3, 1, 16, 16), torch.float32)
+    found.sum().backward()
+    assert answer.grad is not None
+    assert answer.grad.abs().max().item() > 0
 
 
 def twin(name: str):

@@ -119,6 +119,7 @@ def test_documented_schema_is_the_real_one(converted: dict[str, Path]) -> None:
         alignment,
         alignment["figures"],
         alignment["channels"],
+        alignment["channels"]["spread"],
         alignment["angles"],
         alignment["pictures"],
         alignment["pictures"]["spread"],

@@ -63,6 +63,7 @@ KEYS: dict[str, dict[str, str]] = {
         "tflops": "likewise; null where they were not counted",
         "peak_memory": "bytes: of the GPU, or of the process",
         "skipped": "images that could not be used, in words",
+        "pushed": PUSHED,
     },
     "sample": {
         "output": "the picture",

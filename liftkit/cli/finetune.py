@@ -10,6 +10,7 @@ import typer
 
 from liftkit.cli import console
 from liftkit.cli.completion import complete_recipe
+from liftkit.cli.push import Public, Push, check, send
 
 if TYPE_CHECKING:
     from liftkit.finetune.recipe import Recipe
@@ -35,6 +36,8 @@ def finetune(
         typer.Option(help="Go on from 'latest' complete checkpoint of the run folder, or from the one at a path."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen and stop.")] = False,
+    push: Push = None,
+    public: Public = False,
 ) -> None:
     """Finetune a converted model: mend colour, fine detail and patch borders.
 
@@ -42,6 +45,7 @@ def finetune(
     """
     from liftkit.finetune.recipe_file import load_recipe
 
+    check(push, public)
     given = [*(overrides or []), *([f"output={json.dumps(str(output))}"] if output is not None else [])]
     chosen = load_recipe(recipe, given)
     console.quiet_libraries()
@@ -54,6 +58,8 @@ def finetune(
     done = run(chosen, resume=resume, observer=console.Bars())
     if done.trainer.accelerator.is_main_process:
         _report(chosen, done)
+        if done.result is not None:
+            send(done.result, push, public)
     if done.outcome.stopped:
         raise typer.Exit(130)
 

@@ -84,6 +84,7 @@ class TrainingData:
 
     Attributes:
         skipped: images that could not be read, also those that :meth:`batch` met.
+        digest: tells images, captions and sizes from others; after :meth:`prepare`.
 
     Raises:
         UsageError: if a number is out of range or the cache's folder cannot be used.
@@ -165,6 +166,7 @@ class TrainingData:
             groups.setdefault(picture.size, {}).setdefault(picture.source, []).append(picture.index)
         self._order = Order(groups, self.weights, self.batch_size, self.seed)
         self.skipped = filling.skipped
+        self.digest = self._digest()
         return filling.skipped
 
     def batch(self, step: int, part: slice = ALL) -> Batch:
@@ -207,21 +209,24 @@ class TrainingData:
                     waiting = []
 
     def describe(self) -> dict[str, Any]:
-        """Plain data for reports; ``digest`` tells images, captions, sizes and their order from others."""
+        """Plain data for reports, with the names of all images that are skipped."""
         sizes = Counter(picture.size for picture in self._pictures.values())
-        digest = hashlib.sha256()
-        for (source, _), picture in sorted(self._pictures.items()):
-            digest.update(repr((source, picture.facts.key, picture.size, picture.caption)).encode())
         return {
             "sources": [{**source.describe(), "weight": weight} for source, weight in zip(self.sources, self.weights)],
             "images": len(self._pictures),
-            "skipped": len(self.skipped),
+            "skipped": self.skipped.unreadable.copy(),
             "sizes": {f"{height}x{width}": count for (height, width), count in sorted(sizes.items())},
             "batch_size": self.batch_size,
             "seed": self.seed,
             "prompt_dropout": self.prompt_dropout,
-            "digest": digest.hexdigest(),
+            "digest": self.digest,
         }
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for (source, _), picture in sorted(self._pictures.items()):
+            digest.update(repr((source, picture.facts.key, picture.size, picture.caption)).encode())
+        return digest.hexdigest()
 
     def _check(self, pictures: list[Picture], reasons: dict[int, str], observer: Observer) -> None:
         """Whether each source has images; and notes about them."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from liftkit.asymflow import calibrate
 from liftkit.finetune.objective import Velocity
@@ -25,6 +26,7 @@ from liftkit.models.registry import is_lifted
 from liftkit.tokens import patchify, unpatchify
 
 CHANNELS = ("in_channels", "out_channels")
+FEW_TOKENS = 128
 
 
 class Network(nn.Module):
@@ -85,9 +87,21 @@ def _adapters(model: nn.Module) -> list[Any]:
 
 
 def _stock_forward(transformer: Any, arguments: dict[str, Any]) -> Any:
-    if hasattr(type(transformer), "network"):
-        return type(transformer).network(transformer, **arguments)
-    return transformer(**arguments)
+    # A checkpointed block is run again in the backward pass, outside of this context.
+    again = getattr(transformer, "gradient_checkpointing", False)
+    with nullcontext() if again else _attention_for(arguments.get("hidden_states")):
+        if hasattr(type(transformer), "network"):
+            return type(transformer).network(transformer, **arguments)
+        return transformer(**arguments)
+
+
+def _attention_for(states: Tensor | None) -> Any:
+    """torch's fused attention; on a CPU its backward in bfloat16 is 2.7 times slower than plain products for few tokens
+    (76: 50 against 19 ms), and twice as fast for 256."""
+    few = states is not None and states.ndim == 3 and states.shape[1] <= FEW_TOKENS
+    if few and torch.is_grad_enabled() and states is not None and states.device.type == "cpu":
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def _parent(model: nn.Module, path: str) -> tuple[nn.Module, str]:

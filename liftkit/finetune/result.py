@@ -10,12 +10,12 @@ from torch import Tensor
 
 from liftkit.adapter import LORA_A, LORA_B, Adapter
 from liftkit.checkpoint.files import write_text
-from liftkit.checkpoint.folder import RECORD, atomic_folder, copy_tree, manifest
-from liftkit.checkpoint.model import ModelFolder, Weights
-from liftkit.checkpoint.rewrite import rewrite_file
+from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
+from liftkit.checkpoint.model import ModelFolder
 from liftkit.conversion.card import versions
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.trainee import Trainee
+from liftkit.formats.merging import write_merged
 from liftkit.progress import Observer
 
 
@@ -74,21 +74,8 @@ def write_model(adapter: Adapter, folder: ModelFolder, target: Path, observer: O
         UsageError: if something is at ``target`` already.
         LiftkitError: if the disk refuses.
     """
-    weights = folder.weights("transformer")
-    changed = adapter.merged(_Stored(weights))
     with atomic_folder(target, overwrite=True) as building:
-        for path in sorted(folder.path.iterdir()):
-            if path.name not in ("transformer", RECORD, "README.md"):
-                copy_tree(path, building / path.name)
-        (building / "transformer").mkdir()
-        for path in sorted((folder.path / "transformer").iterdir()):
-            if path.name not in weights.headers:
-                copy_tree(path, building / "transformer" / path.name)
-        total = sum(header.path.stat().st_size for header in weights.headers.values())
-        with observer.stage("write: transformer", total, "bytes") as advance:
-            for name, header in weights.headers.items():
-                here = {key: tensor for key, tensor in changed.items() if weights.where.get(key) == name}
-                rewrite_file(header, building / "transformer" / name, here, progress=advance)
+        write_merged(adapter, folder, building, observer)
         write_text(building / "README.md", card(adapter, folder, "model"))
         record = {**base_record(folder), "finetune": adapter.provenance}
         record.setdefault("format", "liftkit.finetune")
@@ -128,19 +115,6 @@ from diffusers import DiffusionPipeline
 
 `liftkit.json` holds the recipe and versions. The licence and terms of the base apply.
 """
-
-
-class _Stored(dict):
-    """Tensors of a transformer on disk, each read when asked for."""
-
-    def __init__(self, weights: Weights) -> None:
-        super().__init__()
-        self.weights = weights
-
-    def get(self, name: str, default: Any = None) -> Any:  # type: ignore[override]
-        """One tensor, or the default."""
-        found = self.weights.read(name)
-        return default if found is None else found
 
 
 def _stored_name(name: str) -> str:

@@ -70,7 +70,7 @@ def finetune(recipe: Recipe, *, resume: str | None = None, observer: Observer | 
     if not outcome.stopped:
         result = _write_result(trainer, folder, observer)
     trainer.accelerator.end_training()
-    return Finetuned(outcome, result, trainer, trainer.data.skipped.summary())
+    return Finetuned(outcome, result, trainer, trainer.skipped.summary())
 
 
 def prepare(recipe: Recipe, folder: RunFolder, observer: Observer) -> Trainer:
@@ -82,11 +82,7 @@ def prepare(recipe: Recipe, folder: RunFolder, observer: Observer) -> Trainer:
         source = find_source(recipe, folder.path, observer)
         trainee = open_trainee(recipe, source)
         data, held_out = training_data(recipe, trainee, folder.path)
-        skipped = fill_caches(
-            recipe, trainee, [data, *([held_out] if held_out else [])], observer, str(accelerator.device)
-        )
-    if skipped and accelerator.is_main_process:
-        observer.note(skipped)
+        fill_caches(recipe, trainee, [data, *([held_out] if held_out else [])], observer, str(accelerator.device))
     vae = load_vae(source).to(accelerator.device) if recipe.objective.perceptual == "vae" else None
     if accelerator.is_main_process:
         model = {"name": source.name, "sha256": base_record(source).get("sha256", {})}
@@ -94,7 +90,10 @@ def prepare(recipe: Recipe, folder: RunFolder, observer: Observer) -> Trainer:
     accelerator.wait_for_everyone()
     if recipe.trackers:
         accelerator.init_trackers("liftkit")
-    return Trainer(recipe, trainee, data, held_out, vae, accelerator, folder, observer)
+    trainer = Trainer(recipe, trainee, data, held_out, vae, accelerator, folder, observer)
+    if trainer.skipped and accelerator.is_main_process:
+        observer.note(trainer.skipped.summary())
+    return trainer
 
 
 def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
@@ -199,7 +198,7 @@ def load_vae(folder: ModelFolder) -> Any:
     return made.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval().requires_grad_(False)
 
 
-def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], observer: Observer, device: str) -> str:
+def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], observer: Observer, device: str) -> None:
     """Encode what is not cached yet: latents where the loss needs them, and prompts. Encoders leave the memory after."""
     folder = trainee.folder
     needs_latents = recipe.space == "latent" or recipe.objective.loss == "asymflow"
@@ -219,9 +218,8 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
 
     image_print = LatentSpace(load_vae(folder)).fingerprint() if needs_latents else ""
     extra = list(recipe.previews.prompts or ())
-    skipped = ""
     for data in parts:
-        found = data.prepare(
+        data.prepare(
             image_encoder if needs_latents else None,
             image_print,
             prompt_encoder,
@@ -229,9 +227,7 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
             observer,
             extra,
         )
-        skipped = skipped or found.summary()
         gc.collect()
-    return skipped
 
 
 def load_text_side(folder: ModelFolder, device: str) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from liftkit.checkpoint.files import atomic_file
+from liftkit.data.images import Skipped
 from liftkit.data.training import Batch, TrainingData
 from liftkit.errors import LiftkitError
 from liftkit.finetune.adversary import Adversary
@@ -23,6 +24,7 @@ from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, se
 from liftkit.finetune.perceptual import make_perceptual
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.run_folder import RunFolder
+from liftkit.finetune.sharding import set_sharding
 from liftkit.finetune.state import (
     load_optimizers,
     load_parameters,
@@ -32,7 +34,7 @@ from liftkit.finetune.state import (
     write_checkpoint,
 )
 from liftkit.finetune.step import Objective, draw, step_seed
-from liftkit.finetune.trainee import Trainee
+from liftkit.finetune.trainee import COMPUTE, Trainee
 from liftkit.finetune.watch import preview, validate
 from liftkit.progress import Observer
 
@@ -84,6 +86,9 @@ class Trainer:
         accelerator: of accelerate.
         folder: of the run.
         observer: hears of the progress.
+
+    Attributes:
+        skipped: images that could not be read, in any process, before training or since.
     """
 
     def __init__(
@@ -101,6 +106,8 @@ class Trainer:
         self.accelerator, self.folder, self.observer = accelerator, folder, observer
         self.step = 0
         self.speed = _Speed()
+        self._named = len(data.skipped.unreadable)
+        self.skipped = Skipped([*data.skipped.unreadable, *(held_out.skipped.unreadable if held_out else ())])
         self._wrap(vae)
 
     def _wrap(self, vae: Any) -> None:
@@ -109,6 +116,7 @@ class Trainer:
         optimizers = make_optimizers(trainee.parameters, recipe.optimizer, projections)
         if recipe.compile:
             trainee.transformer.compile_repeated_blocks()
+        set_sharding(self.accelerator, trainee.transformer, COMPUTE[recipe.precision])
         self.model, *self.optimizers = self.accelerator.prepare(trainee.network, *optimizers)
         self.bare = [getattr(each, "optimizer", each) for each in self.optimizers]
         # Sharding may have put other tensors in the places of parameters.
@@ -231,6 +239,7 @@ class Trainer:
         parts += [
             f"gradient {row['gradient_norm']:.2f}",
             f"{self.recipe.batch_size / self.speed.per_step:.1f} images/s",
+            *([f"{len(self.skipped)} skipped"] if self.skipped else []),
         ]
         return "  ".join(parts)
 
@@ -260,7 +269,9 @@ class Trainer:
         """Whatever is due after a step; whether to stop."""
         recipe, step = self.recipe, self.step
         last = step == recipe.steps
-        save, stop = self._told(interrupt)
+        save, stop, lost = self._told(interrupt)
+        if lost:
+            self._name_skipped()
         if _due(recipe.previews.every, step) or (recipe.previews.every and last):
             self._preview()
         if _due(recipe.validation.every, step) or (recipe.validation.every and last):
@@ -269,14 +280,27 @@ class Trainer:
             self.save()
         return stop
 
-    def _told(self, interrupt: _Interrupt) -> tuple[bool, bool]:
-        """Whether anybody asks for a checkpoint or the end; all processes hear the same."""
-        wishes = [0.0, 0.0]
+    def _told(self, interrupt: _Interrupt) -> tuple[bool, bool, bool]:
+        """Whether anybody asks for a checkpoint or the end, or lost an image; all processes hear the same."""
+        said = [False, interrupt.heard, len(self.data.skipped.unreadable) > self._named]
         if self.accelerator.is_main_process:
-            wishes = [float(self.folder.asked("save")), float(self.folder.asked("stop"))]
-        wishes[1] += float(interrupt.heard)
-        heard = self.accelerator.reduce(torch.tensor(wishes, device=self.accelerator.device), "sum").tolist()
-        return heard[0] > 0, heard[1] > 0
+            said[0], said[1] = self.folder.asked("save"), self.folder.asked("stop") or said[1]
+        said_here = torch.tensor(said, dtype=torch.float32, device=self.accelerator.device)
+        save, stop, lost = self.accelerator.reduce(said_here, "sum").tolist()
+        return save > 0, stop > 0, lost > 0
+
+    def _name_skipped(self) -> None:
+        """Name the images that any process could no longer read; the others of their kind take their rows."""
+        from accelerate.utils import gather_object
+
+        here = self.data.skipped.unreadable.copy()
+        new = gather_object(here[self._named :])
+        self._named = len(here)
+        new = [name for name in dict.fromkeys(new) if name not in self.skipped.unreadable]
+        self.skipped.unreadable += new
+        if new and self.accelerator.is_main_process:
+            self.folder.log({"step": self.step, "skipped": new})
+            self.observer.note(f"step {self.step}: {Skipped(new).summary()}")
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -347,13 +371,14 @@ class Trainer:
             tensors["adversary"] = self.objective.adversary.tensors()
         path = None
         if self.accelerator.is_main_process:
-            record = {"recipe": self.recipe.model_dump(mode="json")}
+            record = {"recipe": self.recipe.model_dump(mode="json"), "data": self.data.digest}
             path = write_checkpoint(self.folder.checkpoints, self.step, tensors, record, self.recipe.checkpoints.keep)
         self.accelerator.wait_for_everyone()
         return path
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint. Where the data are not those of before it says so: one image that went away should not
+        end a run for good.
 
         Raises:
             UsageError: if it is broken or of another recipe.
@@ -369,6 +394,10 @@ class Trainer:
         self.step = int(record["step"])
         if self.accelerator.is_main_process:
             self.folder.rewind(self.step)
+            if record.get("data", self.data.digest) != self.data.digest:
+                text = f"{path}: images or captions are not those that it was trained on; the run goes on, but not as it would have"
+                self.folder.log({"step": self.step, "note": text})
+                self.observer.note(text)
 
 
 def _due(every: int, step: int) -> bool:

@@ -6,7 +6,7 @@ the mean over folds, its spread the standard deviation, and beside it stands wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import acos, degrees, sqrt
 from typing import Any
 
@@ -198,9 +198,8 @@ def alignment(folded: FoldedMoments, fit: Fit) -> dict[str, Any]:
     rows = [figures(*each) for each in held_out]
     fitted = figures(lift, total)
     first, second = (fit(half) for half in folded.halves())
-    latents = torch.stack([latent_r2(*each) for each in held_out]).mean(dim=0)
-    colors = [pixel_r2(*each) for each in held_out]
-    by_lift, by_map = (torch.stack(values).mean(dim=0) for values in zip(*colors))
+    latents = [latent_r2(*each).view(-1, lift.latent_patch**2).mean(dim=1) for each in held_out]
+    by_lift, by_map = zip(*(pixel_r2(*each) for each in held_out))
     pca = top_eigenvectors(total.pixel_gram, lift.rank)
     return {
         "images": total.images,
@@ -214,11 +213,7 @@ def alignment(folded: FoldedMoments, fit: Fit) -> dict[str, Any]:
             }
             for name in fitted
         },
-        "channels": {
-            "latents": latents.view(-1, lift.latent_patch**2).mean(dim=1).tolist(),
-            "colors_lift": by_lift.tolist(),
-            "colors_linear": by_map.tolist(),
-        },
+        "channels": _channels({"latents": latents, "colors_lift": by_lift, "colors_linear": by_map}),
         "spectrum": spectrum(total),
         "angles": {
             "pca": principal_angles(lift.basis, pca),
@@ -228,6 +223,13 @@ def alignment(folded: FoldedMoments, fit: Fit) -> dict[str, Any]:
             "halves_lift": lift_angle(first.basis, second.basis, total.latent_gram),
         },
     }
+
+
+def _channels(rows: dict[str, Sequence[Tensor]]) -> dict[str, Any]:
+    """Values per channel, each a tensor per fold: their means over folds and, under ``spread``, standard deviations."""
+    columns = {name: torch.stack(list(folds)).T.tolist() for name, folds in rows.items()}
+    means: dict[str, Any] = {name: [mean(values) for values in channels] for name, channels in columns.items()}
+    return means | {"spread": {name: [spread(values) for values in channels] for name, channels in columns.items()}}
 
 
 def top_eigenvectors(gram: Tensor, rank: int) -> Tensor:

@@ -79,7 +79,12 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, marks: Seque
 
 
 def bar_chart(
-    title: str, groups: Sequence[str], series: Sequence[tuple[str, Sequence[float]]], y: Axis, x_label: str
+    title: str,
+    groups: Sequence[str],
+    series: Sequence[tuple[str, Sequence[float]]],
+    y: Axis,
+    x_label: str,
+    spread: Sequence[Sequence[float]] | None = None,
 ) -> str:
     """Bars side by side, as HTML.
 
@@ -89,12 +94,14 @@ def bar_chart(
         series: name and one value per group each; at most three.
         y: the vertical axis.
         x_label: what the groups are.
+        spread: a standard deviation for each value, drawn as a whisker.
     """
     with chart(title) as (plot, result):
         width = 0.8 / len(series)
         for which, (name, values) in enumerate(series):
             places = [index + (which - (len(series) - 1) / 2) * width for index in range(len(groups))]
-            plot.bar(places, values, width, color=SERIES[which], label=name)
+            whiskers = None if spread is None else spread[which]
+            plot.bar(places, values, width, color=SERIES[which], label=name, yerr=whiskers, ecolor="#888")
         every = max(1, -(-len(groups) // 16))
         plot.set_xticks(range(0, len(groups), every), groups[::every])
         _scale(plot, Axis(x_label), y)

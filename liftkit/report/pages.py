@@ -173,6 +173,8 @@ def alignment_charts(report: Report) -> str:
     numbers = list(range(1, rank + 1))
     angles = alignment["angles"]
     latents = alignment["channels"]["latents"]
+    # Lifts of earlier versions have no spread per channel.
+    spread = alignment["channels"].get("spread")
     colors = (
         ("lightness", "green-red", "blue-yellow") if report.lift.color.name == "oklab" else ("red", "green", "blue")
     )
@@ -200,6 +202,7 @@ def alignment_charts(report: Report) -> str:
             [("R^2 from A^T x", [max(value, 0.0) for value in latents])],
             Axis("R^2", low=0.0, high=1.0),
             "latent channel",
+            spread and [spread["latents"]],
         ),
         bar_chart(
             f"The lift carries {colors[by_lift.index(max(by_lift))]} best, {colors[by_lift.index(min(by_lift))]} worst",
@@ -210,6 +213,7 @@ def alignment_charts(report: Report) -> str:
             ],
             Axis("R^2", low=min(0.0, *by_lift), high=1.0),
             "colour channel",
+            spread and [spread["colors_lift"], spread["colors_linear"]],
         ),
         calibration_chart(report.lift.scale),
     )
