@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import liftkit
-from liftkit.checkpoint import copying, follow
+from liftkit.checkpoint import copying, follow, parts
 from liftkit.checkpoint.copying import copy_file, extract_file
 from liftkit.checkpoint.follow import Ledger, digest_file
 from liftkit.checkpoint.header import TensorEntry, encode_header, read_header
 from liftkit.checkpoint.model import STEM, Weights
-from liftkit.checkpoint.rewrite import compare_files, rewrite_file
+from liftkit.checkpoint.rewrite import compare_files, rewrite_file, torch_dtype
 from liftkit.conversion import memory, surgery, verify
 from liftkit.conversion.audit import audit
 from liftkit.conversion.plan import ConvertOptions, make_plan
@@ -345,6 +345,41 @@ def test_projections_that_are_not_finite_are_named_before_anything_is_done(
     assert code == 2
     assert f"{where[name]}: tensor '{name}': 1 of" in err
     assert "NaN or infinite" in err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_other_tensors_that_are_not_finite_are_found_on_the_way(
+    value: float, cli: Cli, shards: Path, lift_file: Path, tmp_path: Path
+) -> None:
+    name = "transformer_blocks.0.ff.linear_in.weight"
+    where = json.loads((shards / "transformer" / f"{STEM}.safetensors.index.json").read_text())["weight_map"]
+    path = shards / "transformer" / where[name]
+    tensors = load_file(path)
+    tensors[name][-1, -1] = value
+    save_file(tensors, path, {"format": "pt"})
+    code, _, err = cli("convert", shards, "--lift", lift_file, "-o", tmp_path / "out", "--proof", "projections")
+    assert code == 2
+    assert f"transformer: tensor '{name}' holds NaN or infinite numbers" in err
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3"])
+def test_every_pattern_of_bits_is_known_for_finite_or_not(dtype: str) -> None:
+    kind = torch_dtype(dtype)
+    size = kind.itemsize
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randint(0, 256, (4096, size), dtype=torch.uint8, generator=generator)
+    # Random exponents are rarely the highest: set all of their bits in half of the elements.
+    raw[::2, -2:] |= torch.tensor([0xF0, 0x7F], dtype=torch.uint8)[-min(size, 2) :]
+    numbers = raw.flatten().view(kind)
+    expected = numbers.double().isfinite()
+    assert 0 < expected.sum() < len(expected)
+    data = raw.numpy().tobytes()
+    found = [parts.is_finite(memoryview(data)[i * size : (i + 1) * size], dtype) for i in range(len(expected))]
+    assert found == expected.tolist()
+    kept = raw[expected].numpy().tobytes()
+    assert parts.is_finite(memoryview(kept), dtype)
+    assert parts.is_finite(memoryview(data), "I8")
 
 
 @pytest.mark.parametrize(

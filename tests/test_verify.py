@@ -67,6 +67,12 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> 
     (root / "liftkit.json").write_text(json.dumps(record))
 
 
+def test_weights_that_are_not_finite_are_named(folder: Path) -> None:
+    name = "norm_out.linear.weight"
+    rewrite(folder / WEIGHTS, lambda tensors: tensors[name].view(-1)[3:4].fill_(float("nan")))
+    assert f"{WEIGHTS}: tensor {name!r} holds NaN or infinite numbers" in problems(audit(folder))["manifest"]
+
+
 def test_a_whole_folder_passes(
     architecture: str, cli: Cli, proved: dict[str, Path], model_folders: dict[str, Path]
 ) -> None:

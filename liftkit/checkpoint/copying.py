@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import IO
 
 from liftkit.checkpoint.files import atomic_file
-from liftkit.checkpoint.follow import Follower, Ledger, Part, parts_of
+from liftkit.checkpoint.follow import Follower, Ledger
 from liftkit.checkpoint.header import DTYPE_BITS, Header, TensorEntry, encode_header, tensor_bytes
+from liftkit.checkpoint.parts import Part, parts_of
 from liftkit.checkpoint.source import Stamp, open_regular, stamp_of
 from liftkit.errors import LiftkitError
 

@@ -24,50 +24,24 @@ from pathlib import Path
 from threading import Condition, get_native_id
 from types import TracebackType
 
-import numpy as np
-
-from liftkit.checkpoint.header import Header, read_header
+from liftkit.checkpoint.header import read_header
+from liftkit.checkpoint.parts import BLOCK, Part, compare_block, is_finite, parts_of, read_original, word_sum
 from liftkit.checkpoint.source import Stamp, open_regular, read_exactly
-from liftkit.errors import ProofError, UsageError
+from liftkit.errors import UsageError
 
-BLOCK = 512 * 1024
 EDGE = 4096
 MOST_HASHING = 8
 HASHING_NICENESS = 10
 
 
 @dataclass(frozen=True)
-class Part:
-    """One tensor of a file that is being written.
-
-    Args:
-        name: of the tensor; empty for a file of another kind.
-        start: offset in the file.
-        end: offset behind it.
-        origin: offset in the source file of the bytes that it should have, or None where it is made anew.
-        cast: makes bytes of the file from bytes of the source, where they are not the same.
-        ratio: bytes of the source for one of the file, where they are cast.
-    """
-
-    name: str
-    start: int
-    end: int
-    origin: int | None = None
-    cast: Callable[[memoryview], bytes] | None = None
-    ratio: float = 1.0
-
-    @property
-    def step(self) -> int:
-        """Bytes to read at once: whole words, whose bytes in the source fit into a block."""
-        return int(BLOCK / max(1, self.ratio)) // 8 * 8
-
-
-@dataclass(frozen=True)
 class Digest:
-    """What identifies a file: its SHA-256 and, of a safetensors file, each tensor's sum, both hexadecimal."""
+    """What identifies a file: its SHA-256 and, of a safetensors file, each tensor's sum, both hexadecimal; and which of its
+    tensors hold NaN or infinite numbers."""
 
     sha256: str
     tensors: dict[str, str] = field(default_factory=dict)
+    not_finite: tuple[str, ...] = ()
 
 
 class Follower:
@@ -143,7 +117,7 @@ class Follower:
                 raise InterruptedError
 
     def _digest_of(self, source: int | None) -> Digest:
-        digest, sums = hashlib.sha256(), {}
+        digest, sums, not_finite = hashlib.sha256(), {}, {}
         buffer = memoryview(bytearray(BLOCK))
         lead = Part("", 0, self.parts[0].start if self.parts else self.size)
         for part in (lead, *self.parts):
@@ -151,12 +125,14 @@ class Follower:
             while at < part.end:
                 block = self._block(part, at, min(part.step, part.end - at), buffer, source)
                 digest.update(block)
-                total += _sum(block)
+                total += word_sum(block)
+                if not is_finite(block, part.dtype):
+                    not_finite[part.name] = True
                 at += len(block)
                 self.read(len(block))
             if part.name:
                 sums[part.name] = f"{total % 2**64:016x}"
-        return Digest(digest.hexdigest(), sums)
+        return Digest(digest.hexdigest(), sums, tuple(not_finite))
 
     def _block(self, part: Part, at: int, count: int, buffer: memoryview, source: int | None) -> memoryview:
         """Bytes of the file at a place: from the source where they are copied, else from the file itself."""
@@ -247,43 +223,6 @@ class _Entry:
     synced: Future[None] | None
 
 
-def parts_of(header: Header, origins: Mapping[str, int] | None = None) -> list[Part]:
-    """The tensors of a file, in the order of their bytes.
-
-    Args:
-        header: of the file.
-        origins: where in the source file their bytes are, by name.
-    """
-    entries = sorted(header.tensors.items(), key=lambda item: item[1].start)
-    base, origins = header.payload, origins or {}
-    return [Part(name, base + entry.start, base + entry.end, origins.get(name)) for name, entry in entries]
-
-
-def read_original(part: Part, at: int, count: int, buffer: memoryview, source: int, path: Path) -> memoryview:
-    """What a copied part should hold at a place in the new file, read from the source (open; ``path`` is its name)."""
-    assert part.origin is not None
-    original = buffer[: round(count * part.ratio)]
-    read_exactly(source, part.origin + round((at - part.start) * part.ratio), original, path)
-    return memoryview(part.cast(original)) if part.cast else original
-
-
-def compare_block(part: Part, at: int, count: int, target: tuple[int, Path], source: tuple[int, Path]) -> None:
-    """Whether a copied part holds its source's bytes at a place in the new file; both are open.
-
-    Raises:
-        ProofError: naming the tensor.
-    """
-    # Comparing a bytearray is one memcmp; comparing memoryviews is a loop over their elements.
-    found = bytearray(count)
-    read_exactly(target[0], at, memoryview(found), target[1])
-    room = memoryview(bytearray(round(count * part.ratio)))
-    if found != read_original(part, at, count, room, *source):
-        raise ProofError(
-            f"{target[1]}: tensor {part.name!r} is not what {source[1]} holds, near its byte {at - part.start}; "
-            "check disk and memory, and run again"
-        )
-
-
 def digest_file(path: Path, progress: Callable[[int], None] = lambda count: None) -> Digest:
     """What identifies a file that is there: its SHA-256 and, if it is a whole safetensors file, its tensors' sums."""
     parts: list[Part] = []
@@ -298,11 +237,6 @@ def digest_file(path: Path, progress: Callable[[int], None] = lambda count: None
         return follower.digest()
     finally:
         follower.close()
-
-
-def _sum(block: memoryview) -> int:
-    whole = len(block) - len(block) % 8
-    return int(np.frombuffer(block[:whole], "<u8").sum(dtype=np.uint64)) + int.from_bytes(block[whole:], "little")
 
 
 def _step_back() -> None:

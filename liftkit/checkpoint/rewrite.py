@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from liftkit.checkpoint.copying import CHUNK, both, copy_range, laid_out, write_at, writing
-from liftkit.checkpoint.follow import Ledger, Part, compare_block, parts_of
+from liftkit.checkpoint.follow import Ledger
 from liftkit.checkpoint.header import DTYPE_BITS, Header, TensorEntry, encode_header, tensor_bytes
+from liftkit.checkpoint.parts import Part, compare_block, parts_of
 from liftkit.checkpoint.source import open_regular, read_exactly
 from liftkit.errors import ProofError, UsageError
 

@@ -15,6 +15,7 @@ from liftkit.conversion.plan import ConvertOptions, Plan, make_plan
 from liftkit.conversion.result import Conversion
 from liftkit.conversion.verify import prove
 from liftkit.conversion.write import Carrier, write_components, write_transformer
+from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.progress import Observer, Silent
 from liftkit.report.data import Report
@@ -100,6 +101,12 @@ def _write_report(result: Conversion, building: Path, ledger: Ledger, observer: 
     write_text(building / "README.md", model_card(result))
     with observer.stage("write: checksums", None, "bytes") as advance:
         found = digests(building, ledger.digests(), advance)
+    for path, digest in found.items():
+        if digest.not_finite and path.startswith("transformer/"):
+            raise UsageError(
+                f"{plan.model.source}: transformer: tensor {digest.not_finite[0]!r} holds NaN or infinite numbers; "
+                "download or save the model again"
+            )
     record = {
         "format": "liftkit.conversion",
         "version": 1,

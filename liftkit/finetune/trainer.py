@@ -174,7 +174,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if self.objective.adversary is not None:
-            self.objective.adversary.step(rate_factor(recipe.optimizer, self.step, recipe.steps))
+            self.objective.adversary.step(rate_factor(recipe.optimizer, self.step, recipe.steps), self.accelerator)
         self.step += 1
         if self.average is not None:
             self.average.update(self.parameters, self.step)
