@@ -204,7 +204,7 @@ def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(how: st
     ]
     for name in (name for name in judges[0] if name.endswith("original")):
         # One step of AdamW is 5e-4: discriminators of one process's images alone would be farther off.
-        assert torch.allclose(judges[1][name], judges[0][name], rtol=0, atol=1e-5), name
+        assert torch.allclose(judges[1][name], judges[0][name], rtol=0, atol=1e-4), name
 
 
 def test_the_result_is_a_folder_that_the_stock_loader_opens_and_the_adapter_says_the_same(
