@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,16 @@ from liftkit.data.images import Skipped
 from liftkit.data.training import Batch, TrainingData
 from liftkit.errors import LiftkitError
 from liftkit.finetune.adversary import Adversary
+from liftkit.finetune.interrupt import Interrupt
 from liftkit.finetune.network import Reference, connect
 from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, set_rate
 from liftkit.finetune.perceptual import make_perceptual
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.sharding import set_sharding
+from liftkit.finetune.speed import Speed, count_flops
 from liftkit.finetune.state import (
+    changed_keys,
     load_optimizers,
     load_parameters,
     optimizer_tensors,
@@ -35,7 +37,7 @@ from liftkit.finetune.state import (
 )
 from liftkit.finetune.step import Objective, draw, step_seed
 from liftkit.finetune.trainee import COMPUTE, Trainee
-from liftkit.finetune.watch import preview, validate
+from liftkit.finetune.watch import preview, preview_prompts, validate
 from liftkit.progress import Observer
 
 STEMS = ["parameters", "optimizer"]
@@ -54,24 +56,6 @@ class Outcome:
     step: int
     seconds: float
     stopped: bool
-
-
-@dataclass
-class _Speed:
-    """Seconds of steps, without what happens between them."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    flops: float = 0.0
-    recent: list[float] = field(default_factory=list)
-
-    def add(self, seconds: float) -> None:
-        self.steps, self.seconds = self.steps + 1, self.seconds + seconds
-        self.recent = [*self.recent[-19:], seconds]
-
-    @property
-    def per_step(self) -> float:
-        return sum(self.recent) / max(len(self.recent), 1)
 
 
 class Trainer:
@@ -105,7 +89,7 @@ class Trainer:
         self.recipe, self.trainee, self.data, self.held_out = recipe, trainee, data, held_out
         self.accelerator, self.folder, self.observer = accelerator, folder, observer
         self.step = 0
-        self.speed = _Speed()
+        self.speed = Speed()
         self._named = len(data.skipped.unreadable)
         self.skipped = Skipped([*data.skipped.unreadable, *(held_out.skipped.unreadable if held_out else ())])
         self._wrap(vae)
@@ -142,11 +126,12 @@ class Trainer:
         """
         recipe = self.recipe
         self._validation = list(self._held_out_batches())
-        self.speed.flops = 0.0 if recipe.compile else self.count_flops()
+        one = self.data.batch(0, slice(0, 1)).to(self.accelerator.device)
+        self.speed.flops = 0.0 if recipe.compile else count_flops(self.objective, one, recipe)
         begun = time.monotonic()
         stop = self.step >= recipe.steps
         title = f"finetune: {recipe.batch_size} images a step"
-        with self.observer.stage(title, recipe.steps, "steps") as advance, _Interrupt() as interrupt:
+        with self.observer.stage(title, recipe.steps, "steps") as advance, Interrupt() as interrupt:
             advance(self.step)
             for batch in self.data.ahead(self.step, recipe.steps, self._rows()):
                 self._step(batch)
@@ -243,29 +228,9 @@ class Trainer:
         ]
         return "  ".join(parts)
 
-    @torch.no_grad()
-    def count_flops(self) -> float:
-        """Operations of a step, from one image's forward: a backward costs as much again, twice that where all weights learn.
-
-        Not within a step: counting makes torch take other kernels, which round otherwise.
-        """
-        from torch.utils.flop_counter import FlopCounterMode
-
-        one = self.data.batch(0, slice(0, 1)).to(self.accelerator.device)
-        x_t = self.objective.state(one)
-        sigma = torch.full((1,), 0.5, device=x_t.device)
-        counts = []
-        for model in (self.objective.student, self.objective.reference):
-            with FlopCounterMode(display=False) as counter:
-                if model is not None:
-                    model.velocity(x_t, sigma, **one.prompts)
-            counts.append(counter.get_total_flops())
-        backward = 2 if self.recipe.trainable.mode == "full" else 1
-        return float(self.recipe.batch_size * ((1 + backward) * counts[0] + counts[1]))
-
     # -- between steps ----------------------------------------------------------------------------------------------
 
-    def _between(self, interrupt: _Interrupt) -> bool:
+    def _between(self, interrupt: Interrupt) -> bool:
         """Whatever is due after a step; whether to stop."""
         recipe, step = self.recipe, self.step
         last = step == recipe.steps
@@ -280,7 +245,7 @@ class Trainer:
             self.save()
         return stop
 
-    def _told(self, interrupt: _Interrupt) -> tuple[bool, bool, bool]:
+    def _told(self, interrupt: Interrupt) -> tuple[bool, bool, bool]:
         """Whether anybody asks for a checkpoint or the end, or lost an image; all processes hear the same."""
         said = [False, interrupt.heard, len(self.data.skipped.unreadable) > self._named]
         if self.accelerator.is_main_process:
@@ -318,7 +283,7 @@ class Trainer:
         from liftkit.report.pictures import grid
 
         recipe, device = self.recipe, self.accelerator.device
-        captions = self.preview_prompts(recipe, self.data)
+        captions = preview_prompts(recipe, self.data)
         prompts = {name: value.to(device) for name, value in self.data.prompts(captions).items()}
         empty = {name: value.to(device) for name, value in self.data.prompts([""]).items()}
         shape = tuple(self.objective.state(self.data.batch(0, slice(0, 1)).to(device)).shape[1:])
@@ -329,20 +294,6 @@ class Trainer:
             return
         with atomic_file(self.folder.previews / f"step-{self.step:07d}.png") as file:
             grid(lift.color.decode(states), min(len(states), 8)).save(file, "PNG")
-
-    @staticmethod
-    def preview_prompts(recipe: Recipe, data: TrainingData) -> list[str]:
-        """What the previews paint."""
-        count = recipe.previews.count
-        given = recipe.previews.prompts
-        if given is not None:
-            return [given[index % len(given)] for index in range(count)]
-        captions: list[str] = []
-        step = 0
-        while len(captions) < count:
-            captions += data.captions(step)
-            step += 1
-        return captions[:count]
 
     def _held_out_batches(self) -> Iterator[Batch]:
         if self.held_out is None:
@@ -394,33 +345,17 @@ class Trainer:
         self.step = int(record["step"])
         if self.accelerator.is_main_process:
             self.folder.rewind(self.step)
-            if record.get("data", self.data.digest) != self.data.digest:
-                text = f"{path}: images or captions are not those that it was trained on; the run goes on, but not as it would have"
+            for text in self._changed_since(record):
                 self.folder.log({"step": self.step, "note": text})
-                self.observer.note(text)
+                self.observer.note(f"{path}: {text}; the run goes on, but not as it would have")
+
+    def _changed_since(self, record: dict[str, Any]) -> Iterator[str]:
+        """What a checkpoint was made with, where it is something else now."""
+        if record.get("data", self.data.digest) != self.data.digest:
+            yield "images or captions are not those that it was trained on"
+        now = self.recipe.model_dump(mode="json")
+        yield from changed_keys(record.get("recipe", now), now)
 
 
 def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
-
-
-class _Interrupt:
-    """Ctrl-C once: finish the step, save and stop. Twice: at once."""
-
-    heard = False
-
-    def __enter__(self) -> _Interrupt:
-        try:
-            self._before = signal.signal(signal.SIGINT, self._hear)
-        except ValueError:  # not in the main thread: nobody can interrupt here
-            self._before = None
-        return self
-
-    def _hear(self, *_: Any) -> None:
-        if self.heard:
-            raise KeyboardInterrupt
-        self.heard = True
-
-    def __exit__(self, *_: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)

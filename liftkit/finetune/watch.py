@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from liftkit.data.training import TrainingData
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.step import Objective, draw, quantile_levels, shifted
 from liftkit.models.flow import FlowModel
@@ -75,3 +76,17 @@ def validate(objective: Objective, batches: list, recipe: Recipe, seed: int) -> 
             count += error.numel()
         rows.append((level, total / count))
     return rows
+
+
+def preview_prompts(recipe: Recipe, data: TrainingData) -> list[str]:
+    """What the previews paint."""
+    count = recipe.previews.count
+    given = recipe.previews.prompts
+    if given is not None:
+        return [given[index % len(given)] for index in range(count)]
+    captions: list[str] = []
+    step = 0
+    while len(captions) < count:
+        captions += data.captions(step)
+        step += 1
+    return captions[:count]
