@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -103,7 +104,9 @@ def main() -> None:
             output = chosen.folder / f"{index}-{seed}"
             words = command(base, output, changes, seed, chosen.steps)
             print(shlex.join(words), flush=True)
-            again = ["--resume", "latest"] if (output / "checkpoints").is_dir() else []
+            again = ["--resume", "latest"] if list(output.glob("checkpoints/step-*")) else []
+            if not again:
+                shutil.rmtree(output, ignore_errors=True)
             subprocess.run([*run, *words, *again, "--quiet"], check=True)
             found.setdefault(name, {})[str(seed)] = measure(output / "model", chosen.samples)
             write_text(kept, json.dumps(found, indent=1))
