@@ -114,23 +114,6 @@ class Adapter:
             value = value.to(base.device, wide) + self.factor(len(down)) * (up @ down)
         return value.to(base)
 
-    def merged(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of the transformer that change; see :meth:`apply_to`.
-
-        Args:
-            weights: the transformer's tensors by name.
-
-        Raises:
-            UsageError: if a module is not there, or has another shape.
-        """
-        result = {}
-        for name in self.shapes:
-            base = weights.get(name)
-            self._check_one(name, None if base is None else tuple(base.shape))
-            assert base is not None
-            result[name] = self.apply_to(name, base)
-        return result
-
     def save(self, folder: Path, card: str, *, overwrite: bool = False) -> None:
         """Write the folder; it appears whole or not at all."""
         with atomic_folder(folder, overwrite=overwrite) as building:

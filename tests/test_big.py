@@ -331,19 +331,25 @@ def test_blocks_of_a_product_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(whole[0].double(), wide.double() @ basis.T, rtol=1e-6, atol=1e-7)
 
 
+def spoil(shards: Path, name: str, place: Any, value: float) -> str:
+    """Put a value somewhere into a tensor of a sharded transformer; the shard's name."""
+    index = json.loads((shards / "transformer" / f"{STEM}.safetensors.index.json").read_text())
+    shard: str = index["weight_map"][name]
+    tensors = load_file(shards / "transformer" / shard)
+    tensors[name][place] = value
+    save_file(tensors, shards / "transformer" / shard, {"format": "pt"})
+    return shard
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["x_embedder.weight", "proj_out.weight"])
 def test_projections_that_are_not_finite_are_named_before_anything_is_done(
     name: str, value: float, cli: Cli, shards: Path, lift_file: Path, tmp_path: Path
 ) -> None:
-    where = json.loads((shards / "transformer" / f"{STEM}.safetensors.index.json").read_text())["weight_map"]
-    path = shards / "transformer" / where[name]
-    tensors = load_file(path)
-    tensors[name][3, 2] = value
-    save_file(tensors, path, {"format": "pt"})
+    where = spoil(shards, name, (3, 2), value)
     code, _, err = cli("convert", shards, "--lift", lift_file, "-o", tmp_path / "out", "--dry-run")
     assert code == 2
-    assert f"{where[name]}: tensor '{name}': 1 of" in err
+    assert f"{where}: tensor '{name}': 1 of" in err
     assert "NaN or infinite" in err
 
 
@@ -352,14 +358,10 @@ def test_other_tensors_that_are_not_finite_are_found_on_the_way(
     value: float, cli: Cli, shards: Path, lift_file: Path, tmp_path: Path
 ) -> None:
     name = "transformer_blocks.0.ff.linear_in.weight"
-    where = json.loads((shards / "transformer" / f"{STEM}.safetensors.index.json").read_text())["weight_map"]
-    path = shards / "transformer" / where[name]
-    tensors = load_file(path)
-    tensors[name][-1, -1] = value
-    save_file(tensors, path, {"format": "pt"})
+    where = spoil(shards, name, (-1, -1), value)
     code, _, err = cli("convert", shards, "--lift", lift_file, "-o", tmp_path / "out", "--proof", "projections")
     assert code == 2
-    assert f"transformer: tensor '{name}' holds NaN or infinite numbers" in err
+    assert f"transformer/{where}: tensor '{name}' holds NaN or infinite numbers" in err
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -388,11 +390,7 @@ def test_every_pattern_of_bits_is_known_for_finite_or_not(dtype: str) -> None:
 def test_numbers_that_the_wanted_dtype_cannot_hold_are_named(
     name: str, said: str, cli: Cli, shards: Path, lift_file: Path, tmp_path: Path
 ) -> None:
-    where = json.loads((shards / "transformer" / f"{STEM}.safetensors.index.json").read_text())["weight_map"]
-    path = shards / "transformer" / where[name]
-    tensors = load_file(path)
-    tensors[name][3] = 1e10
-    save_file(tensors, path, {"format": "pt"})
+    spoil(shards, name, 3, 1e10)
     arguments = (
         "convert",
         shards,

@@ -22,6 +22,7 @@ from liftkit.adapter import Adapter, load_pixel_pipeline
 from liftkit.data import demo
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import LiftkitError, UsageError
+from liftkit.finetune.network import Network
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
@@ -377,3 +378,35 @@ def test_resuming_with_other_data_or_another_recipe_says_so(make, photos: Path) 
         "images or captions are not those that it was trained on",
         "steps was 2, it is 3 now",
     ]
+
+
+class Recorder(torch.nn.Module):
+    """Notes which attention torch may choose while it runs."""
+
+    gradient_checkpointing = False
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        self.fused = torch.backends.cuda.flash_sdp_enabled()
+        return hidden_states
+
+
+@pytest.mark.parametrize(
+    ("tokens", "autocast", "learns", "again", "fused"),
+    [
+        (16, True, True, False, False),
+        (256, True, True, False, True),
+        (16, False, True, False, True),
+        (16, True, False, False, True),
+        (16, True, True, True, True),
+    ],
+)
+def test_few_tokens_are_attended_to_plainly_where_that_trains_faster(
+    tokens: int, autocast: bool, learns: bool, again: bool, fused: bool
+) -> None:
+    model = Recorder()
+    model.gradient_checkpointing = again
+    network = Network(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.set_grad_enabled(learns):
+        network(hidden_states=torch.zeros(1, tokens, 8))
+    assert model.fused is fused
+    assert torch.backends.cuda.flash_sdp_enabled()

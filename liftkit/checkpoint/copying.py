@@ -1,4 +1,4 @@
-"""Files copied by the kernel: whole, linked, or some tensors of them; read back beside the writing where asked."""
+"""Files copied by the kernel: whole, linked, or some tensors of them; with digests taken beside the writing where asked."""
 
 from __future__ import annotations
 

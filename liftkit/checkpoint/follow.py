@@ -8,7 +8,7 @@ has the disk begin early, so that the last sync has little left to do. Hashing a
 Python threads.
 
 A tensor's sum is that of its bytes as little-endian 64-bit words, modulo 2^64: any single flipped bit changes it, and it
-costs a tenth of a digest. It tells *where* a file was spoiled; *that* it was is what the SHA-256 tells.
+costs a thirtieth of a digest. It tells *where* a file was spoiled; *that* it was is what the SHA-256 tells.
 """
 
 from __future__ import annotations

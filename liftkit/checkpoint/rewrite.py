@@ -59,7 +59,7 @@ def rewrite_file(
         changed: replaces the source's tensors of the same name; names that it does not have are added at the end.
         dtype: cast floating tensors of the source to this; None keeps their bytes.
         progress: told the bytes written, piece by piece.
-        ledger: has the file read back beside the writing, and compared with the source.
+        ledger: takes its digest beside the writing, and compares both ends of what is copied with the source.
 
     Raises:
         LiftkitError: if the source changed since its header was read, or the disk refuses.

@@ -104,7 +104,7 @@ def _write_report(result: Conversion, building: Path, ledger: Ledger, observer: 
     for path, digest in found.items():
         if digest.not_finite and path.startswith("transformer/"):
             raise UsageError(
-                f"{plan.model.source}: transformer: tensor {digest.not_finite[0]!r} holds NaN or infinite numbers; "
+                f"{plan.model.source}: {path}: tensor {digest.not_finite[0]!r} holds NaN or infinite numbers; "
                 "download or save the model again"
             )
     record = {

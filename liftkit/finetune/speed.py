@@ -13,7 +13,14 @@ from liftkit.finetune.step import Objective
 
 @dataclass
 class Speed:
-    """Seconds of steps, without what happens between them."""
+    """Seconds of steps, without what happens between them.
+
+    Args:
+        steps: taken in this session.
+        seconds: that they took.
+        flops: floating-point operations of one step, from :func:`count_flops`; 0 where they were not counted.
+        recent: seconds of each of the last steps.
+    """
 
     steps: int = 0
     seconds: float = 0.0
@@ -21,11 +28,13 @@ class Speed:
     recent: list[float] = field(default_factory=list)
 
     def add(self, seconds: float) -> None:
+        """One more step, and the seconds that it took."""
         self.steps, self.seconds = self.steps + 1, self.seconds + seconds
         self.recent = [*self.recent[-19:], seconds]
 
     @property
     def per_step(self) -> float:
+        """Mean seconds of the last steps; 0 before the first."""
         return sum(self.recent) / max(len(self.recent), 1)
 
 
