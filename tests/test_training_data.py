@@ -31,7 +31,7 @@ from liftkit.data import demo
 from liftkit.data.buckets import assign_buckets, bucket_sizes, nearest_bucket
 from liftkit.data.cache import TensorCache
 from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaptioned, HubDataset, WebDataset
-from liftkit.data.images import Skipped
+from liftkit.data.images import Skipped, to_signed
 from liftkit.data.order import Mixture
 from liftkit.data.training import Batch, TrainingData
 from liftkit.errors import LiftkitError, UsageError
@@ -207,12 +207,11 @@ def test_images_and_latents_belong_together(folder: Path, tmp_path: Path) -> Non
     source = CaptionedFolder(folder)
     batch = training(source, cache=tmp_path / "cache").batch(3)
     assert batch.images.shape == (4, 3, SIDE, SIDE)
-    assert batch.images.dtype == torch.float32
+    assert batch.images.dtype == torch.uint8
     for image, (_, index) in zip(batch.images, batch.indices):
-        expected = np.asarray(Image.open(source.files[index])).transpose(2, 0, 1) / 127.5 - 1.0
-        assert np.allclose(image.numpy(), expected, atol=1e-6)
+        assert np.array_equal(image.numpy(), np.asarray(Image.open(source.files[index])).transpose(2, 0, 1))
     assert batch.latents is not None
-    assert torch.allclose(batch.latents, F.avg_pool2d(batch.images, 2), atol=1e-3)
+    assert torch.allclose(batch.latents, F.avg_pool2d(to_signed(batch.images), 2), atol=1e-3)
     assert not torch.equal(batch.latents[0], batch.latents[1])
 
 
@@ -240,7 +239,7 @@ def test_latents_are_kept_in_half_precision_within_its_range(folder: Path, tmp_p
         key = f"{source.key(0)}/{SIDE}x{SIDE}"
         assert cached.get(key)["latents"].dtype == dtype
         batch = data.batch(0)
-        assert torch.allclose(batch.latents, batch.images * scale, rtol=1e-3, atol=1e-3)
+        assert torch.allclose(batch.latents, to_signed(batch.images) * scale, rtol=1e-3, atol=1e-3)
 
 
 def test_all_images_of_a_step_share_a_bucket_and_all_buckets_have_their_turn(tmp_path: Path) -> None:
@@ -484,7 +483,7 @@ def test_an_image_that_went_away_gives_its_row_to_another(
     assert after.indices[row] == (0, (gone + 1) % 40)
     assert data.skipped.unreadable == [f"{gone:03d}.png"]
     assert after.latents is not None
-    assert torch.allclose(after.latents, F.avg_pool2d(after.images, 2), atol=1e-3)
+    assert torch.allclose(after.latents, F.avg_pool2d(to_signed(after.images), 2), atol=1e-3)
     for other in {0, 1, 2, 3} - {row}:
         assert torch.equal(after.images[other], before.images[other])
     assert_same(next(data.ahead(2, 3)), after)

@@ -20,7 +20,7 @@ from torch import Tensor
 from liftkit.data.buckets import bucket_sizes, square
 from liftkit.data.cache import FactsTable, TensorCache
 from liftkit.data.filling import Filling, ImageEncoder, Picture, PromptEncoder, load, prompt_key
-from liftkit.data.images import BROKEN, Skipped, ahead, to_signed
+from liftkit.data.images import BROKEN, Skipped, ahead
 from liftkit.data.order import DROPOUT, Order, stream
 from liftkit.data.source import CaptionedSource
 from liftkit.errors import LiftkitError, UsageError
@@ -34,7 +34,7 @@ class Batch:
     """What one step trains on.
 
     Args:
-        images: (B, 3, H, W), float32 in [-1, 1].
+        images: (B, 3, H, W), uint8: a quarter of the way to the device, and a table lookup away from linear RGB.
         latents: (B, C, h, w) normalised, float32; None where no image encoder was given.
         prompts: arguments of the transformer, (B, ...) each, in the dtype they were encoded in.
         captions: the prompts in words, empty where dropped.
@@ -281,7 +281,7 @@ class TrainingData:
     def _assemble(rows: list[_Row]) -> Batch:
         latents = [row.latents for row in rows if row.latents is not None]
         return Batch(
-            to_signed(torch.stack([row.image for row in rows])),
+            torch.stack([row.image for row in rows]),
             torch.stack(latents) if latents else None,
             {name: torch.stack([row.prompts[name] for row in rows]) for name in rows[0].prompts},
             [row.caption for row in rows],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -51,7 +52,7 @@ def make_optimizers(
 
 def _adamw(recipe: OptimizerRecipe) -> Any:
     if recipe.name != "adamw8bit":
-        return torch.optim.AdamW
+        return functools.partial(torch.optim.AdamW, fused=True)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

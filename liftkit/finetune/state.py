@@ -143,10 +143,13 @@ def load_optimizers(
         )
     names = {id(parameter): name for name, parameter in parameters.items()}
     for optimizer in optimizers:
-        mine = [p for group in optimizer.param_groups for p in group["params"]]
-        for parameter in mine:
-            for entry, value in entries.get(names[id(parameter)], {}).items():
-                optimizer.state[parameter][entry] = like(value, parameter)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                for entry, value in entries.get(names[id(parameter)], {}).items():
+                    placed = like(value, parameter)
+                    # A fused optimizer counts its steps on the parameter's device, others on the CPU.
+                    counts = value.ndim == 0 and group.get("fused")
+                    optimizer.state[parameter][entry] = placed.to(parameter.device) if counts else placed
 
 
 def load_parameters(targets: dict[str, Tensor], tensors: dict[str, Tensor], what: str) -> None:
@@ -182,6 +185,5 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
         sharded: Any = parameter
         return distribute_tensor(value.to(parameter.device), sharded.device_mesh, sharded.placements)
-    # AdamW counts its steps on the CPU. A copy, because a file's tensors are not aligned in memory as torch's own are,
-    # and matrix products round by alignment.
+    # A copy, because a file's tensors are not aligned in memory as torch's own are, and products round by alignment.
     return value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.data.images import to_signed
 from liftkit.data.training import Batch
 from liftkit.finetune.network import Reference, bind
 from liftkit.finetune.objective import Perceptual, asymflow_loss, flow_loss
@@ -104,7 +105,7 @@ class Objective:
                 **common,
             )
         if self.adversary is not None and self.lift is not None:
-            term = self.adversary(batch.images, self.lift.color.decode(recall.denoised), sigma)
+            term = self.adversary(to_signed(batch.images), self.lift.color.decode(recall.denoised), sigma)
             loss, metrics["adversarial"] = loss + choice.adversarial * term, term.detach()
         return loss, metrics
 
