@@ -123,9 +123,12 @@ def _choose(rng: np.random.Generator) -> Scene:
 def _placed(patch: NDArray[np.float32], top: int, left: int) -> NDArray[np.float32]:
     """A patch whose centre is where a DIGIT_SIZE square at (top, left) has its own, cut to the canvas."""
     grow = (patch.shape[0] - DIGIT_SIZE) // 2
-    padded = np.pad(patch, SIZE)
-    row, col = SIZE + grow - top, SIZE + grow - left
-    return padded[row : row + SIZE, col : col + SIZE, None]
+    row, col = top - grow, left - grow
+    seen = patch[max(-row, 0) : SIZE - row, max(-col, 0) : SIZE - col]
+    canvas = np.zeros((SIZE, SIZE, 1), dtype=patch.dtype)
+    row, col = max(row, 0), max(col, 0)
+    canvas[row : row + seen.shape[0], col : col + seen.shape[1], 0] = seen
+    return canvas
 
 
 def _crop(background: int, rng: np.random.Generator) -> NDArray[np.float32]:
