@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +20,18 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from liftkit.adapter import Adapter, load_pixel_pipeline
+from liftkit.checkpoint.model import find_model
 from liftkit.data import demo
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import LiftkitError, UsageError
-from liftkit.finetune.network import Network
+from liftkit.finetune.encoders import text_fingerprint
+from liftkit.finetune.network import Network, connect
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
 from liftkit.finetune.state import checkpoints
+from liftkit.finetune.trainee import open_trainee
+from liftkit.finetune.trainer import Trainer
 from liftkit.progress import Silent
 from tests.test_hub import FakeHub
 
@@ -287,6 +292,83 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
         patch.setattr(run, "prepare", remember)
         with pytest.raises(LiftkitError, match=r"step 3: the loss is nan; the last good checkpoint is .*step-0000002"):
             finetune(recipe, observer=Watch(spoil))
+
+
+def test_gradients_that_are_not_finite_stop_the_run_before_the_weights_change(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make("overflows", "checkpoints.every=1", "previews.every=0", "validation.every=0")
+    clip = Trainer._clip
+
+    def spoiled(trainer: Trainer) -> float | None:
+        return clip(trainer) if trainer.step < 2 else float("inf")
+
+    monkeypatch.setattr(Trainer, "_clip", spoiled)
+    with pytest.raises(
+        LiftkitError, match=r"step 3: the gradient's norm is inf; the last good checkpoint is .*step-0000002"
+    ):
+        finetune(recipe)
+    assert [step for step, _ in checkpoints(recipe.output / "checkpoints")] == [1, 2]
+
+
+def test_going_back_sets_later_checkpoints_aside_and_rotation_keeps_the_new_ones(make) -> None:
+    overrides = ("checkpoints={every: 1, keep: 2}", "previews.every=0", "validation.every=0")
+    finetune(make("back", *overrides, "steps=3", "checkpoints.keep=3"))
+    place = make("back").output / "checkpoints"
+    watch = Watch()
+    finetune(make("back", *overrides, "steps=2"), resume=str(place / "step-0000001"), observer=watch)
+    assert [step for step, _ in checkpoints(place)] == [1, 2]
+    assert sorted(path.name for path in place.glob("*.abandoned")) == [
+        "step-0000002.abandoned",
+        "step-0000003.abandoned",
+    ]
+
+
+def test_a_checkpoint_that_is_refused_leaves_the_record_of_the_run(make) -> None:
+    recipe = make("kept", "steps=1", "checkpoints.every=1", "previews.every=0", "validation.every=0")
+    finetune(recipe)
+    before = (recipe.output / "recipe.yaml").read_text()
+    other = make("kept", "trainable.rank=2", "steps=2", "previews.every=0", "validation.every=0")
+    with pytest.raises(UsageError):
+        finetune(other, resume="latest")
+    assert (recipe.output / "recipe.yaml").read_text() == before
+    (recipe.output / "checkpoints" / "step-0000001" / "state.json").write_text("{")
+    with pytest.raises(UsageError, match=r"state\.json"):
+        finetune(recipe, resume="latest")
+
+
+def test_the_reference_stays_as_it_is_whatever_learns(make) -> None:
+    recipe = make("frozen", "trainable.modules=[x_embedder, proj_out, norm_out, context_embedder]")
+    trainee = open_trainee(recipe, find_model(recipe.model))
+    _, latent = connect(trainee.transformer, trainee.network)
+    assert latent is not None
+    prompts = {"encoder_hidden_states": torch.ones(1, 2, trainee.transformer.config.joint_attention_dim)}
+    side = 4 * trainee.spec.latent_patch(latent.config)
+    state, sigma = torch.ones(1, latent.channels, side, side), torch.tensor([0.5])
+    with torch.no_grad():
+        before = latent.velocity(state, sigma, **prompts)
+        for parameter in trainee.parameters.values():
+            parameter.mul_(1.5)
+        assert torch.equal(latent.velocity(state, sigma, **prompts), before)
+
+
+def test_opening_what_does_not_learn_is_refused(make) -> None:
+    recipe = make("shut", "trainable.modules=[proj_out, norm_out]", "trainable.open=1", "optimizer.multipliers={}")
+    with pytest.raises(UsageError, match=r"trainable.open: 1.0: x_embedder does not learn"):
+        open_trainee(recipe, find_model(recipe.model))
+
+
+def test_another_text_encoder_of_the_same_size_is_told_apart(pixel_klein: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(pixel_klein, tmp_path / "other", symlinks=False)
+    before = text_fingerprint(find_model(str(copied)), "cpu")
+    assert before == text_fingerprint(find_model(str(pixel_klein)), "cpu")
+    assert before != text_fingerprint(find_model(str(copied)), "cuda")
+    weights = max((copied / "text_encoder").glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(content)
+    assert text_fingerprint(find_model(str(copied)), "cpu") != before
 
 
 def test_modules_and_targets_that_are_not_there_are_named(make) -> None:

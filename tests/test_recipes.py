@@ -63,6 +63,9 @@ def allowed(data: dict[str, Any]) -> dict[str, Any]:
     data.get("optimizer", {}).pop("betas", None)
     data.get("validation", {}).pop("quantiles", None)
     data.get("trainable", {}).pop("dropout", None)
+    data.get("objective", {}).pop("perceptual", None)
+    if data.get("precision") == "fp16":
+        data.get("optimizer", {}).pop("name", None)
     if "validation" in data:
         data["validation"]["images"] = 8 + data["validation"].get("images", 0)
     for source in data["data"]["sources"]:

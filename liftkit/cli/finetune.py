@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from liftkit.cli import console
 from liftkit.cli.completion import complete_recipe
 from liftkit.cli.push import Public, Push, check, send
+from liftkit.progress import Silent
 
 if TYPE_CHECKING:
     from liftkit.finetune.recipe import Recipe
@@ -55,7 +57,9 @@ def finetune(
         return
     from liftkit.finetune.run import finetune as run
 
-    done = run(chosen, resume=resume, observer=console.Bars())
+    # One process speaks for all.
+    observer = console.Bars() if int(os.environ.get("RANK", "0")) == 0 else Silent()
+    done = run(chosen, resume=resume, observer=observer)
     if done.trainer.accelerator.is_main_process:
         _report(chosen, done)
         if done.result is not None:

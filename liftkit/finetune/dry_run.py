@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
+from liftkit.errors import UsageError
 from liftkit.finetune.memory import estimate
 from liftkit.finetune.recipe import Recipe
-from liftkit.finetune.run import find_source, token_side, training_data
+from liftkit.finetune.run import check_packages, find_source, token_side, training_data
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.progress import Observer
 
@@ -20,11 +21,14 @@ Rows = list[tuple[str, str]]
 def describe(recipe: Recipe, observer: Observer) -> list[tuple[str, Rows]]:
     """Tables of a dry run: titles and rows. Nothing is written and nothing encoded.
 
+    Packages that are missing here are named in a table: the run may be meant for another machine.
+
     Raises:
-        UsageError: whatever the run itself would complain about before training.
+        UsageError: whatever else the run itself would complain about before training.
     """
     with TemporaryDirectory() as scratch:
         trainee = open_trainee(recipe, find_source(recipe, Path(scratch), observer))
+        missing = _missing(recipe, trainee)
         data, _ = training_data(recipe, trainee, Path(scratch))
     side = token_side(trainee)
     height, width = data.sizes[0]
@@ -46,7 +50,17 @@ def describe(recipe: Recipe, observer: Observer) -> list[tuple[str, Rows]]:
     ]
     needs = [(name, _bytes(count)) for name, count in memory.items()]
     needs += [("in all, without activations", _bytes(sum(memory.values()))), ("disk for checkpoints", _bytes(files))]
-    return [("What learns", _groups(trainee, learns)), ("A step", step), ("Memory", needs)]
+    tables = [("What learns", _groups(trainee, learns)), ("A step", step), ("Memory", needs)]
+    return [*tables, ("Missing", [("before it can run", missing)])] if missing else tables
+
+
+def _missing(recipe: Recipe, trainee: Trainee) -> str:
+    """What :func:`liftkit.finetune.run.check_packages` complains about."""
+    try:
+        check_packages(recipe, trainee)
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def _groups(trainee: Trainee, learns: int) -> Rows:

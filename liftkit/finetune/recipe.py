@@ -86,14 +86,34 @@ RULES = (
         "objective.loss asymflow needs space pixel; space latent takes flow",
     ),
     Rule(
-        ("objective.perceptual", "space"),
-        lambda perceptual, space: perceptual == "none" or space == "pixel",
-        "objective.perceptual compares images and needs space pixel; space latent takes none",
-    ),
-    Rule(
         ("objective.adversarial", "space"),
         lambda adversarial, space: adversarial == 0 or space == "pixel",
         "objective.adversarial compares images and needs space pixel; space latent takes 0",
+    ),
+    Rule(
+        ("objective.perceptual", "objective.loss"),
+        lambda perceptual, loss: perceptual == "none" or loss == "asymflow",
+        "objective.perceptual is gated by the reference and needs loss asymflow; loss flow takes none",
+    ),
+    Rule(
+        ("objective.perceptual", "objective.kappa"),
+        lambda perceptual, kappa: perceptual == "none" or kappa is not None,
+        "objective.perceptual needs a kappa; kappa null takes none",
+    ),
+    Rule(
+        ("init", "objective.loss"),
+        lambda init, loss: init == "pretrained" or loss == "flow",
+        "init random has no pretrained reference and needs objective.loss flow",
+    ),
+    Rule(
+        ("trainable.open", "space"),
+        lambda opened, space: opened == 0 or space == "pixel",
+        "trainable.open is about pixels; space latent takes 0",
+    ),
+    Rule(
+        ("precision", "optimizer.name"),
+        lambda precision, name: precision != "fp16" or name != "muon",
+        "precision fp16 takes one optimizer, and muon is two; take bf16, or adamw",
     ),
     Rule(
         ("trainable.mode", "init"),
@@ -171,7 +191,10 @@ class Recipe(Section):
     checkpoints: Annotated[Checkpoints, Field(description="States to go on from.")] = Checkpoints()
     previews: Annotated[Previews, Field(description="Pictures along the way.")] = Previews()
     validation: Annotated[Validation, Field(description="Held-out loss.")] = Validation()
-    trackers: Annotated[Trackers, Field(description="Where figures go beside the run folder.")] = ()
+    trackers: Annotated[
+        Trackers | None,
+        Field(description="Where figures go beside the run folder; null: to tensorboard, where it is installed."),
+    ] = None
     save: Annotated[
         Literal["model", "adapter"],
         Field(description="The result: a whole converted folder, or what was learned alone."),

@@ -222,13 +222,13 @@ class Checkpoints(Section):
 
 
 class Previews(Section):
-    """Pictures along the way, from the same noise each time."""
+    """Pictures along the way, from the same noise each time; of pixel models alone."""
 
     every: Annotated[int, Field(ge=0, description="Steps between them; 0: never.")] = 0
     prompts: Annotated[Names | None, Field(description="What to paint, in turns; null: captions of the data.")] = None
     count: Annotated[int, Field(ge=1, description="Images.")] = 8
-    steps: Annotated[int | None, Field(ge=1, description="Denoising steps; null: the pipeline's.")] = None
-    guidance: Annotated[float | None, Field(ge=0, description="Guidance scale; null: the pipeline's.")] = None
+    steps: Annotated[int | None, Field(ge=1, description="Denoising steps; null: 24.")] = None
+    guidance: Annotated[float | None, Field(ge=0, description="Guidance scale; null: 4.")] = None
     seed: Annotated[int, Field(ge=0, description="Of the noise.")] = 0
 
 

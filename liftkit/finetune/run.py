@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import gc
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.data.captioned import CaptionedFolder, DemoCaptioned
 from liftkit.data.source import CaptionedSource
 from liftkit.data.training import TrainingData
 from liftkit.errors import UsageError
+from liftkit.finetune.encoders import fill_caches, load_vae
+from liftkit.finetune.optimizer import make_optimizers
+from liftkit.finetune.perceptual import make_perceptual
 from liftkit.finetune.recipe import DatasetSource, DemoSource, FolderSource, Recipe, Source, WebDatasetSource
 from liftkit.finetune.result import base_record, card, learned_adapter, write_model
 from liftkit.finetune.run_folder import RunFolder
@@ -27,6 +27,8 @@ from liftkit.models.latents import LatentSpace
 from liftkit.progress import Observer, Silent
 
 SMALL_BATCH = 32
+ENCODING = timedelta(hours=24)
+"""How long processes wait for the one that fills the caches; NCCL would give up after ten minutes."""
 
 
 @dataclass
@@ -62,9 +64,7 @@ def finetune(recipe: Recipe, *, resume: str | None = None, observer: Observer | 
     folder = RunFolder(recipe.output)
     folder.check(resuming=resume is not None)
     checkpoint = find_checkpoint(folder.checkpoints, resume) if resume is not None else None
-    trainer = prepare(recipe, folder, observer)
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
+    trainer = prepare(recipe, folder, observer, checkpoint)
     outcome = trainer.train()
     result = None
     if not outcome.stopped:
@@ -73,27 +73,59 @@ def finetune(recipe: Recipe, *, resume: str | None = None, observer: Observer | 
     return Finetuned(outcome, result, trainer, trainer.skipped.summary())
 
 
-def prepare(recipe: Recipe, folder: RunFolder, observer: Observer) -> Trainer:
-    """Everything up to the first step: model, caches, the wrapped network; the run folder begins."""
+def prepare(recipe: Recipe, folder: RunFolder, observer: Observer, checkpoint: Path | None = None) -> Trainer:
+    """Everything up to the first step: model, caches, the wrapped network, the checkpoint; then the run folder begins."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     accelerator = make_accelerator(recipe, folder)
     with accelerator.main_process_first():
         source = find_source(recipe, folder.path, observer)
         trainee = open_trainee(recipe, source)
+        check_packages(recipe, trainee)
         data, held_out = training_data(recipe, trainee, folder.path)
         fill_caches(recipe, trainee, [data, *([held_out] if held_out else [])], observer, str(accelerator.device))
     vae = load_vae(source).to(accelerator.device) if recipe.objective.perceptual == "vae" else None
+    trainer = Trainer(recipe, trainee, data, held_out, vae, accelerator, folder, observer)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
     if accelerator.is_main_process:
         model = {"name": source.name, "sha256": base_record(source).get("sha256", {})}
         folder.begin(recipe, [each.describe() for each in (data, held_out) if each is not None], model)
     accelerator.wait_for_everyone()
-    if recipe.trackers:
+    if accelerator.log_with:
         accelerator.init_trackers("liftkit")
-    trainer = Trainer(recipe, trainee, data, held_out, vae, accelerator, folder, observer)
     if trainer.skipped and accelerator.is_main_process:
         observer.note(trainer.skipped.summary())
     return trainer
+
+
+def check_packages(recipe: Recipe, trainee: Trainee) -> None:
+    """Whether what a recipe asks of other packages is there, before hours of encoding.
+
+    Raises:
+        UsageError: naming the key.
+    """
+    make_optimizers(trainee.parameters, recipe.optimizer, [each.path for each, _ in trainee.spec.projections])
+    if recipe.objective.perceptual == "lpips":
+        make_perceptual("lpips", None, "cpu")
+    there = available_trackers()
+    missing = [name for name in recipe.trackers or () if name not in there]
+    if missing:
+        raise UsageError(f"trackers: {missing[0]}: not installed; pip install {missing[0]}, or leave it out")
+
+
+def available_trackers() -> list[str]:
+    """Names of the trackers that are installed."""
+    from accelerate.tracking import get_available_trackers
+
+    return [each.value for each in get_available_trackers()]
+
+
+def chosen_trackers(recipe: Recipe) -> list[str]:
+    """Where the figures of a run go beside its folder."""
+    if recipe.trackers is None:
+        return [name for name in available_trackers() if name == "tensorboard"]
+    return list(recipe.trackers)
 
 
 def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
@@ -104,21 +136,24 @@ def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     # accelerate keeps the precision of a process's first run for all that follow; each of ours has its own.
     AcceleratorState._reset_state()
 
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=recipe.trainable.mode == "full")]
+    handlers = [
+        DistributedDataParallelKwargs(find_unused_parameters=recipe.trainable.mode == "full"),
+        InitProcessGroupKwargs(timeout=ENCODING),
+    ]
     try:
         accelerator = Accelerator(
             mixed_precision=recipe.precision,
-            log_with=list(recipe.trackers) or None,
+            log_with=chosen_trackers(recipe) or None,
             project_dir=str(folder.path),
             kwargs_handlers=handlers,
         )
     except (ValueError, ImportError) as error:
-        raise UsageError(f"precision {recipe.precision}, trackers {list(recipe.trackers)}: {error}") from error
+        raise UsageError(f"precision {recipe.precision}, trackers {chosen_trackers(recipe)}: {error}") from error
     if recipe.batch_size % accelerator.num_processes:
         raise UsageError(f"batch_size: {recipe.batch_size} does not divide among {accelerator.num_processes} processes")
     return accelerator
@@ -185,80 +220,6 @@ def token_side(trainee: Trainee) -> int:
     if trainee.lift is not None:
         return trainee.lift.patch_size
     return LatentSpace(load_vae(trainee.folder)).factor * trainee.spec.latent_patch(trainee.transformer.config)
-
-
-def load_vae(folder: ModelFolder) -> Any:
-    """The VAE of the latent model: a latent folder's own, or what a converted one keeps of its source."""
-    import diffusers
-
-    place = folder.path / "latent" / "vae" if (folder.path / "latent").is_dir() else folder.path / "vae"
-    from liftkit.checkpoint.model import read_json
-
-    made = getattr(diffusers, read_json(place / "config.json")["_class_name"])
-    return made.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval().requires_grad_(False)
-
-
-def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], observer: Observer, device: str) -> None:
-    """Encode what is not cached yet: latents where the loss needs them, and prompts. Encoders leave the memory after."""
-    folder = trainee.folder
-    needs_latents = recipe.space == "latent" or recipe.objective.loss == "asymflow"
-
-    def image_encoder() -> Callable[[Tensor], Tensor]:
-        space = LatentSpace(load_vae(folder).to(device))
-        return lambda images: space.encode(images.to(device)).cpu()
-
-    def prompt_encoder() -> Callable[[list[str]], dict[str, Tensor]]:
-        pipeline, length = load_text_side(folder, device), folder.text_length()
-
-        @torch.no_grad()
-        def encode(prompts: list[str]) -> dict[str, Tensor]:
-            return {name: each.cpu() for name, each in trainee.spec.prompts(pipeline, prompts, length).items()}
-
-        return encode
-
-    image_print = LatentSpace(load_vae(folder)).fingerprint() if needs_latents else ""
-    extra = list(recipe.previews.prompts or ())
-    for data in parts:
-        data.prepare(
-            image_encoder if needs_latents else None,
-            image_print,
-            prompt_encoder,
-            text_fingerprint(folder),
-            observer,
-            extra,
-        )
-        gc.collect()
-
-
-def load_text_side(folder: ModelFolder, device: str) -> Any:
-    """The stock pipeline with its text encoders alone.
-
-    Raises:
-        UsageError: if it has none.
-    """
-    from diffusers import DiffusionPipeline
-
-    if not any(name.startswith("text_encoder") and folder.class_of(name) for name in folder.index):
-        raise UsageError(
-            f"{folder.source}: no text encoder in this folder; finetuning needs the embeddings of its captions"
-        )
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    pipeline = DiffusionPipeline.from_pretrained(
-        folder.path, transformer=None, vae=None, dtype=dtype, use_safetensors=True
-    )
-    return pipeline.to(device)
-
-
-def text_fingerprint(folder: ModelFolder) -> str:
-    """Tells the text side of a model from others: names and sizes of its files, and how many tokens are asked for."""
-    parts = [f"tokens {folder.text_length()}"]
-    for name in sorted(folder.index):
-        if name.startswith(("text_encoder", "tokenizer")) and (folder.path / name).is_dir():
-            for path in sorted((folder.path / name).rglob("*")):
-                small = path.is_file() and path.stat().st_size < 2**20
-                content = hashlib.sha256(path.read_bytes()).hexdigest() if small else ""
-                parts += [f"{name}/{path.name} {path.stat().st_size} {content}"] if path.is_file() else []
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _write_result(trainer: Trainer, folder: RunFolder, observer: Observer) -> Path:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from liftkit.checkpoint.files import write_text
+from liftkit.checkpoint.files import reason, write_text
 from liftkit.conversion.card import versions
-from liftkit.errors import UsageError
+from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe import Recipe
 
 
@@ -48,9 +48,18 @@ class RunFolder:
         write_text(self.path / "run.json", json.dumps(record, indent=2) + "\n")
 
     def log(self, row: dict[str, Any]) -> None:
-        """Add a line to the log."""
-        with self.log_file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Add a line to the log.
+
+        Raises:
+            LiftkitError: if the disk refuses.
+        """
+        try:
+            with self.log_file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise LiftkitError(
+                f"{self.log_file}: {reason(error)}; mend that, and go on with --resume latest"
+            ) from error
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps after ``step``, which a resumed run does again."""

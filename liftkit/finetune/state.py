@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
 from liftkit.checkpoint.folder import atomic_folder
+from liftkit.checkpoint.model import read_json
 from liftkit.errors import UsageError
 
 RECORD = "state.json"
@@ -38,8 +39,6 @@ def write_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f"step-{step:07d}"
-    if place.exists():  # of a run that was resumed from before it
-        shutil.rmtree(place)
     with atomic_folder(place) as building:
         for stem, content in tensors.items():
             write_safetensors(building / f"{stem}.safetensors", content)
@@ -58,6 +57,21 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
     return sorted((step, path) for step, path in found if (path / RECORD).is_file())
+
+
+def abandon_after(folder: Path, step: int) -> list[Path]:
+    """Take checkpoints of later steps out of the run, which goes on from ``step``: they keep their files under another name.
+
+    Returns:
+        Where they are now.
+    """
+    moved = []
+    for _, path in [each for each in checkpoints(folder) if each[0] > step]:
+        aside = path.with_name(f"{path.name}.abandoned")
+        if aside.exists():
+            shutil.rmtree(aside)
+        moved.append(path.rename(aside))
+    return moved
 
 
 def find_checkpoint(folder: Path, wanted: str) -> Path:
@@ -85,7 +99,7 @@ def read_checkpoint(path: Path, stems: list[str]) -> tuple[dict[str, dict[str, T
     Raises:
         UsageError: if a file is missing or broken.
     """
-    record = json.loads((path / RECORD).read_text())
+    record = read_json(path / RECORD)
     if record.get("format") != "liftkit.state" or record.get("version") != 1:
         raise UsageError(f"{path / RECORD}: not a state that this version reads")
     return {stem: read_safetensors(path / f"{stem}.safetensors")[0] for stem in stems}, record

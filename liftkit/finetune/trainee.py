@@ -65,14 +65,20 @@ def open_trainee(recipe: Recipe, folder: ModelFolder) -> Trainee:
     _check_space(recipe, folder, is_lifted(name))
     transformer = _load(recipe, folder, spec, name)
     lift = Lift.load(folder.path / "lift.safetensors") if recipe.space == "pixel" else None
-    originals, frozen = None, None
+    originals: dict[str, nn.Module] | None = None
+    frozen = None
     if recipe.objective.loss == "asymflow":
         path = folder.path / "latent" / "reference.safetensors"
         originals = original_modules(transformer, read_safetensors(path)[0])
         if recipe.trainable.mode == "full":
             # Base weights that learn cannot be shared with what must not change.
             frozen = copy.deepcopy(transformer).to(COMPUTE[recipe.precision]).eval()
+    pretrained = dict(transformer.named_modules())
     learns = _choose(recipe, spec, transformer)
+    if originals is not None and frozen is None:
+        # Whatever learns in full is exchanged, or the reference would learn with it.
+        missing = [path for path in learns["full"] if path not in originals]
+        originals |= {path: copy.deepcopy(pretrained[path]).to(COMPUTE[recipe.precision]) for path in missing}
     if recipe.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     trainee = Trainee(folder, spec, transformer, lift, Network(transformer, originals, frozen), learns)
@@ -82,11 +88,20 @@ def open_trainee(recipe: Recipe, folder: ModelFolder) -> Trainee:
 
 @torch.no_grad()
 def open_complement(trainee: Trainee, strength: float, seed: int) -> None:
-    """Show the network what lies outside of the subspace; see :mod:`liftkit.finetune.opening`."""
+    """Show the network what lies outside of the subspace; see :mod:`liftkit.finetune.opening`.
+
+    Raises:
+        UsageError: if an input projection does not learn.
+    """
     if trainee.lift is None or strength == 0.0:
         return
     for projection in trainee.spec.inputs:
         weight = trainee.transformer.get_submodule(projection.path).weight
+        if not weight.requires_grad:
+            raise UsageError(
+                f"trainable.open: {strength}: {projection.path} does not learn, so that what is opened would be lost; "
+                "add it to trainable.modules, or set trainable.open to 0"
+            )
         basis = native_basis(trainee.lift, projection.order)
         added = opening_columns(weight.flatten(1).double(), basis, strength, seed)
         weight.add_(added.reshape(weight.shape).to(weight.dtype))

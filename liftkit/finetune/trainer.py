@@ -27,7 +27,9 @@ from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.sharding import set_sharding
 from liftkit.finetune.speed import Speed, count_flops
 from liftkit.finetune.state import (
+    abandon_after,
     changed_keys,
+    checkpoints,
     load_optimizers,
     load_parameters,
     optimizer_tensors,
@@ -154,7 +156,7 @@ class Trainer:
         torch.manual_seed(step_seed(recipe.seed, self.step) + self.accelerator.process_index)
         set_rate(self.bare, rate_factor(recipe.optimizer, self.step, recipe.steps))
         metrics = self._gradients(batch)
-        norm = self._clip()
+        row = self._row(metrics, self._clip())
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -163,7 +165,7 @@ class Trainer:
         self.step += 1
         if self.average is not None:
             self.average.update(self.parameters, self.step)
-        self._record(metrics, norm, began)
+        self._record(row, began)
 
     def _gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of this process's rows, in micro batches; the mean metrics."""
@@ -187,7 +189,8 @@ class Trainer:
                 total[name] = total.get(name, torch.zeros((), device=device)) + share * value.float()
         return total
 
-    def _clip(self) -> float:
+    def _clip(self) -> float | None:
+        """Clip the gradients; their norm before, where it is known."""
         for parameter in self.parameters.values():
             # A layout that a checkpoint keeps: optimizer state is laid out as the first gradient was, and rounds by layout.
             if parameter.grad is not None and not parameter.grad.is_contiguous():
@@ -196,20 +199,31 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(
             list(self.parameters.values()), limit if limit is not None else math.inf
         )
-        return float(whole(norm)) if norm is not None else math.nan
+        return float(whole(norm)) if norm is not None else None
 
-    def _record(self, metrics: dict[str, Tensor], norm: float, began: float) -> None:
-        """Log a step; stop the run where its loss is not finite."""
+    def _row(self, metrics: dict[str, Tensor], norm: float | None) -> dict[str, Any]:
+        """The figures of a step, before its weights change; the run stops where they must not.
+
+        Raises:
+            LiftkitError: if loss or gradients are not finite. In fp16 gradients may be: the scaler leaves such steps out.
+        """
         names = sorted(metrics)
         values = self.accelerator.reduce(torch.stack([metrics[name] for name in names]), "mean").tolist()
-        row: dict[str, Any] = {"step": self.step, **dict(zip(names, values)), "gradient_norm": norm}
-        self.speed.add(time.monotonic() - began)
-        if not math.isfinite(row["loss"]):
-            found = sorted(self.folder.checkpoints.glob("step-*"))
-            last = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+        row: dict[str, Any] = {"step": self.step + 1, **dict(zip(names, values))}
+        row["gradient_norm"] = math.nan if norm is None else norm
+        for what, value in (("loss", row["loss"]), ("gradient's norm", norm)):
+            if value is None or math.isfinite(value) or (what != "loss" and self.recipe.precision == "fp16"):
+                continue
+            found = checkpoints(self.folder.checkpoints)
+            last = f"the last good checkpoint is {found[-1][1]}" if found else "there is no checkpoint yet"
             raise LiftkitError(
-                f"step {self.step}: the loss is {row['loss']}; {last}; try a lower optimizer.learning_rate or clip"
+                f"step {self.step + 1}: the {what} is {value}; {last}; try a lower optimizer.learning_rate or clip"
             )
+        return row
+
+    def _record(self, row: dict[str, Any], began: float) -> None:
+        """Log a step."""
+        self.speed.add(time.monotonic() - began)
         row["learning_rate"] = self.recipe.optimizer.learning_rate * rate_factor(
             self.recipe.optimizer, self.step - 1, self.recipe.steps
         )
@@ -282,6 +296,9 @@ class Trainer:
     def _preview(self) -> None:
         from liftkit.report.pictures import grid
 
+        lift = self.trainee.lift
+        if lift is None:
+            return
         recipe, device = self.recipe, self.accelerator.device
         captions = preview_prompts(recipe, self.data)
         prompts = {name: value.to(device) for name, value in self.data.prompts(captions).items()}
@@ -289,8 +306,7 @@ class Trainer:
         shape = tuple(self.objective.state(self.data.batch(0, slice(0, 1)).to(device)).shape[1:])
         with self.averaged():
             states = preview(self.objective.student, prompts, empty, shape, recipe, device)
-        lift = self.trainee.lift
-        if lift is None or not self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
             return
         with atomic_file(self.folder.previews / f"step-{self.step:07d}.png") as file:
             grid(lift.color.decode(states), min(len(states), 8)).save(file, "PNG")
@@ -300,11 +316,11 @@ class Trainer:
             return
         size = self.held_out.batch_size
         for step in range(-(-self.recipe.validation.images // size)):
-            yield self.held_out.batch(step).to(self.accelerator.device)
+            yield self.held_out.batch(step)
 
     def _validate(self) -> None:
         with self.averaged():
-            rows = validate(self.objective, self._validation, self.recipe, self.recipe.seed)
+            rows = validate(self.objective, self._validation, self.recipe, self.recipe.seed, self.accelerator.device)
         values = {f"validation/sigma_{sigma:.3f}": error for sigma, error in rows}
         self.accelerator.log(values, step=self.step)
         if self.accelerator.is_main_process:
@@ -345,6 +361,10 @@ class Trainer:
         self.step = int(record["step"])
         if self.accelerator.is_main_process:
             self.folder.rewind(self.step)
+            for moved in abandon_after(self.folder.checkpoints, self.step):
+                self.observer.note(
+                    f"{moved}: a checkpoint of the steps that are done again now; delete it if it is not needed"
+                )
             for text in self._changed_since(record):
                 self.folder.log({"step": self.step, "note": text})
                 self.observer.note(f"{path}: {text}; the run goes on, but not as it would have")

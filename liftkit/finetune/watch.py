@@ -52,13 +52,16 @@ def preview(
 
 
 @torch.no_grad()
-def validate(objective: Objective, batches: list, recipe: Recipe, seed: int) -> list[tuple[float, float]]:
+def validate(
+    objective: Objective, batches: list, recipe: Recipe, seed: int, device: torch.device
+) -> list[tuple[float, float]]:
     """Squared error of the denoised data by noise level.
 
     Args:
         objective: gives states and the student.
-        batches: held-out ones, on the device.
+        batches: held-out ones; they are moved to the device in parts of ``recipe.micro_batch``.
         seed: of the noise.
+        device: of the network.
 
     Returns:
         (sigma, mean |x_0 - xhat_0|^2), for each quantile of the training noise levels, rising.
@@ -67,13 +70,18 @@ def validate(objective: Objective, batches: list, recipe: Recipe, seed: int) -> 
     for part, level in enumerate(quantile_levels(recipe.noise, recipe.validation.quantiles).tolist()):
         total = count = 0.0
         for index, batch in enumerate(batches):
-            x0 = objective.state(batch)
-            noise, _ = draw(tuple(x0.shape), recipe.noise, seed + VALIDATION_SEED, part * len(batches) + index)
-            sigma = torch.full((len(x0),), level, device=x0.device)
-            x_t = torch.lerp(x0, noise.to(x0.device), level)
-            error = x0 - (x_t - level * objective.student.velocity(x_t, sigma, **batch.prompts).float())
-            total += error.square().sum().item()
-            count += error.numel()
+            size = len(batch.images)
+            for start in range(0, size, recipe.micro_batch or size):
+                some = slice(start, start + (recipe.micro_batch or size))
+                rows_here = batch.rows(some).to(device)
+                x0 = objective.state(rows_here)
+                shape = (size, *x0.shape[1:])
+                noise, _ = draw(shape, recipe.noise, seed + VALIDATION_SEED, part * len(batches) + index)
+                sigma = torch.full((len(x0),), level, device=device)
+                x_t = torch.lerp(x0, noise[some].to(device), level)
+                error = x0 - (x_t - level * objective.student.velocity(x_t, sigma, **rows_here.prompts).float())
+                total += error.square().sum().item()
+                count += error.numel()
         rows.append((level, total / count))
     return rows
 

@@ -1,0 +1,94 @@
+"""Encoders of a model's own: its VAE and text side, what they make kept in caches, and out of memory before training."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.checkpoint.model import ModelFolder, read_json
+from liftkit.data.training import TrainingData
+from liftkit.errors import UsageError
+from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.trainee import Trainee
+from liftkit.models.latents import LatentSpace
+from liftkit.progress import Observer
+
+
+def load_vae(folder: ModelFolder) -> Any:
+    """The VAE of the latent model: a latent folder's own, or what a converted one keeps of its source."""
+    import diffusers
+
+    place = folder.path / "latent" / "vae" if (folder.path / "latent").is_dir() else folder.path / "vae"
+    made = getattr(diffusers, read_json(place / "config.json")["_class_name"])
+    return made.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval().requires_grad_(False)
+
+
+def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], observer: Observer, device: str) -> None:
+    """Encode what is not cached yet: latents where the loss needs them, and prompts. Encoders leave the memory after."""
+    folder = trainee.folder
+    needs_latents = recipe.space == "latent" or recipe.objective.loss == "asymflow"
+
+    def image_encoder() -> Callable[[Tensor], Tensor]:
+        space = LatentSpace(load_vae(folder).to(device))
+        return lambda images: space.encode(images.to(device)).cpu()
+
+    def prompt_encoder() -> Callable[[list[str]], dict[str, Tensor]]:
+        pipeline, length = load_text_side(folder, device), folder.text_length()
+
+        @torch.no_grad()
+        def encode(prompts: list[str]) -> dict[str, Tensor]:
+            return {name: each.cpu() for name, each in trainee.spec.prompts(pipeline, prompts, length).items()}
+
+        return encode
+
+    image_print = LatentSpace(load_vae(folder)).fingerprint() if needs_latents else ""
+    text_print, extra = text_fingerprint(folder, device), list(recipe.previews.prompts or ())
+    for data in parts:
+        data.prepare(
+            image_encoder if needs_latents else None,
+            image_print,
+            prompt_encoder,
+            text_print,
+            observer,
+            extra,
+        )
+        gc.collect()
+
+
+def load_text_side(folder: ModelFolder, device: str) -> Any:
+    """The stock pipeline with its text encoders alone.
+
+    Raises:
+        UsageError: if it has none.
+    """
+    from diffusers import DiffusionPipeline
+
+    if not any(name.startswith("text_encoder") and folder.class_of(name) for name in folder.index):
+        raise UsageError(
+            f"{folder.source}: no text encoder in this folder; finetuning needs the embeddings of its captions"
+        )
+    pipeline = DiffusionPipeline.from_pretrained(
+        folder.path, transformer=None, vae=None, dtype=text_dtype(device), use_safetensors=True
+    )
+    return pipeline.to(device)
+
+
+def text_dtype(device: str) -> torch.dtype:
+    """The precision that captions are encoded in."""
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
+def text_fingerprint(folder: ModelFolder, device: str) -> str:
+    """Tells the text side of a model from others: the contents of its files, its precision and how many tokens are asked for."""
+    parts = [f"tokens {folder.text_length()}", f"precision {text_dtype(device)}"]
+    for name in sorted(folder.index):
+        if name.startswith(("text_encoder", "tokenizer")) and (folder.path / name).is_dir():
+            for path in sorted(each for each in (folder.path / name).rglob("*") if each.is_file()):
+                with path.open("rb") as file:
+                    parts.append(f"{name}/{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
