@@ -387,7 +387,25 @@ def test_dry_run_tells_what_learns_and_writes_nothing(make, cli, tmp_path: Path)
     assert "proj_out" in stdout
     assert "4 x 64 = 256" in stdout
     assert "LoRA" in stdout
+    # 24 images of 64 tokens of 32 numbers in half precision.
+    assert "disk for cached latents      98 kB" in stdout
+    assert "disk for the result" in stdout
     assert not recipe.output.exists()
+
+
+def test_a_dry_run_names_the_packages_that_are_missing(
+    make, cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("dry")
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    monkeypatch.setattr("liftkit.finetune.run.available_trackers", list)
+    asked = ("finetune", tmp_path / "dry.yaml", "--dry-run")
+    code, stdout, stderr = cli(*asked, "trackers=[wandb]")
+    assert code == 0, stderr
+    assert "trackers: wandb: not installed; pip install wandb" in " ".join(stdout.split())
+    code, stdout, stderr = cli(*asked, "objective.perceptual=lpips")
+    assert code == 0, stderr
+    assert "lpips package is not installed" in " ".join(stdout.split())
 
 
 def test_a_result_is_pushed_only_when_asked_and_nothing_begins_that_could_not_be(

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from torch import nn
 
+from liftkit.checkpoint.folder import tree_size
 from liftkit.errors import UsageError
 from liftkit.finetune.memory import estimate
 from liftkit.finetune.recipe import Recipe
@@ -30,6 +31,7 @@ def describe(recipe: Recipe, observer: Observer) -> list[tuple[str, Rows]]:
         trainee = open_trainee(recipe, find_source(recipe, Path(scratch), observer))
         missing = _missing(recipe, trainee)
         data, _ = training_data(recipe, trainee, Path(scratch))
+        whole = tree_size(trainee.folder.path)
     side = token_side(trainee)
     height, width = data.sizes[0]
     tokens = height // side * (width // side)
@@ -50,6 +52,12 @@ def describe(recipe: Recipe, observer: Observer) -> list[tuple[str, Rows]]:
     ]
     needs = [(name, _bytes(count)) for name, count in memory.items()]
     needs += [("in all, without activations", _bytes(sum(memory.values()))), ("disk for checkpoints", _bytes(files))]
+    if recipe.space == "latent" or recipe.objective.loss == "asymflow":
+        rank = trainee.lift.rank if trainee.lift is not None else trainee.spec.token_size(trainee.transformer.config)
+        cached = 2 * sum(len(source) for source in data.sources) * tokens * rank
+        needs.append(("disk for cached latents", _bytes(cached)))
+    if recipe.save == "model":
+        needs.append(("disk for the result", _bytes(whole)))
     tables = [("What learns", _groups(trainee, learns)), ("A step", step), ("Memory", needs)]
     return [*tables, ("Missing", [("before it can run", missing)])] if missing else tables
 
