@@ -55,7 +55,7 @@ def load_pipeline(
     from diffusers import DiffusionPipeline
 
     if dtype is None:
-        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:

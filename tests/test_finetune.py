@@ -362,6 +362,7 @@ def test_another_text_encoder_of_the_same_size_is_told_apart(pixel_klein: Path, 
     copied = shutil.copytree(pixel_klein, tmp_path / "other", symlinks=False)
     before = text_fingerprint(find_model(str(copied)), "cpu")
     assert before == text_fingerprint(find_model(str(pixel_klein)), "cpu")
+    assert before == text_fingerprint(find_model(str(copied)), "cpu:0")
     assert before != text_fingerprint(find_model(str(copied)), "cuda")
     weights = max((copied / "text_encoder").glob("*.safetensors"), key=lambda path: path.stat().st_size)
     content = bytearray(weights.read_bytes())

@@ -79,8 +79,8 @@ def load_text_side(folder: ModelFolder, device: str) -> Any:
 
 
 def text_dtype(device: str) -> torch.dtype:
-    """The precision that captions are encoded in."""
-    return torch.float32 if device == "cpu" else torch.bfloat16
+    """The precision that captions are encoded in; processes of a group call their processor ``cpu:0``."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
 def text_fingerprint(folder: ModelFolder, device: str) -> str:
