@@ -423,6 +423,11 @@ def test_two_processes_may_fill_one_cache(tmp_path: Path) -> None:
     two.flush()
     one.flush()
     assert TensorCache(tmp_path, "same").missing("abcd") == ["d"]
+    for cache in (one, two):
+        cache.add({"d": {"x": torch.full((1,), 4.0)}})
+    for cache in (one, two):
+        cache.flush()
+    assert all(cache.get("d")["x"].item() == 4.0 for cache in (one, two))
 
 
 def test_encoders_that_break_their_word(folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import uuid
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -98,8 +99,8 @@ class TensorCache:
         self._flushed = time.monotonic()
         if not self._pending:
             return
-        # Named by its keys: two processes that fill one cache never overwrite another's shard.
-        path = self.folder / f"{hashlib.sha256(' '.join(self._pending).encode()).hexdigest()[:32]}.safetensors"
+        # A name that nobody else takes: two processes that fill one cache at once never replace what the other has open.
+        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         tensors = {f"{key}:{name}": tensor for key, entry in self._pending.items() for name, tensor in entry.items()}
         write_safetensors(path, tensors, {"format": "pt", "fingerprint": self.fingerprint})
         self._pending, self._bytes = {}, 0
