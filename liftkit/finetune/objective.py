@@ -74,16 +74,14 @@ def asymflow_loss(
     denoised = _denoised(student, x0, noise, sigma)
     error = x0 - denoised
     share = correlation(error.detach(), reference_error, lift.patch_size)
-    spread = _spread(share, lift.patch_size)
     correction = _correction(level, kappa)
-    residual = error - (1.0 - correction) * spread * reference_error
+    residual = error - _by_patch((1.0 - correction) * share, reference_error)
     precision = level.clamp(min=sigma_floor).square().reciprocal()
-    flow = (residual.square() * precision).mean()
+    flow = (residual.square().mean(dim=(1, 2, 3)) * precision.flatten()).mean()
     loss, metrics = weight * flow, {"flow": flow.detach(), "lambda": share.mean()}
     if perceptual is not None and kappa is not None:
-        gate = correction * spread.square().mean(dim=1, keepdim=True).sqrt() * precision
-        distance = perceptual(lift.color.decode(denoised), lift.color.decode(x0))
-        term = (gate * distance).mean()
+        gate = correction * share.square().mean(dim=1, keepdim=True).sqrt() * precision
+        term = _by_patch(gate, perceptual(lift.color.decode(denoised), lift.color.decode(x0))).mean()
         loss, metrics["perceptual"] = loss + perceptual_weight * term, term.detach()
     return loss, metrics
 
@@ -135,9 +133,11 @@ def _denoised(model: Velocity, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tens
     """``xhat_0 = x_t - sigma u``: what a model takes noised data for."""
     level = sigma.view(-1, 1, 1, 1)
     x_t = torch.lerp(x0, noise, level)
-    return x_t - level * model(x_t, sigma).float()
+    return torch.addcmul(x_t, level, model(x_t, sigma).float(), value=-1.0)
 
 
-def _spread(values: Tensor, patch: int) -> Tensor:
-    """One value per patch to one per pixel."""
-    return values.repeat_interleave(patch, dim=-2).repeat_interleave(patch, dim=-1)
+def _by_patch(factors: Tensor, images: Tensor) -> Tensor:
+    """Images (B, C, H, W) times one factor for each of their patches, (B, C, h, w)."""
+    rows, columns = factors.shape[-2:]
+    patches = images.unflatten(-1, (columns, -1)).unflatten(-3, (rows, -1))
+    return (patches * factors[..., :, None, :, None]).flatten(-2).flatten(-3, -2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from liftkit.data.images import to_signed
 from liftkit.data.training import Batch
 from liftkit.finetune.network import Reference, bind
-from liftkit.finetune.objective import Perceptual, asymflow_loss, flow_loss
+from liftkit.finetune.objective import Perceptual, Velocity, asymflow_loss, flow_loss
 from liftkit.finetune.recipe import Noise, Recipe
 from liftkit.lift import Lift
 from liftkit.models.flow import FlowModel
@@ -85,14 +85,15 @@ class Objective:
     def __call__(self, batch: Batch, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of a (micro) batch; see :func:`liftkit.finetune.objective.asymflow_loss`."""
         choice = self.recipe.objective
-        student = bind(self.student, batch.prompts)
-        recall = Recall(student)
+        student: Velocity = bind(self.student, batch.prompts)
+        if self.adversary is not None:
+            student = recall = Recall(student)
         common = {"weight": choice.weight, "sigma_floor": choice.sigma_floor}
         if choice.loss == "flow" or self.lift is None or self.reference is None or batch.latents is None:
-            loss, metrics = flow_loss(recall, x0, sigma, noise, **common)
+            loss, metrics = flow_loss(student, x0, sigma, noise, **common)
         else:
             loss, metrics = asymflow_loss(
-                recall,
+                student,
                 bind(self.reference, batch.prompts),
                 x0,
                 patchify(batch.latents, self.lift.latent_patch),
