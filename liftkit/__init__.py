@@ -29,6 +29,7 @@ _NAMES = {
     "load_adapter": "liftkit.formats.adapters",
     "lift_lora": "liftkit.formats.lora",
     "open_flow": "liftkit.models.flow",
+    "Guidance": "liftkit.guidance",
     "PixelAutoencoder": "liftkit.models.autoencoder",
     "LiftkitError": "liftkit.errors",
     "UsageError": "liftkit.errors",

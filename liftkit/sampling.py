@@ -14,6 +14,7 @@ from torch import Tensor
 from liftkit.adapter import Adapter, load_pixel_pipeline
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.errors import UsageError
+from liftkit.guidance import Guidance
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.progress import Observer
 
@@ -91,7 +92,7 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     steps: int | None = None,
-    guidance: float | None = None,
+    guidance: Guidance = Guidance(),
     batch_size: int = 8,
     advance: Any = lambda amount: None,
     **more: Any,
@@ -103,7 +104,8 @@ def sample(
         prompts: one image each.
         noise: starting states, image-shaped (see :func:`state_noise`); drawn from ``seed`` if left out.
         height, width: in pixels; the autoencoder's own size if left out.
-        steps, guidance: the pipeline's own defaults if left out.
+        steps: the pipeline's own default if left out.
+        guidance: the pipeline's own scale at all steps if left out.
         advance: told the images done.
         more: further arguments of the pipeline.
 
@@ -115,20 +117,21 @@ def sample(
     if noise is None:
         noise = state_noise(flow, len(prompts), height, width, pipeline.vae_scale_factor, seed)
     known = inspect.signature(pipeline.__call__).parameters
-    choices = {"num_inference_steps": steps, "guidance_scale": guidance, "max_sequence_length": model.text_length}
+    choices = {"num_inference_steps": steps, "guidance_scale": guidance.scale, "max_sequence_length": model.text_length}
     arguments = {key: value for key, value in choices.items() if value is not None and key in known}
     images = []
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
-        output = pipeline(
-            prompt=prompts[part],
-            height=height,
-            width=width,
-            latents=flow.pipeline_state(noise[part].to(pipeline.device)),
-            output_type="pt",
-            **arguments,
-            **more,
-        )
+        with guidance.applied(pipeline):
+            output = pipeline(
+                prompt=prompts[part],
+                height=height,
+                width=width,
+                latents=flow.pipeline_state(noise[part].to(pipeline.device)),
+                output_type="pt",
+                **arguments,
+                **more,
+            )
         images.append(output.images.float().cpu() * 2.0 - 1.0)
         advance(len(images[-1]))
     return torch.cat(images)

@@ -25,6 +25,7 @@ from liftkit.evaluate.comparison import CompareOptions, Comparison
 from liftkit.evaluate.figures import FIGURES, Score
 from liftkit.evaluate.plan import prepare
 from liftkit.evaluate.real import open_real
+from liftkit.guidance import Guidance
 from liftkit.lift import Lift
 from tests import tiny
 
@@ -170,9 +171,9 @@ def test_damaged_scores_are_made_again(painter: Painter, options: CompareOptions
 
 
 def test_steps_for_all_or_for_each(painter: Painter, options: CompareOptions) -> None:
-    compare(replace(options, steps=(3, 7), guidance=2.0))
+    compare(replace(options, steps=(3, 7), guidance=Guidance(2.0)))
     assert {(model, choices["steps"]) for model, _, _, choices in painter.calls} == {("flux2", 3), ("flux2", 7)}
-    assert {choices["guidance"] for _, _, _, choices in painter.calls} == {2.0}
+    assert {choices["guidance"] for _, _, _, choices in painter.calls} == {Guidance(2.0)}
 
 
 def test_labels() -> None:
@@ -323,7 +324,9 @@ def test_the_demo_through_its_real_pipelines(cli: Cli, tmp_path: Path) -> None:
     arguments = ("--quick", "-n", COUNT, "--steps", 8, "--device", "cpu", "--json", data)
     code, _, err = cli("compare", "demo", tmp_path / "pixel", *arguments)
     assert code == 0, err
-    rows = {row["key"]: row["figures"] for row in json.loads(data.read_text())["rows"]}
+    found = json.loads(data.read_text())
+    assert found["settings"]["guidance"] == {"scale": 4.0, "start": 0.125, "stop": 1.0, "orthogonal": False}
+    rows = {row["key"]: row["figures"] for row in found["rows"]}
     assert rows["base"]["color"] == 1.0
     assert rows["pixel-1"]["color"] < 0.9
     assert rows["base"]["patch_grid"] < 2.0 < rows["pixel-1"]["patch_grid"]

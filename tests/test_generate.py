@@ -17,6 +17,7 @@ from liftkit.data.captioned import CaptionedFolder
 from liftkit.data.generate import GenerateOptions, generate
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
+from liftkit.guidance import Guidance
 
 Cli = Callable[..., tuple[int, str, str]]
 PROMPTS = ["a red seven on flower petals", "a blue two on a temple roof", "ein weißer Bär"]
@@ -120,7 +121,7 @@ def test_a_finished_folder_can_be_made_larger_and_gaps_are_filled(whole: Path, t
     assert_same_images(tmp_path / "out", whole)
 
 
-@pytest.mark.parametrize("changes", [{"seed": 1}, {"steps": 3}, {"guidance": 2.0}, {"height": 64}])
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"steps": 3}, {"guidance": Guidance(2.0)}, {"height": 64}])
 def test_other_settings_in_the_same_folder_are_refused(whole: Path, changes: dict[str, Any]) -> None:
     before = {path.name: path.read_bytes() for path in whole.iterdir()}
     with pytest.raises(UsageError, match=rf"other settings \({next(iter(changes))}"):

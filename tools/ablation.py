@@ -61,6 +61,7 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     from liftkit.embedded import GUIDANCE, STEPS
     from liftkit.evaluate.figures import Scorer
     from liftkit.evaluate.patches import patch_frechet
+    from liftkit.guidance import Guidance
     from liftkit.sampling import load_pipeline, sample
 
     torch.set_num_threads(1)
@@ -68,7 +69,9 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     drawn = demo.images(1024, split="heldout", start=4000)[0]
     real = to_signed(torch.from_numpy(drawn).permute(0, 3, 1, 2))
     prompts = [scene.prompt for scene in scenes]
-    images = sample(load_pipeline(find_model(str(folder))), prompts, steps=STEPS, guidance=GUIDANCE, batch_size=32)
+    images = sample(
+        load_pipeline(find_model(str(folder))), prompts, steps=STEPS, guidance=Guidance(GUIDANCE), batch_size=32
+    )
     found = Scorer(real, patch=8, scenes=scenes).score(images).figures
     # The scorer has no Frechet distance for so few samples; rows of one table, of equal number, can be ranked by it.
     found["patch_frechet"] = patch_frechet(images, real)

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from liftkit.cli import console
+from liftkit.cli import console, guiding
 
 if TYPE_CHECKING:
     from liftkit.evaluate.comparison import Comparison
@@ -28,7 +28,12 @@ def compare(
         list[int] | None,
         typer.Option(min=1, help="Denoising steps; repeat for base and each PIXEL [default: 16 for demo images]"),
     ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale [default: 4 for demo images]")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale [default: 4, from 0.125 of the steps, for demo images]")
+    ] = None,
+    guidance_start: guiding.Start = 0.0,
+    guidance_stop: guiding.Stop = 1.0,
+    guidance_orthogonal: guiding.Orthogonal = False,
     label: Annotated[list[str] | None, typer.Option(help="What to call a PIXEL; repeat in order.")] = None,
     continued: Annotated[
         str | None, typer.Option(help="A control: the latent base, trained on as long on the same images.")
@@ -57,6 +62,7 @@ def compare(
     from liftkit.evaluate.compare import execute
     from liftkit.evaluate.comparison import CompareOptions
     from liftkit.evaluate.plan import prepare
+    from liftkit.guidance import Guidance
 
     for target, ending in ((html, ".html"), (json, ".json")):
         check_file(target, ending)
@@ -67,7 +73,7 @@ def compare(
         count=count,
         seed=seed,
         steps=tuple(steps or ()),
-        guidance=guidance,
+        guidance=Guidance(guidance, guidance_start, guidance_stop, guidance_orthogonal),
         labels=tuple(label or ()),
         continued=continued,
         scratch=scratch,

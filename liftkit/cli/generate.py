@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from liftkit.cli import console
+from liftkit.cli import console, guiding
 
 
 def generate(
@@ -21,7 +21,10 @@ def generate(
     ],
     seed: Annotated[int, typer.Option(min=0, help="Image i starts from seed + i, whatever the batch.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps [default: the pipeline's]")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale [default: the pipeline's]")] = None,
+    guidance: guiding.Scale = None,
+    guidance_start: guiding.Start = 0.0,
+    guidance_stop: guiding.Stop = 1.0,
+    guidance_orthogonal: guiding.Orthogonal = False,
     height: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
@@ -38,6 +41,7 @@ def generate(
     from liftkit.data.generate import generate as run
     from liftkit.embedded import TINY_KLEIN
     from liftkit.errors import UsageError
+    from liftkit.guidance import Guidance
 
     console.quiet_libraries()
     if prompts != "demo" and not Path(prompts).is_file():
@@ -45,7 +49,8 @@ def generate(
     texts = read_prompts(None if prompts == "demo" else Path(prompts))
     chosen, why = choose_device(device)
     model = find_model(str(TINY_KLEIN) if folder == "demo" else folder)
-    options = GenerateOptions(count, seed, steps, guidance, height, width, batch_size, chosen)
+    guided = Guidance(guidance, guidance_start, guidance_stop, guidance_orthogonal)
+    options = GenerateOptions(count, seed, steps, guided, height, width, batch_size, chosen)
     done = run(model, texts, output, options, console.Bars())
     console.result(output=done.folder, new=done.new, found=done.found, device=chosen)
     if done.found:

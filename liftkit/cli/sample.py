@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from liftkit.cli import console
+from liftkit.cli import console, guiding
 
 
 def sample(
@@ -17,7 +17,10 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Image i starts from seed + i, whatever the batch.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("samples.png"),
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps [default: the pipeline's]")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale [default: the pipeline's]")] = None,
+    guidance: guiding.Scale = None,
+    guidance_start: guiding.Start = 0.0,
+    guidance_stop: guiding.Stop = 1.0,
+    guidance_orthogonal: guiding.Orthogonal = False,
     height: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Of the grid [default: by count]")] = None,
@@ -33,11 +36,13 @@ def sample(
     """
     from liftkit.conversion.subject import choose_device
     from liftkit.formats.adapters import find_base, open_adapter
+    from liftkit.guidance import Guidance
     from liftkit.sampling import check_picture, check_size, load_pipeline, save_grid
     from liftkit.sampling import sample as run
 
     console.quiet_libraries()
     check_picture(output)
+    guided = Guidance(guidance, guidance_start, guidance_stop, guidance_orthogonal)
     chosen, why = choose_device(device)
     model = find_base(folder)
     pipeline = load_pipeline(model, chosen, adapter=None if adapter is None else open_adapter(adapter))
@@ -51,7 +56,7 @@ def sample(
             height=height,
             width=width,
             steps=steps,
-            guidance=guidance,
+            guidance=guided,
             batch_size=batch_size,
             advance=advance,
         )

@@ -23,6 +23,7 @@ from liftkit.conversion.card import versions
 from liftkit.data.captioned import METADATA
 from liftkit.data.images import to_uint8
 from liftkit.errors import LiftkitError, UsageError
+from liftkit.guidance import Guidance
 from liftkit.progress import Observer, Silent
 from liftkit.sampling import Loaded, check_size, load_pipeline, sample, state_noise
 
@@ -37,7 +38,8 @@ class GenerateOptions:
     Args:
         count: images in the folder.
         seed: of image 0; image i has ``seed + i``.
-        steps, guidance: the pipeline's own if None.
+        steps: the pipeline's own if None.
+        guidance: the pipeline's own if left out.
         height, width: in pixels; the autoencoder's own size if None.
         batch_size: images at once. It changes rounding at most.
         device: ``cpu``, ``cuda``, ...
@@ -46,7 +48,7 @@ class GenerateOptions:
     count: int
     seed: int = 0
     steps: int | None = None
-    guidance: float | None = None
+    guidance: Guidance = Guidance()
     height: int | None = None
     width: int | None = None
     batch_size: int = 8
@@ -132,7 +134,7 @@ def _settings(model: ModelFolder, prompts: list[str], options: GenerateOptions, 
         "prompts_digest": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "seed": options.seed,
         "steps": options.steps,
-        "guidance": options.guidance,
+        "guidance": options.guidance.record,
         "height": options.height,
         "width": options.width,
     }

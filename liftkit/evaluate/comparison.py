@@ -11,6 +11,7 @@ from torch import Tensor
 from liftkit.conversion.card import versions
 from liftkit.evaluate.figures import FIGURES, Score
 from liftkit.evaluate.verdict import Verdict
+from liftkit.guidance import Guidance
 
 SCHEMA = "liftkit.comparison/1"
 Role = Literal["real", "control", "pixel"]
@@ -27,7 +28,8 @@ class CompareOptions:
         count: n, samples of each model; None takes 512, or 64 if ``quick``.
         seed: of the noise of sample 0, and of the choice of real images.
         steps: of the samplers: one for all, or one for the base and each pixel model; the pipelines' own if empty.
-        guidance: the pipelines' own if None. With ``demo`` images, steps and guidance are the demo's if left out.
+        guidance: of all models; the pipelines' own if left out. With ``demo`` images, steps and guidance are the demo's
+            if left out.
         labels: of the pixel models.
         continued: the latent base, trained on; a control.
         scratch: the same network from random weights; a control.
@@ -45,7 +47,7 @@ class CompareOptions:
     count: int | None = None
     seed: int = 0
     steps: tuple[int, ...] = ()
-    guidance: float | None = None
+    guidance: Guidance = Guidance()
     labels: tuple[str, ...] = ()
     continued: str | None = None
     scratch: str | None = None

@@ -11,6 +11,7 @@ from liftkit.evaluate.cache import tensor_digest
 from liftkit.evaluate.comparison import CompareOptions
 from liftkit.evaluate.entries import Entry, labels, open_entry, open_latent, open_pixel
 from liftkit.evaluate.figures import ENOUGH
+from liftkit.guidance import Guidance
 from liftkit.lift import Lift
 
 QUICK = 64
@@ -101,7 +102,9 @@ def _resolved(options: CompareOptions) -> CompareOptions:
     device, _ = choose_device(options.device)
     at_demo = options.real == "demo"
     steps = options.steps or ((embedded.STEPS,) if at_demo else ())
-    guidance = embedded.GUIDANCE if options.guidance is None and at_demo else options.guidance
+    guidance = options.guidance
+    if guidance == Guidance() and at_demo:
+        guidance = Guidance(embedded.GUIDANCE, start=embedded.GUIDANCE_START)
     return replace(options, steps=steps, guidance=guidance, device=device)
 
 

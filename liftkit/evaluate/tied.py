@@ -18,6 +18,7 @@ from liftkit.data.images import to_uint8
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, tensor_digest
 from liftkit.evaluate.entries import Entry
+from liftkit.guidance import Guidance
 from liftkit.lift import Lift
 from liftkit.progress import Observer
 from liftkit.sampling import Loaded, sample
@@ -31,7 +32,7 @@ class Settings:
         prompts: one sample each.
         size: side of the images in pixels.
         seed: of sample 0; sample i has ``seed + i``.
-        guidance: the pipeline's own if None.
+        guidance: of all models alike.
         device: to sample on.
         batch_size: samples at once.
         cache: a folder in which samples are kept, by what they follow from.
@@ -40,7 +41,7 @@ class Settings:
     prompts: tuple[str, ...]
     size: int
     seed: int
-    guidance: float | None
+    guidance: Guidance
     device: str
     batch_size: int
     cache: Path
@@ -95,7 +96,7 @@ def _origin(entry: Entry, tie: Lift, steps: int | None, settings: Settings) -> d
         "tie": tensor_digest(tie.basis) if entry.lift is None else None,
         "size": settings.size,
         "steps": steps,
-        "guidance": settings.guidance,
+        "guidance": settings.guidance.record,
         "device": torch.device(settings.device).type,
         "versions": versions(),
     }

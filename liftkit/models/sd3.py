@@ -43,5 +43,6 @@ SD3 = Architecture(
         "time_text_embed.timestep_embedder.linear_2",
         "transformer_blocks.*.attn.to_out.0",
     ),
+    guidance="batch",
     prompts=_prompts,
 )

@@ -107,6 +107,8 @@ class Architecture:
         pipeline_latents: from a state (B, C, h, w) to what the stock pipeline takes as ``latents``.
         reference: modules beside the projections that finetuning trains in full, kept for the frozen reference.
         adapters: patterns of the modules that get a LoRA where a recipe names none.
+        guidance: how its stock pipelines ask for the conditional and the unconditional prediction: ``calls``, in this
+            order, or one ``batch``, whose second half is conditional.
         prompts: ``(pipeline, prompts, text length or None) -> arguments`` of the transformer's forward, by the stock
             pipeline's own text encoders.
     """
@@ -128,6 +130,7 @@ class Architecture:
     pipeline_latents: Callable[[Tensor], Tensor] = _same
     reference: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+    guidance: Literal["calls", "batch"] = "calls"
     prompts: Callable[[Any, list[str], int | None], dict[str, Tensor]] = _no_prompts
 
     @property

@@ -1,0 +1,18 @@
+"""The options of every command that samples: when and how its models are guided."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Scale = Annotated[float | None, typer.Option("--guidance", help="Guidance scale [default: the pipeline's]")]
+Start = Annotated[
+    float, typer.Option("--guidance-start", min=0.0, max=1.0, help="Part of the steps before guidance starts.")
+]
+Stop = Annotated[
+    float, typer.Option("--guidance-stop", min=0.0, max=1.0, help="Part of the steps after which guidance stops.")
+]
+Orthogonal = Annotated[
+    bool, typer.Option("--guidance-orthogonal", help="Leave out guidance along the denoised estimate: less contrast.")
+]

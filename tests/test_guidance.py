@@ -1,0 +1,148 @@
+"""Guidance at some steps alone and without its parallel part, through the stock pipelines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import liftkit
+from liftkit.errors import UsageError
+from liftkit.guidance import Guidance
+from liftkit.lift import Lift
+from tests import tiny
+from tests.test_pipelines import deviation, exact_twin, load, states
+
+Cli = Callable[..., tuple[int, str, str]]
+
+STEPS, SCALE = 6, 3.0
+"""As :func:`states` samples."""
+CHOICES = {
+    "nowhere": Guidance(SCALE, stop=0.0),
+    "late": Guidance(SCALE, start=0.34),
+    "early, orthogonal": Guidance(SCALE, stop=0.5, orthogonal=True),
+    "orthogonal": Guidance(SCALE, orthogonal=True),
+}
+guided = pytest.mark.parametrize("guidance", CHOICES.values(), ids=CHOICES)
+
+
+def sampled(name: str, pipeline: Any, noise: torch.Tensor, guidance: Guidance) -> torch.Tensor:
+    with guidance.applied(pipeline):
+        return states(name, pipeline, noise, num_inference_steps=STEPS)
+
+
+def by_hand(name: str, pipeline: Any, noise: torch.Tensor, guidance: Guidance) -> torch.Tensor:
+    """Euler's method on denoised estimates, with both predictions at every step."""
+    flow = liftkit.open_flow(pipeline.transformer)
+    prompts = tiny.prompt_arguments(name, len(noise))
+
+    def conditioning(prefix: str) -> dict[str, torch.Tensor]:
+        found = {"encoder_hidden_states": prompts[f"{prefix}prompt_embeds"]}
+        if name == "sd3":
+            found["pooled_projections"] = prompts[f"{prefix}pooled_prompt_embeds"]
+        return found
+
+    x, grid = noise, pipeline.scheduler.sigmas.tolist()
+    for step, (now, after) in enumerate(zip(grid[:-1], grid[1:])):
+        sigma = torch.full((len(x),), now)
+        denoised = x - now * flow.velocity(x, sigma, **conditioning(""))
+        push = denoised - (x - now * flow.velocity(x, sigma, **conditioning("negative_")))
+        if guidance.orthogonal:
+            for d, x_0 in zip(push, denoised):
+                unit = x_0 / x_0.norm()
+                d -= (d * unit).sum() * unit
+        if math.floor(guidance.start * STEPS) <= step < math.floor(guidance.stop * STEPS):
+            denoised = denoised + (SCALE - 1.0) * push
+        x = x + (after - now) * (x - denoised) / now
+    return x
+
+
+@torch.no_grad()
+@guided
+def test_the_stock_pipeline_samples_as_by_hand(
+    architecture: str, guidance: Guidance, converted: dict[str, Path]
+) -> None:
+    pixel = load(converted[architecture])
+    noise = torch.randn(2, 3, 16, 16)
+    found = sampled(architecture, pixel, noise, guidance)
+    expected = by_hand(architecture, pixel, noise, guidance)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    plain = states(architecture, pixel, noise, num_inference_steps=STEPS)
+    assert (found - plain).abs().max() > 1e-2 * expected.abs().max()
+
+
+@guided
+def test_theorem_1_however_the_pipeline_is_guided(
+    architecture: str, guidance: Guidance, model_folders: dict[str, Path], converted: dict[str, Path]
+) -> None:
+    latent = load(model_folders[architecture])
+    lift = Lift.load(converted[architecture] / "lift.safetensors")
+    pixel = exact_twin(latent, lift, converted[architecture])
+    noise = torch.randn(2, 3, 16, 16)
+    z = sampled(architecture, latent, lift.lower(noise), guidance)
+    assert deviation(lift, z, sampled(architecture, pixel, noise, guidance)) < 1e-4
+
+
+def test_steps_without_guidance_ask_for_one_prediction(
+    converted: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixel = load(converted["flux2"])
+    calls, forward = [], type(pixel.transformer).forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(pixel.transformer), "forward", counted)
+    sampled("flux2", pixel, torch.randn(1, 3, 16, 16), CHOICES["late"])
+    assert len(calls) == 2 + 2 * (STEPS - 2)
+
+
+def test_a_pipeline_that_does_not_guide_is_left_alone(architecture: str, converted: dict[str, Path]) -> None:
+    pixel = load(converted[architecture])
+    flow, noise = liftkit.open_flow(pixel.transformer), torch.randn(2, 3, 16, 16)
+    arguments = {**tiny.prompt_arguments(architecture, 2), "height": 16, "width": 16, "output_type": "latent"}
+    arguments |= {"latents": flow.pipeline_state(noise), "num_inference_steps": 2, "guidance_scale": 1.0}
+    expected = pixel(**arguments).images
+    with CHOICES["late"].applied(pixel):
+        assert torch.equal(pixel(**arguments).images, expected)
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["bare", "with a hook"])
+def test_the_transformer_is_as_it_was_afterwards(converted: dict[str, Path], hooked: bool) -> None:
+    transformer = load(converted["flux2"]).transformer
+    hook: Callable[..., Any] = lambda *args, **kwargs: None
+    if hooked:
+        transformer.forward = hook
+    pipeline = type("Pipeline", (), {"transformer": transformer})()
+    with pytest.raises(KeyboardInterrupt), CHOICES["late"].applied(pipeline):
+        assert transformer.forward is not hook
+        raise KeyboardInterrupt
+    assert transformer.__dict__.get("forward") is (hook if hooked else None)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0.5, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
+def test_no_interval(start: float, stop: float) -> None:
+    with pytest.raises(UsageError, match="no interval in 0 to 1"):
+        Guidance(start=start, stop=stop)
+
+
+def test_the_command_line_says_what_is_no_interval(cli: Cli, tmp_path: Path) -> None:
+    output = tmp_path / "grid.png"
+    code, _, err = cli(
+        "sample", "demo", "-p", "a red two", "--guidance-start", 0.5, "--guidance-stop", 0.2, "-o", output
+    )
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "--guidance-start" in err
+    assert not output.exists()
+
+
+def test_a_record_says_what_was_chosen() -> None:
+    assert Guidance().record is None
+    assert Guidance(4.0).record == 4.0
+    assert Guidance(4.0, start=0.5).record == {"scale": 4.0, "start": 0.5, "stop": 1.0, "orthogonal": False}
