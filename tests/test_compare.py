@@ -321,7 +321,7 @@ def test_the_demo_through_its_real_pipelines(cli: Cli, tmp_path: Path) -> None:
     """An untrained conversion keeps the digits, loses colours and shows its patches; the base does neither."""
     convert(str(TINY_KLEIN), tmp_path / "pixel", images="demo", num_images=16, device="cpu")
     data = tmp_path / "data.json"
-    arguments = ("--quick", "-n", COUNT, "--steps", 8, "--device", "cpu", "--json", data)
+    arguments = ("--quick", "-n", COUNT, "--steps", 8, "--guidance-start", 0.125, "--device", "cpu", "--json", data)
     code, _, err = cli("compare", "demo", tmp_path / "pixel", *arguments)
     assert code == 0, err
     found = json.loads(data.read_text())

@@ -28,9 +28,7 @@ def compare(
         list[int] | None,
         typer.Option(min=1, help="Denoising steps; repeat for base and each PIXEL [default: 16 for demo images]"),
     ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale [default: 4, from 0.125 of the steps, for demo images]")
-    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale [default: 4 for demo images]")] = None,
     guidance_start: guiding.Start = 0.0,
     guidance_stop: guiding.Stop = 1.0,
     guidance_orthogonal: guiding.Orthogonal = False,

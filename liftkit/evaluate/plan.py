@@ -11,7 +11,6 @@ from liftkit.evaluate.cache import tensor_digest
 from liftkit.evaluate.comparison import CompareOptions
 from liftkit.evaluate.entries import Entry, labels, open_entry, open_latent, open_pixel
 from liftkit.evaluate.figures import ENOUGH
-from liftkit.guidance import Guidance
 from liftkit.lift import Lift
 
 QUICK = 64
@@ -103,8 +102,8 @@ def _resolved(options: CompareOptions) -> CompareOptions:
     at_demo = options.real == "demo"
     steps = options.steps or ((embedded.STEPS,) if at_demo else ())
     guidance = options.guidance
-    if guidance == Guidance() and at_demo:
-        guidance = Guidance(embedded.GUIDANCE, start=embedded.GUIDANCE_START)
+    if guidance.scale is None and at_demo:
+        guidance = replace(guidance, scale=embedded.GUIDANCE)
     return replace(options, steps=steps, guidance=guidance, device=device)
 
 
