@@ -30,9 +30,9 @@ IMAGES = 2048
 """Of the live finetune: enough for its steps, encoded in seconds."""
 SAMPLES = 128
 LABELS = {
-    "converted": "converted, untrained",
-    "live": f"finetuned here, {STEPS} steps",
-    "shipped": "finetuned, shipped",
+    "converted": "converted",
+    "live": f"finetuned here ({STEPS} steps)",
+    "shipped": "shipped finetune",
 }
 
 

@@ -240,7 +240,7 @@ def test_a_claim_needs_every_control() -> None:
     assert found.claims == ["patch_frechet"]
     assert found.standings["two_sample"].beats == ["vae"]
     assert found.standings["two_sample"].level == ["base"], "within what two seeds make"
-    assert found.text.startswith("mine is better than every control in Frechet distance, patches")
+    assert found.text.startswith("mine is better than every control in Frechet distance (patches)")
 
 
 def test_a_missing_control_forbids_the_claim() -> None:

@@ -79,11 +79,11 @@ FIGURES = {
     "digit": Figure("digit", "share of samples in which the oracle reads the prompted digit", "high", 0.02),
     "color": Figure("colour", "the same, colour", "high", 0.01),
     "background": Figure("background", "the same, background", "high", 0.01),
-    "oracle_frechet": Figure("Frechet distance, oracle", "of the oracle's 64 features", "distance", 0.2, 2),
+    "oracle_frechet": Figure("Frechet distance (oracle)", "of the oracle's 64 features", "distance", 0.2, 2),
     "texture_frechet": Figure(
-        "Frechet distance, texture", "of fixed random convolutional features, x 1000", "distance", 0.2, 2
+        "Frechet distance (texture)", "of fixed random convolutional features, x 1000", "distance", 0.2, 2
     ),
-    "patch_frechet": Figure("Frechet distance, patches", "of mean-removed 8 x 8 patches", "distance", 0.1, 4),
+    "patch_frechet": Figure("Frechet distance (patches)", "of mean-removed 8 x 8 patches", "distance", 0.1, 4),
     "two_sample": Figure(
         "two-sample accuracy", "held-out accuracy of a network telling 16 x 16 crops from real ones", "chance", 0.02
     ),
