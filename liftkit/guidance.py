@@ -10,7 +10,7 @@ u: ``c - d`` with the difference d that is wanted, zero at the steps without gui
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -44,7 +44,7 @@ class Guidance:
         if not 0.0 <= self.start <= self.stop <= 1.0:
             raise UsageError(
                 f"guidance from {self.start:g} to {self.stop:g} of the steps: no interval in 0 to 1; "
-                "give --guidance-start below --guidance-stop"
+                "--guidance-start may not be above --guidance-stop"
             )
 
     @property
@@ -63,7 +63,8 @@ class Guidance:
             pipeline: of diffusers, over a supported transformer. Its own ``guidance_scale`` counts, not ``scale``.
 
         Raises:
-            UsageError: if its transformer is not supported.
+            UsageError: if its transformer is not supported, or, at the first step, if the pipeline does not guide: a scale of at
+                most 1, a distilled model, or one that is told its guidance.
         """
         if self == Guidance(self.scale):
             yield
@@ -89,34 +90,49 @@ class _Guided:
         self.conditional: tuple[int, Tensor] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.pipeline.do_classifier_free_guidance:
+        if not getattr(self.pipeline, "do_classifier_free_guidance", False):
+            raise UsageError(
+                f"{type(self.pipeline).__name__} asks for no unconditional prediction here, so that --guidance-start, "
+                "--guidance-stop and --guidance-orthogonal would do nothing; leave them out, or give --guidance above 1 if "
+                "the model is not distilled"
+            )
+        if kwargs.get("skip_layers") is not None:  # SD3's skip-layer guidance: a term of its own
             return self.forward(*args, **kwargs)
-        step = self.pipeline.scheduler.step_index or 0
-        state = kwargs[self.architecture.state]
         if self.architecture.guidance == "batch":
             output = self.forward(*args, **kwargs)
             unconditional, conditional = output[0].chunk(2)
-            wanted = self._unconditional(step, state.chunk(2)[1], conditional, lambda: unconditional)
-            return (torch.cat([wanted, conditional]), *output[1:])
-        if self.conditional is None or self.conditional[0] != step:
+            return (
+                torch.cat([self._unconditional(kwargs, conditional, lambda: unconditional), conditional]),
+                *output[1:],
+            )
+        if self.conditional is None or self.conditional[0] != self._step:
             output = self.forward(*args, **kwargs)
-            self.conditional = (step, output[0])
+            self.conditional = (self._step, output[0])
             return output
-        return (self._unconditional(step, state, self.conditional[1], lambda: self.forward(*args, **kwargs)[0]),)
+        return (self._unconditional(kwargs, self.conditional[1], lambda: self.forward(*args, **kwargs)[0]),)
 
-    def _unconditional(self, step: int, state: Tensor, conditional: Tensor, predict: Any) -> Tensor:
+    @property
+    def _step(self) -> int:
+        """Of the scheduler's, counted from the noisiest; image-to-image begins later."""
+        scheduler = self.pipeline.scheduler
+        return next((index for index in (scheduler.step_index, scheduler.begin_index) if index is not None), 0)
+
+    def _unconditional(self, arguments: dict[str, Any], conditional: Tensor, predict: Callable[[], Tensor]) -> Tensor:
         """What to answer in the place of ``predict()``, which is not called where it is not needed."""
-        guidance, scheduler = self.guidance, self.pipeline.scheduler
+        guidance, scheduler, step = self.guidance, self.pipeline.scheduler, self._step
         count = scheduler.num_inference_steps
         if not int(guidance.start * count) <= step < int(guidance.stop * count):
             return conditional
         unconditional = predict()
         if not guidance.orthogonal:
             return unconditional
-        sigma = float(scheduler.sigmas[step])
-        return conditional - _orthogonal(
-            (conditional - unconditional).float(), state.float() - self.architecture.sign * sigma * conditional.float()
-        ).to(conditional.dtype)
+        state = arguments[self.architecture.state][-len(conditional) :].float()
+        denoised = state - self.architecture.sign * float(scheduler.sigmas[step]) * conditional.float()
+        difference = (conditional - unconditional).float()
+        clean = self.architecture.clean_tokens(arguments)
+        if clean is not None:  # reference images are given, not painted
+            denoised, difference = (part.masked_fill(clean.unsqueeze(-1), 0.0) for part in (denoised, difference))
+        return conditional - _orthogonal(difference, denoised).to(conditional.dtype)
 
 
 def _orthogonal(difference: Tensor, denoised: Tensor) -> Tensor:

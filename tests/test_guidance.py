@@ -102,14 +102,87 @@ def test_steps_without_guidance_ask_for_one_prediction(
     assert len(calls) == 2 + 2 * (STEPS - 2)
 
 
-def test_a_pipeline_that_does_not_guide_is_left_alone(architecture: str, converted: dict[str, Path]) -> None:
+def arguments(name: str, pipeline: Any, **choices: Any) -> dict[str, Any]:
+    size = {"height": 16, "width": 16, "output_type": "latent"}
+    latents = liftkit.open_flow(pipeline.transformer).pipeline_state(torch.randn(2, 3, 16, 16))
+    return {**tiny.prompt_arguments(name, 2), **size, "latents": latents, "num_inference_steps": STEPS, **choices}
+
+
+def test_a_pipeline_that_does_not_guide_is_refused(architecture: str, converted: dict[str, Path]) -> None:
     pixel = load(converted[architecture])
-    flow, noise = liftkit.open_flow(pixel.transformer), torch.randn(2, 3, 16, 16)
-    arguments = {**tiny.prompt_arguments(architecture, 2), "height": 16, "width": 16, "output_type": "latent"}
-    arguments |= {"latents": flow.pipeline_state(noise), "num_inference_steps": 2, "guidance_scale": 1.0}
-    expected = pixel(**arguments).images
-    with CHOICES["late"].applied(pixel):
-        assert torch.equal(pixel(**arguments).images, expected)
+    with pytest.raises(UsageError, match="would do nothing; leave them out"), CHOICES["late"].applied(pixel):
+        pixel(**arguments(architecture, pixel, guidance_scale=1.0))
+
+
+def test_a_pipeline_without_unconditional_predictions_is_refused(converted: dict[str, Path]) -> None:
+    """FLUX.2 dev's is told its guidance, and has no such property."""
+    transformer = load(converted["flux2"]).transformer
+    told = type("Flux2Pipeline", (), {"transformer": transformer})()
+    with pytest.raises(UsageError, match="Flux2Pipeline asks for no unconditional"), CHOICES["late"].applied(told):
+        transformer(hidden_states=None)
+
+
+def test_skipped_layers_are_a_term_of_their_own(converted: dict[str, Path]) -> None:
+    """SD3 asks a third time for them, of as many samples as there are prompts: these answers are left alone."""
+    pixel, asked = load(converted["sd3"]), []
+    forward = pixel.transformer.forward
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        asked.append((kwargs, output[0]))
+        return output
+
+    pixel.transformer.forward = kept
+    given = arguments("sd3", pixel, guidance_scale=SCALE, skip_guidance_layers=[0], skip_layer_guidance_stop=1.0)
+    with CHOICES["nowhere"].applied(pixel):
+        pixel(**given)
+        kwargs, answer = next(entry for entry in asked if entry[0].get("skip_layers"))
+        assert len(answer) == 2
+        assert not torch.equal(answer[0], answer[1])
+        with torch.no_grad():
+            assert torch.equal(pixel.transformer(**kwargs)[0], answer)
+
+
+def test_reference_images_have_no_part_in_the_projection(converted: dict[str, Path]) -> None:
+    """The difference that is left is orthogonal to what is painted, whatever stands beside it."""
+    from PIL import Image
+
+    pixel, answers = load(converted["flux2"]), []
+    forward = pixel.transformer.forward
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        answers.append((kwargs["hidden_states"], output[0]))
+        return output
+
+    pixel.transformer.forward = kept
+    given = arguments("flux2", pixel, guidance_scale=SCALE, num_inference_steps=1)
+    painted = given["latents"].shape[-2] * given["latents"].shape[-1]
+    solve = pixel.scheduler.step
+    seen: list[torch.Tensor] = []
+    pixel.scheduler.step = lambda prediction, *args, **kwargs: (
+        seen.append(prediction) or solve(prediction, *args, **kwargs)
+    )
+    with Guidance(SCALE, orthogonal=True).applied(pixel):
+        pixel(**given, image=Image.new("RGB", (64, 64), (200, 40, 90)))
+    (state, conditional), _ = answers
+    assert state.shape[1] > painted
+    denoised = (state - conditional)[:, :painted]  # sigma is 1
+    push = conditional[:, :painted] - seen[0]
+    cosine = torch.nn.functional.cosine_similarity(push.flatten(1), denoised.flatten(1))
+    assert push.abs().max() > 1e-3
+    assert cosine.abs().max() < 1e-4
+
+
+def test_image_to_image_counts_from_where_it_begins() -> None:
+    scheduler = type("Scheduler", (), {"step_index": None, "begin_index": 3})()
+    pipeline = type(
+        "Pipeline", (), {"scheduler": scheduler, "transformer": tiny.TRANSFORMERS["SD3Transformer2DModel"]()}
+    )()
+    with CHOICES["late"].applied(pipeline):
+        assert pipeline.transformer.forward._step == 3
+        scheduler.step_index = 4
+        assert pipeline.transformer.forward._step == 4
 
 
 @pytest.mark.parametrize("hooked", [False, True], ids=["bare", "with a hook"])
