@@ -50,6 +50,16 @@ print("heavy", sorted(set(sys.modules) & set({HEAVY!r})))
     assert "heavy []" in done.stdout
 
 
+@pytest.mark.parametrize("said", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_threads_wait_as_the_user_said_or_for_a_moment(said: dict[str, str]) -> None:
+    from liftkit.cli.app import set_waiting
+
+    environment = dict(said)
+    set_waiting(environment)
+    ours = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "5000"}
+    assert environment == (said if "OMP_WAIT_POLICY" in said else ours | said)
+
+
 def test_importing_liftkit_is_light_and_knows_its_names() -> None:
     done = run("-c", f"import sys, liftkit; print(sorted(set(sys.modules) & set({HEAVY!r}))); print(dir(liftkit))")
     assert done.stdout.startswith("[]"), done.stderr

@@ -395,7 +395,7 @@ def test_a_broken_table_of_files_costs_time_only(folder: Path, tmp_path: Path) -
     assert_same(data.batch(0), before)
 
 
-def test_tensor_caches(tmp_path: Path) -> None:
+def test_tensor_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = TensorCache(tmp_path, "one")
     entries = {f"a/{i}:b": {"x": torch.randn(i, 2).bfloat16(), "mask": torch.arange(i)} for i in range(5)}
     cache.add(entries)
@@ -411,9 +411,15 @@ def test_tensor_caches(tmp_path: Path) -> None:
     assert TensorCache(tmp_path, "two").missing(entries) == list(entries)
     with pytest.raises(KeyError):
         cache.get("new")
+    late = TensorCache(tmp_path, "one")
+    monkeypatch.setattr(cache_module, "KEPT_BYTES", 1)
+    late.get("a/1:b")
+    late.get("a/2:b")
     next(tmp_path.rglob("*.safetensors")).unlink()
+    # What was read before, up to so many bytes, is still in memory.
+    assert torch.equal(late.get("a/1:b")["x"], entries["a/1:b"]["x"])
     with pytest.raises(LiftkitError, match="run again"):
-        cache.get("a/3:b")
+        late.get("a/2:b")
 
 
 def test_two_processes_may_fill_one_cache(tmp_path: Path) -> None:

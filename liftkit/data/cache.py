@@ -23,6 +23,7 @@ from liftkit.errors import LiftkitError, UsageError
 
 SHARD_BYTES = 64 * 1024 * 1024
 SHARD_SECONDS = 30.0
+KEPT_BYTES = 256 * 1024 * 1024
 LAYOUT = "liftkit-cache/1"
 
 
@@ -31,7 +32,8 @@ class TensorCache:
 
     Shards appear whole, so that a killed run loses at most what it gathered in :data:`SHARD_SECONDS`. Their headers are
     checked on opening: a shard that is damaged is removed and its keys are missing again. Tensors are read one by
-    one from their places in the files.
+    one from their places in the files, and the first :data:`KEPT_BYTES` of them stay in memory: an epoch comes to all of
+    them once, and to forget the oldest for the newest would be to have none in memory that is asked for.
 
     Args:
         folder: may be shared by caches of other fingerprints.
@@ -47,7 +49,8 @@ class TensorCache:
         self.damaged: list[str] = []
         self._where: dict[str, tuple[Header, list[str]]] = {}
         self._pending: dict[str, dict[str, Tensor]] = {}
-        self._bytes = 0
+        self._kept: dict[str, dict[str, Tensor]] = {}
+        self._bytes = self._kept_bytes = 0
         self._flushed = time.monotonic()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,14 +84,20 @@ class TensorCache:
         """
         if key in self._pending:
             return dict(self._pending[key])
+        if key in self._kept:
+            return dict(self._kept[key])
         header, names = self._where[key]
         try:
-            return {name: read_tensor(header, f"{key}:{name}") for name in names}
+            found = {name: read_tensor(header, f"{key}:{name}") for name in names}
         except (OSError, ValueError, RuntimeError) as error:
             raise LiftkitError(
                 f"{header.path}: this part of the cache was changed or removed while in use ({reason(error)}); "
                 "run again, and it is rebuilt"
             ) from error
+        if self._kept_bytes < KEPT_BYTES:
+            self._kept[key] = found
+            self._kept_bytes += sum(tensor.nbytes for tensor in found.values())
+        return dict(found)
 
     def flush(self) -> None:
         """Write what :meth:`add` gathered.

@@ -99,8 +99,7 @@ def image_at(index: int, *, split: Split = "train", seed: int = 0) -> tuple[NDAr
     top, left = (MARGIN + rng.integers(-JITTER, JITTER + 1, size=2)).tolist()
     matte, halo = _placed(mattes[which], top, left), _placed(halos[which], top, left)
     image = _crop(scene.background, rng) * (1.0 - 0.55 * halo)
-    tint = np.asarray(list(COLORS.values())[scene.color], dtype=np.float32)
-    image = image * (1.0 - matte) + tint * matte
+    image = image * (1.0 - matte) + _tints()[scene.color] * matte
     return np.rint(image.clip(0.0, 1.0) * 255.0).astype(np.uint8), scene
 
 
@@ -125,9 +124,10 @@ def _placed(patch: NDArray[np.float32], top: int, left: int) -> NDArray[np.float
     grow = (patch.shape[0] - DIGIT_SIZE) // 2
     row, col = top - grow, left - grow
     seen = patch[max(-row, 0) : SIZE - row, max(-col, 0) : SIZE - col]
-    canvas = np.zeros((SIZE, SIZE, 1), dtype=patch.dtype)
+    # All channels alike: numpy is several times slower where it has to repeat one.
+    canvas = np.zeros((SIZE, SIZE, 3), dtype=patch.dtype)
     row, col = max(row, 0), max(col, 0)
-    canvas[row : row + seen.shape[0], col : col + seen.shape[1], 0] = seen
+    canvas[row : row + seen.shape[0], col : col + seen.shape[1]] = seen[..., None]
     return canvas
 
 
@@ -135,19 +135,29 @@ def _crop(background: int, rng: np.random.Generator) -> NDArray[np.float32]:
     photo, (left, top, right, bottom) = list(BACKGROUNDS.values())[background]
     row = int(rng.integers(top, bottom - SIZE + 1))
     col = int(rng.integers(left, right - SIZE + 1))
-    crop = _photograph(photo)[row : row + SIZE, col : col + SIZE]
-    return crop[:, ::-1] if rng.integers(2) else crop
+    whole, mirrored = _photograph(photo)
+    if rng.integers(2):
+        whole, col = mirrored, whole.shape[1] - SIZE - col
+    return whole[row : row + SIZE, col : col + SIZE]
 
 
 @lru_cache
-def _photograph(name: str) -> NDArray[np.float32]:
-    """One of scikit-learn's photographs at half its size, in [0, 1]."""
+def _tints() -> NDArray[np.float32]:
+    """The colours as images, (n, 64, 64, 3)."""
+    colors = np.asarray(list(COLORS.values()), dtype=np.float32)
+    return np.broadcast_to(colors[:, None, None], (len(colors), SIZE, SIZE, 3)).copy()
+
+
+@lru_cache
+def _photograph(name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """One of scikit-learn's photographs at half its size, in [0, 1], and mirrored."""
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
     photo = Image.fromarray(load_sample_image(name))
     half = photo.resize((photo.width // 2, photo.height // 2), Image.Resampling.LANCZOS)
-    return np.asarray(half, dtype=np.float32) / 255.0
+    pixels = np.asarray(half, dtype=np.float32) / 255.0
+    return pixels, np.ascontiguousarray(pixels[:, ::-1])
 
 
 @lru_cache

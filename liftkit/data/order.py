@@ -25,6 +25,12 @@ def stream(seed: int, purpose: int, *place: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, purpose, *place))))
 
 
+@lru_cache(maxsize=16)
+def chances(seed: int, purpose: int, step: int, count: int) -> tuple[float, ...]:
+    """Uniform numbers in [0, 1) for the rows of a step; all rows ask, and they are drawn once."""
+    return tuple(stream(seed, purpose, step).random(count).tolist())
+
+
 class Mixture:
     """Choices in proportion to weights.
 

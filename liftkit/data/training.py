@@ -21,7 +21,7 @@ from liftkit.data.buckets import bucket_sizes, square
 from liftkit.data.cache import FactsTable, TensorCache
 from liftkit.data.filling import Filling, ImageEncoder, Picture, PromptEncoder, load, prompt_key
 from liftkit.data.images import BROKEN, Skipped, ahead
-from liftkit.data.order import DROPOUT, Order, stream
+from liftkit.data.order import DROPOUT, Order, chances
 from liftkit.data.source import CaptionedSource
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.progress import Observer, Silent
@@ -249,7 +249,7 @@ class TrainingData:
     def _row(self, step: int, row: int) -> _Row:
         source, index = self._order.row(step, row)
         picture, image = self._loaded(self._pictures[source, index])
-        dropped = stream(self.seed, DROPOUT, step).random(self.batch_size)[row] < self.prompt_dropout
+        dropped = chances(self.seed, DROPOUT, step, self.batch_size)[row] < self.prompt_dropout
         caption = "" if dropped else picture.caption
         latents = self._latents.get(picture.latents_key)["latents"].float() if self._latents is not None else None
         prompts = self._embeddings.get(prompt_key(caption))
