@@ -180,7 +180,7 @@ class TrainingData:
             LiftkitError: if an image cannot be read any more, nor any other of its kind. One that cannot be read gives
                 its row to the next of its source and size, and is named in :attr:`skipped`.
         """
-        return self._assemble([self._row(step, row) for row in range(self.batch_size)[part]])
+        return self._assemble(self._rows(step, range(self.batch_size)[part]))
 
     def prompts(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The transformer's arguments for prompts that :meth:`prepare` embedded, (n, ...) each."""
@@ -193,17 +193,19 @@ class TrainingData:
         return [self._pictures[place].caption for place in places]
 
     def ahead(self, first: int, last: int, part: slice = ALL) -> Iterator[Batch]:
-        """The batches of steps ``first`` to ``last`` - 1, about two of them decoded ahead by threads."""
+        """The batches of steps ``first`` to ``last`` - 1, two of them decoded ahead by threads."""
         rows = range(self.batch_size)[part]
         if self.workers < 1:
             yield from (self.batch(step, part) for step in range(first, last))
             return
-        places = ((step, row) for step in range(first, last) for row in rows)
-        window = max(4 * self.workers, 2 * len(rows))
-        with closing(ahead(lambda place: self._row(*place), places, self.workers, window)) as loaded:
-            waiting = []
+        # A thread's share at once: handing over single rows of small images takes as long as to read them.
+        share = -(-len(rows) // self.workers)
+        parts = [rows[start : start + share] for start in range(0, len(rows), share)]
+        places = ((step, some) for step in range(first, last) for some in parts)
+        with closing(ahead(lambda place: self._rows(*place), places, self.workers, 2 * len(parts))) as loaded:
+            waiting: list[_Row] = []
             for _, future in loaded:
-                waiting.append(future.result())
+                waiting += future.result()
                 if len(waiting) == len(rows):
                     yield self._assemble(waiting)
                     waiting = []
@@ -245,6 +247,9 @@ class TrainingData:
                 observer.note(
                     f"{source.name}: {small} of {len(own)} images are smaller than in training, and are enlarged"
                 )
+
+    def _rows(self, step: int, rows: range) -> list[_Row]:
+        return [self._row(step, row) for row in rows]
 
     def _row(self, step: int, row: int) -> _Row:
         source, index = self._order.row(step, row)
