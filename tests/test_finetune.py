@@ -49,7 +49,7 @@ threads: 1
 trainable: {{rank: 4, dropout: 0.1}}
 optimizer: {{name: muon, learning_rate: 2e-3, warmup: 2, multipliers: {{proj_out: 3}}}}
 noise: {{shift: 1.0}}
-objective: {{adversarial: 0.1, move_grid: true}}
+objective: {{adversarial: 0.1}}
 ema: {{start: 1}}
 checkpoints: {{every: 3}}
 previews: {{every: 3, count: 2, steps: 2}}
@@ -386,8 +386,7 @@ def test_dry_run_tells_what_learns_and_writes_nothing(make, cli, tmp_path: Path)
     code, stdout, stderr = cli("finetune", tmp_path / "dry.yaml", "--dry-run")
     assert code == 0, stderr
     assert "proj_out" in stdout
-    # 8 x 8 tokens, and one more row and column for the grid that moves.
-    assert "4 x 81 = 324" in stdout
+    assert "4 x 64 = 256" in stdout
     assert "LoRA" in stdout
     # 24 images of 64 tokens of 32 numbers in half precision.
     assert "disk for cached latents      98 kB" in stdout

@@ -19,7 +19,6 @@ from liftkit.finetune import asymflow_loss, flow_loss
 from liftkit.finetune.network import Network, Reference, bind, connect, original_modules
 from liftkit.finetune.opening import opening_columns
 from liftkit.finetune.perceptual import VaeFeatures, gradient_distance, make_perceptual
-from liftkit.finetune.step import grid_offset, moved
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.tokens import unpatchify
 from tests import tiny
@@ -273,28 +272,3 @@ def test_opening_leaves_the_subspace_alone_and_disturbs_as_little_as_there_is_ro
     if hidden > rank:
         assert (latent.T @ added).abs().max().item() < 1e-10
     torch.testing.assert_close(added, opening_columns(latent @ basis.T, basis, 0.5, seed=3))
-
-
-def test_a_moved_grid_shows_the_state_from_its_offset_on_and_gives_back_what_belongs_to_it() -> None:
-    x_t, sigma = torch.randn(2, 3, 32, 16), torch.tensor([0.3, 0.7])
-    seen = []
-
-    def velocity(state: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        assert level is sigma
-        seen.append(state)
-        return 2.0 * state
-
-    for offset in [(0, 0), (3, 7), (7, 1)]:
-        assert torch.equal(moved(velocity, offset, 8)(x_t, sigma), 2.0 * x_t)
-        above, left = offset
-        state = seen[-1]
-        assert state.shape == (2, 3, 40, 24)
-        assert torch.equal(state[..., above : above + 32, left : left + 16], x_t)
-        assert torch.equal(state[..., above + 32, left : left + 16], x_t[..., -2, :])
-
-
-def test_offsets_of_the_grid_come_from_seed_and_step_and_reach_every_place() -> None:
-    offsets = [grid_offset(0, step, 4) for step in range(200)]
-    assert offsets == [grid_offset(0, step, 4) for step in range(200)]
-    assert offsets != [grid_offset(1, step, 4) for step in range(200)]
-    assert set(offsets) == {(row, column) for row in range(4) for column in range(4)}

@@ -35,8 +35,6 @@ def describe(recipe: Recipe, observer: Observer) -> list[tuple[str, Rows]]:
     side = token_side(trainee)
     height, width = data.sizes[0]
     tokens = height // side * (width // side)
-    more = int(recipe.objective.move_grid)
-    shown = (height // side + more) * (width // side + more)
     state = (3, height, width) if trainee.lift is not None else ("C", height // side, width // side)
     learns = sum(parameter.numel() for parameter in trainee.parameters.values())
     memory = estimate(trainee.network, learns, recipe.ema.enabled, recipe.optimizer.name)
@@ -46,7 +44,7 @@ def describe(recipe: Recipe, observer: Observer) -> list[tuple[str, Rows]]:
             "images",
             f"{sum(len(source) for source in data.sources)} from {', '.join(source.name for source in data.sources)}",
         ),
-        ("tokens a step", f"{recipe.batch_size} x {shown} = {recipe.batch_size * shown:,}"),
+        ("tokens a step", f"{recipe.batch_size} x {tokens} = {recipe.batch_size * tokens:,}"),
         (
             "first batch",
             f"states {(recipe.batch_size, *state)}, micro batches of {recipe.micro_batch or recipe.batch_size}",

@@ -204,10 +204,6 @@ class Objective(Section):
     ] = "none"
     perceptual_weight: Annotated[float, Field(ge=0, description="Of the perceptual term.")] = 1.0
     adversarial: Annotated[float, Field(ge=0, description="Weight of an adversarial term; 0: none.")] = 0.0
-    move_grid: Annotated[
-        bool,
-        Field(description="Put the patches elsewhere at each step: one more row and column of tokens, by reflection."),
-    ] = False
 
 
 class Ema(Section):

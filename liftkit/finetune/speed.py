@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from liftkit.data.training import Batch
-from liftkit.finetune.network import bind
 from liftkit.finetune.recipe import Recipe
-from liftkit.finetune.step import Objective, moved
+from liftkit.finetune.step import Objective
 
 
 @dataclass
@@ -58,10 +57,7 @@ def count_flops(objective: Objective, one: Batch, recipe: Recipe) -> float:
     for model in (objective.student, objective.reference):
         with FlopCounterMode(display=False) as counter:
             if model is not None:
-                velocity = bind(model, one.prompts)
-                if recipe.objective.move_grid and model is objective.student:
-                    velocity = moved(velocity, (0, 0), objective.student.token_side)
-                velocity(x_t, sigma)
+                model.velocity(x_t, sigma, **one.prompts)
         counts.append(counter.get_total_flops())
     backward = 2 if recipe.trainable.mode == "full" else 1
     return float(recipe.batch_size * ((1 + backward) * counts[0] + counts[1]))

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from liftkit.data.images import to_signed
-from liftkit.data.order import GRID, stream
 from liftkit.data.training import Batch
 from liftkit.finetune.network import Reference, bind
 from liftkit.finetune.objective import Perceptual, Velocity, asymflow_loss, flow_loss
@@ -56,30 +54,6 @@ def quantile_levels(recipe: Noise, parts: int) -> Tensor:
     return shifted(torch.sigmoid(recipe.mean + recipe.std * torch.special.ndtri(middle)), recipe.shift)
 
 
-def grid_offset(seed: int, step: int, side: int) -> tuple[int, int]:
-    """Where a step's first patch ends in rows and columns, each in [0, side): the same for all of its images."""
-    row, column = stream(seed, GRID, step).integers(side, size=2).tolist()
-    return row, column
-
-
-def moved(velocity: Velocity, offset: tuple[int, int], side: int) -> Velocity:
-    """A velocity that cuts its patches elsewhere, so that no pixel is always at a border.
-
-    Args:
-        velocity: on states whose sides are divisible by ``side``.
-        offset: rows and columns, in [0, side), that are added before the state by reflection; ``side`` less those after it.
-        side: of a patch, in elements of the state, which has to be larger.
-    """
-    above, left = offset
-
-    def run(x_t: Tensor, sigma: Tensor) -> Tensor:
-        height, width = x_t.shape[-2:]
-        padded = F.pad(x_t, (left, side - left, above, side - above), mode="reflect")
-        return velocity(padded, sigma)[..., above : above + height, left : left + width]
-
-    return run
-
-
 @dataclass
 class Objective:
     """The loss of a recipe on a batch.
@@ -108,15 +82,10 @@ class Objective:
             raise ValueError("training in latent space needs latents")
         return batch.latents
 
-    def __call__(
-        self, batch: Batch, x0: Tensor, noise: Tensor, sigma: Tensor, step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of a step's (micro) batch; see :func:`liftkit.finetune.objective.asymflow_loss`."""
+    def __call__(self, batch: Batch, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and metrics of a (micro) batch; see :func:`liftkit.finetune.objective.asymflow_loss`."""
         choice = self.recipe.objective
         student: Velocity = bind(self.student, batch.prompts)
-        if choice.move_grid:
-            side = self.student.token_side
-            student = moved(student, grid_offset(self.recipe.seed, step, side), side)
         if self.adversary is not None:
             student = recall = Recall(student)
         common = {"weight": choice.weight, "sigma_floor": choice.sigma_floor}

@@ -182,7 +182,7 @@ class Trainer:
             part = slice(start, start + size)
             last = start + size >= len(x0)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, metrics = self.objective(batch.rows(part), x0[part], noise[part], sigma[part], self.step)
+                loss, metrics = self.objective(batch.rows(part), x0[part], noise[part], sigma[part])
                 share = len(x0[part]) / len(x0)
                 self.accelerator.backward(loss * share)
             for name, value in {"loss": loss.detach(), **metrics}.items():
