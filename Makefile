@@ -33,11 +33,8 @@ docs: $(VENV)/ready
 	$(RUN)/python -m tools.recipe_reference
 	$(RUN)/python -m tools.cli_reference
 
-# Threads wait as they do under the command line (liftkit/cli/app.py).
-bench: export OMP_WAIT_POLICY ?= PASSIVE
-bench: export GOMP_SPINCOUNT ?= 5000
 bench: $(VENV)/ready
-	for file in benchmarks/*.py; do $(RUN)/python $$file || exit 1; done
+	$(RUN)/python -m benchmarks
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("liftkit needs python >= 3.11, this is " + sys.version) if sys.version_info < (3, 11) else None'

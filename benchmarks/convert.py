@@ -1,4 +1,4 @@
-"""What a conversion costs beyond its floor, `cp` of the same files: python benchmarks/convert.py [--size 8GB]
+"""What a conversion costs beyond its floor, `cp` of the same files: python -m benchmarks convert [--size 8GB]
 
 Makes a sharded checkpoint of random numbers in the shape of FLUX.2 klein 4B (or smaller, for less than 8 GB), then measures
 in turns, so that a drifting machine disturbs all alike, each in a process of its own:

@@ -1,4 +1,4 @@
-"""What a finetuning step costs beyond its floor, the bare networks: python benchmarks/finetune.py [--device cuda ...]
+"""What a finetuning step costs beyond its floor, the bare networks: python -m benchmarks finetune [OVERRIDES]
 
 Side by side in one run, in turns: our whole step (data, noise, loss, clipping, optimizer, running mean, log), and the floor
 that no trainer can go below (student forward and backward, reference forward, on the same batch). Then the memory: what a

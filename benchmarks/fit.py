@@ -1,4 +1,4 @@
-"""What the fit costs beyond its floor, the VAE encoding the same images: python benchmarks/fit.py
+"""What the fit costs beyond its floor, the VAE encoding the same images: python -m benchmarks fit
 
 Side by side in one run, in turns: every pass, with its moments in K folds, stands between two runs of encoding alone and is
 compared with their mean; the overhead is the median of these quotients. A drifting machine disturbs both alike. Once with one

@@ -1,4 +1,4 @@
-"""What reduced precision costs a converted model: python benchmarks/precision.py FOLDER
+"""What reduced precision costs a converted model: python -m benchmarks precision [FOLDER]
 
 Against the same model in float32: the velocity at several noise levels, on the way to the float32 model's own samples, and the
 samples of 16 steps from the same noise and prompts, through the stock pipeline. Errors are relative, by the norm over all
@@ -13,13 +13,16 @@ import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from liftkit.checkpoint.model import ModelFolder, find_model
-from liftkit.embedded import STEPS
+from liftkit.conversion.execute import convert
+from liftkit.embedded import STEPS, TINY_KLEIN
 from liftkit.models.registry import architecture, lifted_class
 from liftkit.sampling import Loaded, load_pipeline, sample, state_noise
 
@@ -81,8 +84,17 @@ def velocities(loaded: Loaded, clean: Tensor, noise: Tensor, conditioning: dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="a converted folder")
-    folder = find_model(parser.parse_args().folder)
+    parser.add_argument("folder", nargs="?", help="a converted folder; left out: tiny-klein, converted")
+    chosen = parser.parse_args().folder
+    if chosen is not None:
+        measure(find_model(chosen))
+        return
+    with TemporaryDirectory() as scratch:
+        measure(find_model(str(convert(str(TINY_KLEIN), Path(scratch) / "pixel", images="demo", device="cpu").output)))
+
+
+def measure(folder: ModelFolder) -> None:
+    """Print the table of one converted folder."""
     prompts = [PROMPTS[index % len(PROMPTS)] for index in range(IMAGES)]
     exact = load_pipeline(folder, dtype=torch.float32)
     pipeline = exact.pipeline

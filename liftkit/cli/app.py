@@ -117,7 +117,7 @@ def set_waiting(environment: MutableMapping[str, str]) -> None:
     """How threads of torch wait for each other, unless the user said so; before torch is loaded.
 
     A step of finetuning on two cores, idle and beside another process on one of them: 0.27 and 0.92 s where waiting
-    threads spin, 0.43 and 0.49 s where they sleep at once, 0.30 and 0.67 s where they spin for a moment before they sleep.
+    threads spin, 0.40 to 0.47 and 0.49 s where they sleep at once, 0.29 and 0.67 s where they spin for a moment first.
     """
     if "OMP_WAIT_POLICY" not in environment:
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
