@@ -1,0 +1,88 @@
+"""The one reader of text files: captions, prompts, metadata, recipes, and JSON of models.
+
+Text is UTF-8 with or without a byte-order mark, or UTF-16 with one. Lines end at ``\\n`` alone (with ``\\r`` before it or
+not): other characters that Unicode calls line ends, such as U+2028 and U+0085, are legal inside of a line of JSON.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from liftkit.checkpoint.source import open_regular
+from liftkit.errors import UsageError
+
+TEXT_LIMIT = 64 * 1024 * 1024
+"""Bytes of a text file at most, unless a reader says otherwise."""
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
+    """The text of a regular file.
+
+    Args:
+        path: of the file; pipes and devices are refused.
+        limit: bytes at most.
+
+    Raises:
+        UsageError: if it cannot be read, is larger than the limit, or is no text in UTF-8 or UTF-16.
+    """
+    with open_regular(path) as file:
+        raw = _read(file, limit + 1)
+    if len(raw) > limit:
+        raise UsageError(f"{path}: larger than {limit / 1e6:.0f} MB, too large for a text file; is it the right file?")
+    return decode_text(raw, str(path))
+
+
+def decode_text(raw: bytes, where: str) -> str:
+    """Text from bytes.
+
+    Args:
+        raw: UTF-8 with or without a byte-order mark, or UTF-16 with one.
+        where: what to call the file in a message.
+
+    Raises:
+        UsageError: if it is neither.
+    """
+    encoding = "utf-16" if raw.startswith(_UTF16) else "utf-8-sig"
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{where}: no UTF-8 text ({error.reason} at byte {error.start}); save it in the encoding UTF-8"
+        ) from error
+
+
+def lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their numbers from 1; ``\\r`` at their ends goes."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line.removesuffix("\r")
+
+
+def printable(text: str) -> str:
+    """Text that cannot move a terminal's cursor, change its colors or forge lines.
+
+    Control characters (C0 but tab and newline, DEL, C1), separators of lines and paragraphs, marks of writing direction
+    and lone surrogates become their escapes, such as ``\\x1b``.
+    """
+    return "".join(character if _prints(character) else _escaped(character) for character in text)
+
+
+def _prints(character: str) -> bool:
+    return character.isprintable() or character in "\t\n"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def _read(file: IO[bytes], most: int) -> bytes:
+    """Up to ``most`` bytes of an unbuffered file, whose every read may give fewer than asked for."""
+    parts, left = [], most
+    while left and (part := file.read(min(left, 1 << 20))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
