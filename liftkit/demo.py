@@ -15,7 +15,7 @@ from liftkit.conversion.execute import execute
 from liftkit.conversion.plan import ConvertOptions, Plan, make_plan
 from liftkit.conversion.result import Conversion
 from liftkit.data.images import to_signed
-from liftkit.embedded import TINY_KLEIN, TINY_PIXEL
+from liftkit.embedded import DEMO, TINY_PIXEL
 from liftkit.errors import UsageError
 from liftkit.evaluate.compare import compare
 from liftkit.evaluate.comparison import CompareOptions, Comparison
@@ -86,7 +86,7 @@ def run(
         models["shipped"] = TINY_PIXEL
     found = compare(
         CompareOptions(
-            base=str(TINY_KLEIN),
+            base=DEMO,
             pixels=tuple(map(str, models.values())),
             labels=tuple(LABELS[name] for name in models),
             count=samples or (SAMPLES // 2 if quick else SAMPLES),
@@ -107,7 +107,7 @@ def run(
 
 def _convert(target: Path, seed: int, observer: Observer, on_plan: Callable[[Plan], None]) -> Conversion:
     options = ConvertOptions(images="demo", seed=seed, overwrite=True, device="cpu")
-    plan = make_plan(str(TINY_KLEIN), target, options)
+    plan = make_plan(DEMO, target, options)
     on_plan(plan)
     return execute(plan, observer)
 

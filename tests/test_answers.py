@@ -171,7 +171,7 @@ def test_pictures_and_self_generated_data(ask: Ask, monkeypatch: pytest.MonkeyPa
     from liftkit.data.generate import Generated
 
     model = SimpleNamespace(index={"_class_name": "Pipeline"})
-    monkeypatch.setattr("liftkit.formats.adapters.find_base", lambda folder: model)
+    monkeypatch.setattr("liftkit.checkpoint.model.find_model", lambda folder: model)
     monkeypatch.setattr("liftkit.sampling.load_pipeline", lambda *arguments, **choices: None)
     monkeypatch.setattr("liftkit.sampling.check_size", lambda *arguments: None)
     monkeypatch.setattr(

@@ -14,6 +14,7 @@ from liftkit.checkpoint.files import reason
 from liftkit.checkpoint.header import Header, no_duplicates, read_header
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.checkpoint.source import open_regular, stamp_of
+from liftkit.embedded import DEMO, TINY_KLEIN
 from liftkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def find_model(
     """A model folder from a path or a Hub id.
 
     Args:
-        model: a diffusers folder, or ``organisation/name`` on the Hub. The Hub's cache, offline mode and token
+        model: a diffusers folder, ``demo`` for the embedded model (a folder of that name is ``./demo``), or
+            ``organisation/name`` on the Hub. The Hub's cache, offline mode and token
             are honoured.
         check: called with a Hub model when its configs have come and its weights have not, so that a model that
             will not do fails before gigabytes are fetched.
@@ -133,13 +135,15 @@ def find_model(
         UsageError: if it is no diffusers pipeline, or the Hub does not give it.
     """
     # os.path leaves a ~ of nobody's as it is, where pathlib fails.
-    path = Path(os.path.expanduser(model))
+    path = TINY_KLEIN if model == DEMO else Path(os.path.expanduser(model))
     if not path.exists() and is_hub_id(model):
         return _from_hub(model, check, without)
     if path.is_file():
         raise UsageError(f"{model}: a single file; liftkit import makes a diffusers folder of it")
     if not path.is_dir():
-        raise UsageError(f"{model}: no such folder, and no Hub id of the form organisation/name")
+        raise UsageError(
+            f"{model}: no such folder, and no Hub id of the form organisation/name; 'demo' is the embedded model"
+        )
     return _open(path, model)
 
 

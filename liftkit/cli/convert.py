@@ -96,7 +96,10 @@ def number_of_images(text: str | None) -> int | Literal["auto"] | None:
     return int(text)
 
 
-Model = Annotated[str, typer.Argument(help="A diffusers folder, or a Hub id such as organisation/name.")]
+Model = Annotated[
+    str,
+    typer.Argument(help="A diffusers folder, a Hub id such as organisation/name, or 'demo' for the embedded model."),
+]
 Images = Annotated[
     str | None, typer.Option(help="A folder of images to fit on (nested, any sizes), or 'demo' for the embedded data.")
 ]

@@ -39,7 +39,6 @@ def generate(
     from liftkit.conversion.subject import choose_device
     from liftkit.data.generate import GenerateOptions
     from liftkit.data.generate import generate as run
-    from liftkit.embedded import TINY_KLEIN
     from liftkit.errors import UsageError
     from liftkit.guidance import Guidance
 
@@ -48,7 +47,7 @@ def generate(
         raise UsageError(f"--prompts {prompts}: no such file; give a text file, one prompt a line, or 'demo'")
     texts = read_prompts(None if prompts == "demo" else Path(prompts))
     chosen, why = choose_device(device)
-    model = find_model(str(TINY_KLEIN) if folder == "demo" else folder)
+    model = find_model(folder)
     guided = Guidance(guidance, guidance_start, guidance_stop, guidance_orthogonal)
     options = GenerateOptions(count, seed, steps, guided, height, width, batch_size, chosen)
     done = run(model, texts, output, options, console.Bars())

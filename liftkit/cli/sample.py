@@ -34,8 +34,9 @@ def sample(
 
     Example: liftkit sample klein-pixel -p "a red seven on flower petals" -n 8 --seed 0 -o grid.png
     """
+    from liftkit.checkpoint.model import find_model
     from liftkit.conversion.subject import choose_device
-    from liftkit.formats.adapters import find_base, open_adapter
+    from liftkit.formats.adapters import open_adapter
     from liftkit.guidance import Guidance
     from liftkit.sampling import check_picture, check_size, load_pipeline, save_grid
     from liftkit.sampling import sample as run
@@ -44,7 +45,7 @@ def sample(
     check_picture(output)
     guided = Guidance(guidance, guidance_start, guidance_stop, guidance_orthogonal)
     chosen, why = choose_device(device)
-    model = find_base(folder)
+    model = find_model(folder)
     pipeline = load_pipeline(model, chosen, adapter=None if adapter is None else open_adapter(adapter))
     check_size(pipeline, height, width)
     prompts = [prompt[index % len(prompt)] for index in range(count)]

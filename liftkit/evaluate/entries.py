@@ -9,7 +9,6 @@ from pathlib import Path
 from liftkit.adapter import Adapter, is_adapter
 from liftkit.checkpoint.folder import manifest
 from liftkit.checkpoint.model import ModelFolder, find_model
-from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest
 from liftkit.lift import Lift
@@ -50,7 +49,7 @@ def open_entry(name: str, base: str = "demo") -> Entry:
     """
     if is_adapter(name):
         return _adapted(name, base)
-    folder = find_model(str(TINY_KLEIN) if name == "demo" else name)
+    folder = find_model(name)
     kind = folder.class_of("transformer")
     if kind is None:
         raise UsageError(f"{name}: the pipeline has no transformer; give a latent or a converted flow model")
@@ -69,7 +68,7 @@ def open_entry(name: str, base: str = "demo") -> Entry:
 def _adapted(name: str, base: str) -> Entry:
     """An adapter upon its base."""
     below, adapter = open_entry(base), Adapter.load(name)
-    folder = find_model(str(TINY_KLEIN) if base == "demo" else base)
+    folder = find_model(base)
     return Entry(
         source=name,
         name=Path(name).resolve().name,

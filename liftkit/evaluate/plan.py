@@ -58,7 +58,7 @@ def prepare(options: CompareOptions) -> Work:
     count = _count(options)
     options = _resolved(options)
     base = open_latent(options.base)
-    subject = inspect_model(str(embedded.TINY_KLEIN) if options.base == "demo" else options.base)
+    subject = inspect_model(options.base)
     pixels = [open_pixel(name, options.base) for name in options.pixels]
     names = labels([entry for entry, _ in pixels], options.labels)
     controls = _controls(options)

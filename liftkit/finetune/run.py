@@ -13,6 +13,7 @@ from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.data.captioned import CaptionedFolder, DemoCaptioned
 from liftkit.data.source import CaptionedSource
 from liftkit.data.training import TrainingData
+from liftkit.embedded import DEMO
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import fill_caches, load_vae
 from liftkit.finetune.optimizer import make_optimizers
@@ -161,17 +162,14 @@ def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
 
 def find_source(recipe: Recipe, output: Path, observer: Observer) -> ModelFolder:
     """The folder that training begins from; ``demo`` is tiny-klein, converted into the run folder where need be."""
-    if recipe.model != "demo":
+    if recipe.model != DEMO or recipe.space == "latent":
         return find_model(recipe.model)
     from liftkit.conversion.execute import convert
-    from liftkit.embedded import TINY_KLEIN
 
-    if recipe.space == "latent":
-        return find_model(str(TINY_KLEIN))
     base = output / "base"
     if not base.is_dir():
         output.mkdir(parents=True, exist_ok=True)
-        convert(str(TINY_KLEIN), base, observer=observer, images="demo", device="cpu")
+        convert(DEMO, base, observer=observer, images="demo", device="cpu")
     return find_model(str(base))
 
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from liftkit.conversion.verify import Proof
 
-DEMO = "demo"
-
 
 def open_adapter(source: str | Path) -> Adapter:
     """An adapter folder of ours or in the authors' format.
@@ -89,16 +87,7 @@ def load_adapter(
     from liftkit.conversion.subject import choose_device
     from liftkit.sampling import load_pipeline
 
-    return load_pipeline(find_base(base), choose_device(device)[0], dtype, learned).pipeline
-
-
-def find_base(base: str | Path) -> ModelFolder:
-    """A model folder, or ``demo`` for the embedded checkpoint; see :func:`liftkit.checkpoint.model.find_model`."""
-    if str(base) != DEMO:
-        return find_model(str(base))
-    from liftkit.embedded import TINY_KLEIN
-
-    return find_model(str(TINY_KLEIN))
+    return load_pipeline(find_model(str(base)), choose_device(device)[0], dtype, learned).pipeline
 
 
 @dataclass
@@ -129,7 +118,7 @@ def fuse(
 
     Args:
         source: see :func:`open_adapter`.
-        base: see :func:`find_base`.
+        base: see :func:`liftkit.checkpoint.model.find_model`.
         output: the folder to make; it appears whole or not at all.
         shards: see :class:`liftkit.conversion.plan.ConvertOptions`.
         overwrite: replace an earlier folder of ours.
@@ -140,7 +129,7 @@ def fuse(
         ProofError: if the conversion does not do what its source does.
         LiftkitError: if the disk refuses.
     """
-    observer, folder = observer or Silent(), find_base(base)
+    observer, folder = observer or Silent(), find_model(str(base))
     check_apart(output, {"the adapter": source, "--base": folder.path})
     adapter, needs_lift = _fitting(open_adapter(source), folder)
     weights = [header.path.stat().st_size for header in folder.weights("transformer").headers.values()]
@@ -171,7 +160,7 @@ def keep(source: str | Path, base: str, output: Path, *, overwrite: bool = False
     Raises:
         UsageError: if they do not belong together; nothing was written.
     """
-    folder = find_base(base)
+    folder = find_model(str(base))
     check_apart(output, {"the adapter": source, "--base": folder.path})
     adapter, _ = _fitting(open_adapter(source), folder)
     adapter.save(output, adapter_card(adapter, [adapter_folder(source), folder.path]), overwrite=overwrite)

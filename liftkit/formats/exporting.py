@@ -12,11 +12,11 @@ from torch import Tensor
 
 from liftkit.adapter import LIFT, LORA_A, LORA_B, WEIGHT, Adapter, is_adapter
 from liftkit.checkpoint.folder import RECORD
-from liftkit.checkpoint.model import ModelFolder, Weights, read_json
+from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json
 from liftkit.conversion.plan import check_apart
 from liftkit.conversion.surgery import BASIS, lifted_tensors
 from liftkit.errors import UsageError
-from liftkit.formats.adapters import base_name, find_base
+from liftkit.formats.adapters import base_name
 from liftkit.formats.asymflow_adapter import write_asymflow_adapter
 from liftkit.formats.card import adapter_card, exported_card
 from liftkit.formats.merging import read_known, tensor_shapes
@@ -77,7 +77,7 @@ def export_adapter(
     if is_adapter(folder):
         adapter = _complete(Adapter.load(folder), base)
     else:
-        found = find_base(folder)
+        found = find_model(str(folder))
         adapter, residual = _extract(found, base, rank, observer or Silent())
         sources = [found.path]
     if format_ == "adapter":
@@ -97,7 +97,7 @@ def _complete(adapter: Adapter, base: str | None) -> Adapter:
     """With all that an adapter holds in full: what was not trained so is the base's own, with its LoRA merged in."""
     if base is None or adapter.lift is None:
         return adapter
-    tensors = _pixel_tensors(find_base(base), architecture(adapter.transformer), adapter.lift)
+    tensors = _pixel_tensors(find_model(str(base)), architecture(adapter.transformer), adapter.lift)
     modules = {name.removesuffix(WEIGHT) for name in tensors}
     wanted = {
         name: tensor
@@ -142,7 +142,7 @@ def _extract(
             f"{folder.source}: finetuned since its conversion; give --base, the model that it came from, to tell what changed"
         )
     pairs, residual = _differences(
-        weights, find_base(base), set(tensors), rank or _recipe_rank(record), rank is not None, observer
+        weights, find_model(str(base)), set(tensors), rank or _recipe_rank(record), rank is not None, observer
     )
     return replace(adapter, tensors={**tensors, **pairs}), residual
 

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from liftkit.adapter import LIFT
 from liftkit.checkpoint.files import check_file, read_safetensors, reason, write_safetensors
-from liftkit.checkpoint.model import ModelFolder
+from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.conversion.surgery import check_finite, lift_input, lift_output, native_basis
 from liftkit.errors import UsageError
-from liftkit.formats.adapters import find_base
 from liftkit.formats.merging import tensor_shapes
 from liftkit.lift import Lift
 from liftkit.models.registry import architecture, is_lifted
@@ -115,7 +114,7 @@ def import_lora(path: Path, base: str, output: Path, *, overwrite: bool = False)
     check_file(output, ".safetensors")
     if output.exists() and not overwrite:
         raise UsageError(f"{output}: exists already; choose another output or pass --overwrite")
-    folder = find_base(base)
+    folder = find_model(str(base))
     name = folder.class_of("transformer") or "no transformer"
     if not is_lifted(name):
         raise UsageError(
