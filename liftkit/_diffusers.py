@@ -3,12 +3,17 @@
 ``DiffusionPipeline.from_pretrained`` looks a component's class up as an attribute of the library that
 ``model_index.json`` names. After ``import liftkit`` diffusers, whether it is imported before or after, answers
 for ``Asym*`` and ``PixelAutoencoder`` too; the classes themselves are built when first asked for.
+
+Three more places of diffusers compare classes or channels exactly, and take ours for strangers; :data:`_LESSONS` has one
+function for each, applied when that module is imported.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -18,9 +23,11 @@ from typing import Any
 
 def register() -> None:
     """Teach diffusers our classes now, or when it is imported."""
-    if "diffusers" in sys.modules:
-        _teach(sys.modules["diffusers"])
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_says_something)
+    for name, teach in _LESSONS.items():
+        if name in sys.modules:
+            teach(sys.modules[name])
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
@@ -41,6 +48,7 @@ def lifted(name: str) -> Any:
 
 
 def _teach(diffusers: ModuleType) -> None:
+    """Let diffusers answer for our classes."""
     stock = type(diffusers)
     if stock.__name__ == "DiffusersWithLiftkit":
         return
@@ -53,15 +61,68 @@ def _teach(diffusers: ModuleType) -> None:
     diffusers.__class__ = DiffusersWithLiftkit
 
 
+def _teach_types(module: ModuleType) -> None:
+    """Let pipelines take our twin wherever their signature names its stock class; ``from_pipe`` compares exact types."""
+    stock = module.DiffusionPipeline._get_signature_types.__func__
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @functools.wraps(stock)
+    def types(cls: type) -> dict[str, tuple[type, ...]]:
+        return {name: (*found, *_twins(found)) for name, found in stock(cls).items()}
+
+    module.DiffusionPipeline._get_signature_types = classmethod(types)
+
+
+def _twins(types: Sequence[type]) -> list[type]:
+    """Our classes that stand for stock ones."""
+    names = [getattr(kind, "__name__", "") for kind in types]
+    twins = [f"Asym{name}" for name in names if "Transformer" in name]
+    twins += ["PixelAutoencoder"] if any(name.startswith("Autoencoder") for name in names) else []
+    return [found for found in map(lifted, twins) if found is not None]
+
+
+def _teach_inpainting(module: ModuleType) -> None:
+    """Let SD3's inpainting run: it tells its two kinds of transformer apart by their latent channel counts."""
+    pipeline = module.StableDiffusion3InpaintPipeline
+    stock = pipeline.__call__
+    if hasattr(stock, "of_liftkit"):
+        return
+
+    @functools.wraps(stock)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not hasattr(self.transformer, "latent_config"):
+            return stock(self, *args, **kwargs)
+        with self.transformer.latent_config():
+            return stock(self, *args, **kwargs)
+
+    call.of_liftkit = True  # type: ignore[attr-defined]
+    pipeline.__call__ = call
+
+
+_LESSONS: dict[str, Callable[[ModuleType], None]] = {
+    "diffusers": _teach,
+    "diffusers.pipelines.pipeline_utils": _teach_types,
+    "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_inpaint": _teach_inpainting,
+}
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """False for diffusers' warning on casting modules that stay in float32, where there are none, or ours, which stay."""
+    text = record.getMessage()
+    idle = text.startswith(("There are modules in Asym", "There are modules in PixelAutoencoder"))
+    return not (idle or "should be kept in float32: []" in text)
+
+
 class _Finder(MetaPathFinder):
-    """Sees diffusers being imported or looked for, and puts a loader that teaches it around its own."""
+    """Sees modules of diffusers being imported or looked for, and puts a loader that teaches them around their own."""
 
     searching = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "diffusers" or self.searching:
+        if fullname not in _LESSONS or self.searching:
             return None
         self.searching = True
         try:
@@ -82,10 +143,8 @@ class _Loader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        # Only now: who merely asks whether diffusers is there does not import it.
-        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
-        # diffusers puts a lazy module in its own place.
-        _teach(sys.modules["diffusers"])
+        # Who merely asks whether a module is there does not import it; diffusers puts a lazy one in its own place.
+        _LESSONS[module.__name__](sys.modules[module.__name__])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)

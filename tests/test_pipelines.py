@@ -17,6 +17,8 @@ from liftkit.lift import Lift
 from liftkit.models.scheduler import AsymUniPCMultistepScheduler
 from tests import tiny
 
+ROOT = Path(__file__).parents[1]
+
 
 def load(folder: Path, **choices: Any) -> Any:
     kind = "sd3" if "Diffusion3" in (folder / "model_index.json").read_text() else "flux2"
@@ -209,3 +211,69 @@ def test_saves_again(converted: dict[str, Path], tmp_path: Path) -> None:
     again = load(tmp_path)
     for key, value in pipeline.transformer.state_dict().items():
         assert torch.equal(again.transformer.state_dict()[key], value)
+
+
+def test_stock_inpainting_of_sd3_runs_on_pixels() -> None:
+    """The stock pipeline asks for 16 latent channels; what its mask keeps comes back as it was."""
+    from diffusers import StableDiffusion3InpaintPipeline
+    from PIL import Image
+
+    transformer = tiny.sd3_transformer(in_channels=16, out_channels=16)
+    basis = torch.linalg.qr(torch.randn(192, 64, dtype=torch.float64))[0]
+    lift = Lift(basis, 1.5, patch_size=8, latent_patch=2)
+    pixel = liftkit.convert_transformer(transformer, lift)
+    pipeline = StableDiffusion3InpaintPipeline(
+        scheduler=liftkit.AsymFlowMatchEulerDiscreteScheduler(shift=3.0, lift_scale=lift.scale),
+        vae=liftkit.PixelAutoencoder.from_lift(lift, sample_size=32),
+        transformer=pixel,
+        **dict.fromkeys(tiny.TEXT_SIDE["sd3"]),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    image, keep = Image.new("RGB", (32, 32), (200, 90, 30)), Image.new("L", (32, 32), 0)
+    keep.paste(255, (16, 0, 32, 32))
+    choices = {"height": 32, "width": 32, "num_inference_steps": 3, "output_type": "pt"}
+    images = pipeline(**tiny.prompt_arguments("sd3"), image=image, mask_image=keep, strength=1.0, **choices).images
+    kept = images[0, :, :, :16] * 255
+    torch.testing.assert_close(kept, torch.tensor([200.0, 90.0, 30.0]).view(3, 1, 1).expand_as(kept), atol=2.0, rtol=0)
+    assert pixel.config.in_channels == 48
+
+
+def test_one_pipeline_becomes_another(converted: dict[str, Path]) -> None:
+    """``from_pipe`` compares exact types; our twins stand for their stock classes."""
+    from diffusers import Flux2KleinPipeline, StableDiffusion3Img2ImgPipeline
+
+    for name, kind in (("flux2", Flux2KleinPipeline), ("sd3", StableDiffusion3Img2ImgPipeline)):
+        pipeline = load(converted[name])
+        other = kind.from_pipe(pipeline)
+        assert type(other) is kind
+        assert other.transformer is pipeline.transformer
+        assert other.vae is pipeline.vae
+
+
+def test_loads_without_low_memory(converted: dict[str, Path]) -> None:
+    pipeline = load(converted["flux2"], low_cpu_mem_usage=False, dtype=torch.bfloat16)
+    assert pipeline.transformer.dtype == torch.bfloat16
+    assert pipeline.transformer.lift.basis.dtype == torch.float32
+
+
+def test_diffusers_has_nothing_to_say(converted: dict[str, Path]) -> None:
+    """No warning at loading, casting and sampling of a converted folder in a user's own script."""
+    program = f"""
+import liftkit, torch
+from diffusers import DiffusionPipeline
+from tests import tiny
+pipe = DiffusionPipeline.from_pretrained({str(converted["flux2"])!r}, text_encoder=None, tokenizer=None)
+pipe.set_progress_bar_config(disable=True)
+pipe.to(torch.bfloat16)
+pipe.transformer.to(torch.float32); pipe.vae.to(torch.float32)
+pipe(**tiny.prompt_arguments("flux2"), height=16, width=16, num_inference_steps=2)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    # The bar of the loading, and transformers' advice to install torchvision, come with any model.
+    others = ("components...", "requires torchvision")
+    assert [
+        line for line in done.stderr.splitlines() if line.strip() and not any(other in line for other in others)
+    ] == []

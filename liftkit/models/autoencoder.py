@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from liftkit.color import ColorSpace, Oklab, color_from_dict
 from liftkit.lift import Lift
+from liftkit.models.mixin import LoadsInFullPrecision
 from liftkit.models.spec import HOME
 
 
@@ -37,7 +38,7 @@ class Exact:
         return self.mean
 
 
-class PixelAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
+class PixelAutoencoder(LoadsInFullPrecision, ModelMixin, AutoencoderMixin, ConfigMixin):
     """Images (B, 3, H, W) in [-1, 1] <-> states (B, 3 f^2, H / f, W / f) in the colour space, without loss.
 
     Args:

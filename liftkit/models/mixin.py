@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -46,7 +48,20 @@ class LiftHead(nn.Module):
         return self
 
 
-class AsymMixin:
+class LoadsInFullPrecision:
+    """A model of diffusers with modules that stay in float32.
+
+    diffusers casts all others while it loads with ``low_cpu_mem_usage``, and refuses to load such a model without. The
+    result is the same, so that a wish to do without is not passed on.
+    """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, low_cpu_mem_usage: bool | None = None, **kwargs: Any) -> Any:
+        """See diffusers' ``ModelMixin.from_pretrained``."""
+        return super().from_pretrained(*args, low_cpu_mem_usage=low_cpu_mem_usage or None, **kwargs)  # type: ignore[misc]
+
+
+class AsymMixin(LoadsInFullPrecision):
     """What every Asym class adds to its stock class."""
 
     architecture: ClassVar[Architecture]
@@ -93,10 +108,16 @@ class AsymMixin:
 
     def to_json_string(self) -> str:
         """The config as it is stored: with latent channel counts, so that the stock class refuses it."""
+        with self.latent_config():
+            return super().to_json_string()  # type: ignore[misc]
+
+    @contextmanager
+    def latent_config(self) -> Iterator[None]:
+        """Within the block ``config`` has the channel counts of the latent model that this one was."""
         pixel = self._internal_dict  # type: ignore[has-type]
         self._internal_dict = type(pixel)(channels_for(self.architecture, dict(pixel), latent=True))
         try:
-            return super().to_json_string()  # type: ignore[misc]
+            yield
         finally:
             self._internal_dict = pixel
 
