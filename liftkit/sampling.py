@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +36,11 @@ class Loaded:
     def flow(self) -> FlowModel:
         """The transformer as a :class:`FlowModel`."""
         return open_flow(self.pipeline.transformer)
+
+    def default(self, argument: str) -> Any:
+        """The value that the pipeline gives an argument by itself; None where it has none of that name."""
+        known = inspect.signature(self.pipeline.__call__).parameters
+        return known[argument].default if argument in known else None
 
 
 def load_pipeline(
@@ -168,21 +172,6 @@ def latent_samples(
     return torch.cat(last)
 
 
-PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-
-
-def check_picture(path: Path) -> None:
-    """Whether a picture can be written there.
-
-    Raises:
-        UsageError: if the ending is unknown or the folder is missing.
-    """
-    if path.suffix.lower() not in PICTURES:
-        raise UsageError(f"{path}: unknown picture format {path.suffix!r}; use {', '.join(sorted(PICTURES))}")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path.absolute().parent}: no such folder; make it first")
-
-
 def check_size(model: Loaded, height: int | None, width: int | None) -> None:
     """Whether an image size is made of whole tokens.
 
@@ -194,18 +183,3 @@ def check_size(model: Loaded, height: int | None, width: int | None) -> None:
     for flag, value in (("--height", height), ("--width", width)):
         if value is not None and value % side:
             raise UsageError(f"{flag} {value}: not a multiple of the {side} pixels of one token")
-
-
-def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
-    """Write images as one picture, atomically; see :func:`check_picture`."""
-    import io
-
-    from liftkit.checkpoint.files import atomic_file
-    from liftkit.report.pictures import grid
-
-    check_picture(path)
-    buffer = io.BytesIO()
-    picture = grid(images, columns or min(len(images), 4 if len(images) <= 16 else 8))
-    picture.save(buffer, PICTURES[path.suffix.lower()])
-    with atomic_file(path) as file:
-        file.write(buffer.getvalue())

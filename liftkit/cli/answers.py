@@ -66,8 +66,9 @@ KEYS: dict[str, dict[str, str]] = {
         "pushed": PUSHED,
     },
     "sample": {
-        "output": "the picture",
-        "count": "number of images in it",
+        "output": "the picture, or the folder of pictures",
+        "files": "every picture that was written, the sheet last",
+        "count": "number of images",
         "prompts": "of each image",
         "seeds": "of each image",
         "device": "that was taken",

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from liftkit import __version__
 from liftkit.cli import console, guiding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from liftkit.guidance import Guidance
+    from liftkit.sampling import Loaded
 
 
 def sample(
@@ -15,7 +21,16 @@ def sample(
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to paint; repeat for several.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images in all; prompts take turns.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Image i starts from seed + i, whatever the batch.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("samples.png"),
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE|FOLDER",
+            help="Picture file for one sheet of all images; or a folder, for single images beside a sheet. "
+            "Every file holds its prompt, seed and settings.",
+        ),
+    ] = "samples.png",
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps [default: the pipeline's]")] = None,
     guidance: guiding.Scale = None,
     guidance_start: guiding.Start = 0.0,
@@ -38,11 +53,12 @@ def sample(
     from liftkit.conversion.subject import choose_device
     from liftkit.formats.adapters import open_adapter
     from liftkit.guidance import Guidance
-    from liftkit.sampling import check_picture, check_size, load_pipeline, save_grid
+    from liftkit.report.saving import check_output, save_images
+    from liftkit.sampling import check_size, load_pipeline
     from liftkit.sampling import sample as run
 
     console.quiet_libraries()
-    check_picture(output)
+    check_output(output)
     guided = Guidance(guidance, guidance_start, guidance_stop, guidance_orthogonal)
     chosen, why = choose_device(device)
     model = find_model(folder)
@@ -61,6 +77,33 @@ def sample(
             batch_size=batch_size,
             advance=advance,
         )
-    save_grid(images, output, columns)
-    console.result(output=output, count=count, prompts=prompts, seeds=[seed + i for i in range(count)], device=chosen)
-    console.out.print(f"{count} images in {output} ({chosen}: {why})")
+    settings = _settings(images, prompts, pipeline, model.name, seed, steps, guided, adapter)
+    written = save_images(images, output, settings, columns)
+    seeds = [made["seed"] for made in settings]
+    console.result(output=output, files=written, count=count, prompts=prompts, seeds=seeds, device=chosen)
+    first, size = settings[0], f"{images.shape[-1]} x {images.shape[-2]}"
+    about = f"{size} pixels, {first['steps']} steps, seeds {seeds[0]} to {seeds[-1]}, {chosen}: {why}"
+    console.out.print(f"{count} images in {output} ({about})", markup=False)
+
+
+def _settings(
+    images: Tensor,
+    prompts: list[str],
+    pipeline: Loaded,
+    model: str,
+    seed: int,
+    steps: int | None,
+    guidance: Guidance,
+    adapter: str | None,
+) -> list[dict[str, Any]]:
+    """What made each image, for its metadata: choices that were left to the pipeline by their value."""
+    shared = {
+        "model": model,
+        "adapter": adapter,
+        "width": images.shape[-1],
+        "height": images.shape[-2],
+        "steps": steps or pipeline.default("num_inference_steps"),
+        "guidance": pipeline.default("guidance_scale") if guidance.record is None else guidance.record,
+        "liftkit": __version__,
+    }
+    return [{"prompt": prompt, "seed": seed + index, **shared} for index, prompt in enumerate(prompts)]

@@ -1,0 +1,46 @@
+"""Sampled images on disk: sheets, folders, and what the files say of themselves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from liftkit.errors import UsageError
+from liftkit.report.saving import check_output, read_settings, save_images
+
+
+def settings(count: int) -> list[dict[str, object]]:
+    return [{"prompt": f"Ein Wal, 鯨 no. {index}!", "seed": 7 + index, "steps": 4} for index in range(count)]
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_a_sheet_holds_the_settings_of_all_images(tmp_path: Path, ending: str) -> None:
+    images = torch.rand(3, 3, 8, 8) * 2 - 1
+    (sheet,) = save_images(images, tmp_path / f"sheet.{ending}", settings(3))
+    assert read_settings(sheet) == settings(3)
+    with Image.open(sheet) as opened:
+        assert opened.size == (28, 8)
+
+
+def test_a_folder_gets_single_images_beside_a_sheet(tmp_path: Path) -> None:
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    first = save_images(images, f"{tmp_path}/new/", settings(2))
+    assert [file.name for file in first] == ["000007-ein-wal-鯨-no-0.png", "000008-ein-wal-鯨-no-1.png", "sheet.png"]
+    assert read_settings(first[1]) == settings(2)[1]
+    again = save_images(images, tmp_path / "new", settings(2))
+    assert again[0].name == "000007-ein-wal-鯨-no-0-2.png"
+    assert all(file.exists() for file in first)
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
+    for output, message in (
+        (tmp_path / "x.gif", "unknown picture format"),
+        (tmp_path / "missing" / "x.png", "no such folder"),
+        (f"{tmp_path}/missing/inner/", "no such folder"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_output(output)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file"):
+        check_output(tmp_path / "file")
