@@ -445,7 +445,7 @@ def test_two_variants_leave_no_choice(tmp_path: Path) -> None:
 
 def test_a_model_s_name_holds_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path / "klein")
-    (tmp_path / "klein" / "model_index.json").write_text("{}")
+    (tmp_path / "klein" / "model_index.json").write_text('{"_class_name": "Flux2KleinPipeline"}')
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path / "klein")
     assert {find_model(name).name for name in ("~/klein", ".", "../klein", str(tmp_path / "klein"))} == {"klein"}
@@ -496,8 +496,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[str
     for name in (*files, "whole.safetensors", "LICENSE.md", "README.md", "_extra/a.json", "safety/x.safetensors"):
         (store / name).parent.mkdir(parents=True, exist_ok=True)
         (store / name).write_text("{}")
-    parts = {"transformer": ["diffusers", "T"], "vae": ["diffusers", "V"], "safety": [None, None], "_extra": ["a", "b"]}
-    (store / "model_index.json").write_text(json.dumps({"_class_name": "P", **parts}))
+    parts = {"transformer": ["diffusers", "AutoModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    parts |= {"safety": [None, None], "_extra": ["a", "b"]}
+    (store / "model_index.json").write_text(json.dumps({"_class_name": "Flux2KleinPipeline", **parts}))
 
     def snapshot_download(model: str, allow_patterns: list[str]) -> str:
         for path in (path for path in store.rglob("*") if path.is_file()):
@@ -513,8 +514,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[str
 
 def test_configs_are_fetched_and_checked_before_weights(hub: Callable[[], set[str]]) -> None:
     def refuse(folder: ModelFolder) -> None:
-        assert folder.class_of("transformer") == "T"
-        assert folder.config("vae") == {"_class_name": "V"}
+        assert folder.class_of("transformer") == "AutoModel"
+        assert folder.config("vae") == {"_class_name": "AutoencoderKL"}
         raise UsageError("will not do")
 
     with pytest.raises(UsageError, match="will not do"):

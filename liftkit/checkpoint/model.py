@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from liftkit.checkpoint.classes import check_classes
 from liftkit.checkpoint.files import reason
 from liftkit.checkpoint.header import Header, no_duplicates, read_header
 from liftkit.checkpoint.rewrite import read_tensor
@@ -233,6 +234,7 @@ def _open(path: Path, source: str) -> ModelFolder:
     strange = next((name for name in index if not re.fullmatch(r"[A-Za-z0-9_-]+", name)), None)
     if strange is not None:
         raise UsageError(f"{path / 'model_index.json'}: {strange!r} is no plain name of a component; refused")
+    check_classes(index, path / "model_index.json")
     return ModelFolder(path, source, index)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
+
+from liftkit.checkpoint.card import front_matter, plain_name, source_header
+from liftkit.checkpoint.classes import pipeline_parts
+from liftkit.errors import UsageError
 
 if TYPE_CHECKING:
     from liftkit.conversion.plan import Plan
@@ -15,6 +18,17 @@ _PROVED = {
     "model": "both models",
     "projections": "the projections of both models (every other tensor is the source's, bit for bit)",
 }
+PIPELINE = Template('''\
+"""Load with DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)."""
+
+import liftkit  # noqa: F401  (teaches diffusers the pixel classes)
+from diffusers import $stock
+
+
+class Pixel$stock($stock):
+    """The stock pipeline; its transformer, autoencoder and scheduler are liftkit's."""
+''')
+"""``pipeline.py``; ``stock`` is a name out of diffusers' own source."""
 PACKAGES = ("liftkit", "torch", "diffusers", "transformers", "safetensors", "numpy")
 
 
@@ -29,43 +43,27 @@ def versions() -> dict[str, str]:
     return found
 
 
-def pipeline_file(stock: str) -> str:
-    """``pipeline.py``: lets a folder load by ``custom_pipeline`` where nobody imported liftkit."""
-    return f'''"""Load with DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)."""
+def pipeline_file(pipeline: str) -> str:
+    """``pipeline.py``: lets a folder load by ``custom_pipeline`` where nobody imported liftkit.
 
-import liftkit  # noqa: F401  (teaches diffusers the pixel classes)
-from diffusers import {stock}
-
-
-class Pixel{stock}({stock}):
-    """The stock pipeline; its transformer, autoencoder and scheduler are liftkit's."""
-'''
-
-
-def source_header(card: Path) -> dict[str, str]:
-    """What a card takes over from its source's own: the licence fields of its front matter."""
-    text = card.read_text(errors="replace") if card.is_file() else ""
-    front = re.match(r"^---\n(.*?)\n---", text, re.DOTALL)
-    lines = front.group(1).splitlines() if front else []
-    wanted = ("license", "license_name", "license_link")
-    return {key: line.split(":", 1)[1].strip() for line in lines for key in wanted if line.startswith(f"{key}:")}
+    Raises:
+        UsageError: if diffusers has no such pipeline; what a file says otherwise must not become code.
+    """
+    known = pipeline_parts(pipeline)
+    if known is None:
+        raise UsageError(f"{pipeline!r} is no pipeline of diffusers")
+    return PIPELINE.substitute(stock=known[0])
 
 
 def model_card(result: Conversion) -> str:
     """README.md of a converted folder."""
     plan, proof = result.plan, result.proof
     licence = source_header(plan.model.path / "README.md")
-    header = "".join(f"{key}: {value}\n" for key, value in licence.items())
-    source = plan.model.name
-    if "/" in source:
-        header += f"base_model: {source}\n"
+    source = plain_name(plan.model.name)
+    header = {**licence, "base_model": source} if "/" in source else licence
     rows = "".join(f"| {label} | {value} |\n" for label, value in _rows(result))
     size = plan.model.image_size()
-    return f"""---
-{header}library_name: diffusers
-tags: [pixel-diffusion, flow-matching, asymflow, liftkit]
----
-
+    return f"""{front_matter(header)}
 # {source.rsplit("/", 1)[-1]}, lifted to pixels
 
 A pixel flow model made from the latent flow model `{source}` by
@@ -117,7 +115,7 @@ def _licence_line(plan: Plan, licence: dict[str, str]) -> str:
     found = licence.get("license")
     if found:
         return f"The licence is the source's: {licence.get('license_name', found)}."
-    return f"The source states no licence in its card; the terms of `{plan.model.name}` apply."
+    return f"The source states no licence in its card; the terms of `{plain_name(plan.model.name)}` apply."
 
 
 def _text_length(plan: Plan) -> str:

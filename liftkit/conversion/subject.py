@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from liftkit.checkpoint.classes import pipeline_parts
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.checkpoint.source import PICKLES, list_files
@@ -140,7 +141,18 @@ def _check_model(folder: ModelFolder) -> tuple[Architecture, dict[str, Any], int
             f"{channels} x {patch} x {patch} = {channels * patch * patch}; inpainting and control variants are not supported"
         )
     _check_flow(folder)
+    _check_pipeline(folder)
     return spec, config, factor
+
+
+def _check_pipeline(folder: ModelFolder) -> None:
+    name = str(folder.index["_class_name"])
+    parts = pipeline_parts(name)
+    lacking = [part for part in ("transformer", "vae", "scheduler") if parts is None or part not in parts[1]]
+    if lacking:
+        raise UsageError(
+            f"{folder.path / 'model_index.json'}: _class_name {name!r} takes no {lacking[0]}, so it cannot be this model's pipeline"
+        )
 
 
 def _check_flow(folder: ModelFolder) -> None:

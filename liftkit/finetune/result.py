@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from liftkit.adapter import LORA_A, LORA_B, Adapter
+from liftkit.checkpoint.card import LICENCE, front_matter, plain_name, source_header
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
-from liftkit.checkpoint.model import ModelFolder
+from liftkit.checkpoint.model import ModelFolder, read_json
 from liftkit.conversion.card import versions
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.trainee import Trainee
@@ -64,7 +65,7 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
 def base_record(folder: ModelFolder) -> dict[str, Any]:
     """``liftkit.json`` of a converted folder; empty for others."""
     path = folder.path / RECORD
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def write_model(adapter: Adapter, folder: ModelFolder, target: Path, observer: Observer) -> None:
@@ -86,23 +87,19 @@ def write_model(adapter: Adapter, folder: ModelFolder, target: Path, observer: O
 
 def card(adapter: Adapter, folder: ModelFolder, kind: str) -> str:
     """The model card: the licence of the base's own card, what it is, how to load it, how it was made."""
-    text = (folder.path / "README.md").read_text(errors="replace") if (folder.path / "README.md").is_file() else ""
-    licence = "".join(f"{line}\n" for line in text.splitlines()[:20] if line.startswith(("license", "base_model:")))
+    header = source_header(folder.path / "README.md", (*LICENCE, "base_model"))
+    base = plain_name(adapter.base)
     recipe = adapter.provenance["recipe"]
     what = "A pixel flow model" if adapter.lift is not None else "A latent flow model, continued"
     load = (
         'pipe = DiffusionPipeline.from_pretrained("this-folder")'
         if kind == "model"
-        else f'pipe = liftkit.load_adapter("{adapter.base}", "this-folder")'
+        else f'pipe = liftkit.load_adapter("{base}", "this-folder")'
     )
-    return f"""---
-{licence}library_name: diffusers
-tags: [pixel-diffusion, flow-matching, asymflow, liftkit]
----
+    return f"""{front_matter(header)}
+# {base.rsplit("/", 1)[-1]}, finetuned in {"pixels" if adapter.lift is not None else "latents"}
 
-# {adapter.base.rsplit("/", 1)[-1]}, finetuned in {"pixels" if adapter.lift is not None else "latents"}
-
-{what} made from `{adapter.base}` by [Asymmetric Flow](https://arxiv.org/abs/2605.12964) with liftkit.
+{what} made from `{base}` by [Asymmetric Flow](https://arxiv.org/abs/2605.12964) with liftkit.
 It was finetuned for {adapter.provenance["steps"]} steps of {recipe["batch_size"]} images
 ({recipe["trainable"]["mode"]}, loss {recipe["objective"]["loss"]}).
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from liftkit.adapter import Adapter
-from liftkit.conversion.card import source_header
+from liftkit.checkpoint.card import front_matter, plain_name, source_header
 
 _ASYMFLOW = "[Asymmetric Flow](https://arxiv.org/abs/2605.12964)"
 
@@ -18,19 +18,21 @@ def adapter_card(adapter: Adapter, sources: Sequence[Path]) -> str:
         adapter: with the name of its base.
         sources: folders whose cards may state a licence; the first that does counts.
     """
-    body = f"""An {_ASYMFLOW} adapter for `{adapter.base}`: projections, output norm, lift and LoRA.
+    base = plain_name(adapter.base)
+    body = f"""An {_ASYMFLOW} adapter for `{base}`: projections, output norm, lift and LoRA.
 
 ```python
 import liftkit
 
-pipe = liftkit.load_adapter("{adapter.base}", "path/to/this/folder")
+pipe = liftkit.load_adapter("{base}", "path/to/this/folder")
 ```"""
     return _card(adapter, sources, "pixel adapter" if adapter.lift else "adapter", body)
 
 
 def fused_card(adapter: Adapter, sources: Sequence[Path]) -> str:
     """README.md of a model folder with an adapter merged in; arguments as :func:`adapter_card`."""
-    what = f"A pixel flow model: `{adapter.base}` lifted by {_ASYMFLOW}" if adapter.lift else f"`{adapter.base}`"
+    base = plain_name(adapter.base)
+    what = f"A pixel flow model: `{base}` lifted by {_ASYMFLOW}" if adapter.lift else f"`{base}`"
     body = f"""{what}, with an adapter merged in.
 
 ```python
@@ -44,25 +46,21 @@ pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
 
 def exported_card(adapter: Adapter, sources: Sequence[Path]) -> str:
     """README.md of an adapter in the authors' format; arguments as :func:`adapter_card`."""
-    body = f"""An {_ASYMFLOW} adapter for `{adapter.base}` in the format of the paper's authors: load it with their pipeline, or
-turn it into a diffusers folder with `liftkit import this-folder --base {adapter.base} -o OUT`."""
+    base = plain_name(adapter.base)
+    body = f"""An {_ASYMFLOW} adapter for `{base}` in the format of the paper's authors: load it with their pipeline, or
+turn it into a diffusers folder with `liftkit import this-folder --base {base} -o OUT`."""
     return _card(adapter, sources, "pixel adapter", body)
 
 
 def _card(adapter: Adapter, sources: Sequence[Path], title: str, body: str) -> str:
     stated = next(filter(None, (source_header(folder / "README.md") for folder in sources)), {})
-    header = "".join(f"{key}: {value}\n" for key, value in stated.items())
-    if adapter.base.count("/") == 1:
-        header += f"base_model: {adapter.base}\n"
+    base = plain_name(adapter.base)
+    header = {**stated, "base_model": base} if base.count("/") == 1 else stated
     licence = f"Licence: {stated.get('license_name', stated['license'])}. " if "license" in stated else ""
-    return f"""---
-{header}library_name: diffusers
-tags: [pixel-diffusion, flow-matching, asymflow, liftkit]
----
-
-# {adapter.base.rsplit("/", 1)[-1]}, {title}
+    return f"""{front_matter(header)}
+# {base.rsplit("/", 1)[-1]}, {title}
 
 {body}
 
-`liftkit.json` holds provenance. {licence}The licence and terms of `{adapter.base}` apply.
+`liftkit.json` holds provenance. {licence}The licence and terms of `{base}` apply.
 """

@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from liftkit.checkpoint.card import front_matter, plain_name, source_header
 from liftkit.checkpoint.files import reason, write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
 from liftkit.checkpoint.header import Header, read_header
 from liftkit.checkpoint.model import STEM, ModelFolder, find_model
 from liftkit.checkpoint.rewrite import rewrite_file
 from liftkit.checkpoint.source import PICKLES, list_files
-from liftkit.conversion.card import source_header, versions
+from liftkit.conversion.card import versions
 from liftkit.conversion.plan import check_apart
 from liftkit.conversion.write import Carrier
 from liftkit.errors import UsageError
@@ -189,14 +190,11 @@ def _plain_errors(path: Path, name: str) -> Iterator[None]:
 
 def _describe(building: Path, path: Path, folder: ModelFolder) -> None:
     """The card, with the licence that the config's folder states, and the record."""
-    licence = "".join(f"{key}: {value}\n" for key, value in source_header(folder.path / "README.md").items())
-    card = f"""---
-{licence}library_name: diffusers
----
+    card = f"""{front_matter(source_header(folder.path / "README.md"))}
+# {plain_name(path.stem)}
 
-# {path.stem}
-
-The transformer of `{path.name}` in diffusers' format; all else is of `{folder.name}`, whose licence and terms apply.
+The transformer of `{plain_name(path.name)}` in diffusers' format; all else is of
+`{plain_name(folder.name)}`, whose licence and terms apply.
 """
     write_text(building / "README.md", card)
     record = {
