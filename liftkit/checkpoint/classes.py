@@ -45,7 +45,7 @@ def check_classes(index: Mapping[str, Any], where: Path) -> None:
         )
     for component, entry in index.items():
         if not component.startswith("_") and isinstance(entry, list) and len(entry) == 2:
-            _check_component(component, *entry, where)
+            _check_component(component, entry[0], entry[1], where)
 
 
 def pipeline_parts(name: str) -> tuple[str, tuple[str, ...]] | None:
