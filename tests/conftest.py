@@ -1,4 +1,4 @@
-"""Shared fixtures; one thread per worker, offline, seeded."""
+"""Shared fixtures; offline, seeded, one thread per worker and weights where torch puts them, unless options say otherwise."""
 
 from __future__ import annotations
 
@@ -15,13 +15,24 @@ import torch
 from PIL import Image
 
 from tests import tiny
+from tests.alignment import misalign_weights
 
-torch.set_num_threads(1)
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("liftkit")
+    group.addoption("--threads", type=int, default=1, help="CPU threads of a test process (%(default)s); 0: all")
+    group.addoption("--misaligned", action="store_true", help="weights begin 4 bytes late: see tests/alignment.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--misaligned"):
+        misalign_weights()
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded(pytestconfig: pytest.Config) -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(pytestconfig.getoption("--threads") or os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session", params=sorted(tiny.PIPELINES))

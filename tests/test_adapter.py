@@ -79,7 +79,8 @@ def test_base_and_adapter_are_the_merged_folder(
     torch.manual_seed(3)
     expected = image(architecture, whole)
     torch.manual_seed(3)
-    assert torch.equal(image(architecture, applied), expected)
+    # Other memory: what is the same to the last bit is the weights.
+    torch.testing.assert_close(image(architecture, applied), expected, rtol=1e-4, atol=1e-4)
     torch.manual_seed(3)
     assert not torch.allclose(image(architecture, load(converted[architecture])), expected, atol=1e-2)
 
@@ -135,7 +136,7 @@ def test_a_latent_adapter_continues_the_latent_model(
     torch.manual_seed(3)
     expected = image(architecture, merged)
     torch.manual_seed(3)
-    assert torch.equal(image(architecture, applied), expected)
+    torch.testing.assert_close(image(architecture, applied), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision_bases_take_adapters(

@@ -562,7 +562,7 @@ def test_some_tensors_of_several_files_go_into_one(tmp_path: Path) -> None:
     assert found.keys() == {"a", "c", "d"}
     assert all(torch.equal(found[name], {**one, **two}[name]) for name in found)
     starts = {name: entry.start % 8 for name, entry in read_header(tmp_path / "some.safetensors").tensors.items()}
-    assert starts["c"] == 0, "wide dtypes come first, aligned"
+    assert starts["c"] == 0, "aligned for its dtype"
 
 
 @pytest.mark.parametrize("moment", ["before", "during"])

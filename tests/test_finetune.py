@@ -33,6 +33,7 @@ from liftkit.finetune.state import checkpoints
 from liftkit.finetune.trainee import open_trainee
 from liftkit.finetune.trainer import Trainer
 from liftkit.progress import Silent
+from tests.alignment import liftkit_command
 from tests.test_hub import FakeHub
 
 TEXT = """
@@ -45,7 +46,7 @@ data:
 steps: 6
 batch_size: 4
 precision: "no"
-threads: 1
+threads: {threads}
 trainable: {{rank: 4, dropout: 0.1}}
 optimizer: {{name: muon, learning_rate: 2e-3, warmup: 2, multipliers: {{proj_out: 3}}}}
 noise: {{shift: 1.0}}
@@ -69,7 +70,8 @@ def make(pixel_klein: Path, cache: Path, tmp_path: Path):
 
     def recipe(name: str, *overrides: str) -> Recipe:
         file = tmp_path / f"{name}.yaml"
-        file.write_text(TEXT.format(model=pixel_klein, output=tmp_path / name, cache=cache))
+        threads = torch.get_num_threads()
+        file.write_text(TEXT.format(model=pixel_klein, output=tmp_path / name, cache=cache, threads=threads))
         return load_recipe(file, overrides)
 
     return recipe
@@ -110,14 +112,15 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert all(path.read_bytes() == (b / "previews" / path.name).read_bytes() for path in previews)
 
 
-def test_a_run_killed_and_resumed_equals_one_that_was_not(make, tmp_path: Path) -> None:
+def test_a_run_killed_and_resumed_equals_one_that_was_not(make, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """To the last bit, across processes: the same machine, as many threads, and weights that lie in memory as they did."""
     whole = finetune(make("whole"))
     assert whole.outcome.step == 6
     recipe = make("killed")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "liftkit", "finetune", str(tmp_path / "killed.yaml")],
-        env=environment,
+        [*liftkit_command(pytestconfig.getoption("--misaligned")), "finetune", str(tmp_path / "killed.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        cwd=Path(__file__).parents[1],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -84,10 +84,15 @@ def test_saves_loads_and_copies(name: str, tmp_path: Path) -> None:
         key: value for key, value in kept.items() if not key.startswith("_")
     }
     assert again.config.in_channels == twin.config.in_channels
-    for other in (again, copy.deepcopy(twin), pickle.loads(pickle.dumps(twin)), type(twin).from_config(twin.config)):
-        other.load_state_dict(twin.state_dict())
-        assert torch.equal(call(other), call(twin))
-    assert torch.equal(call(again), call(twin))
+    fresh = type(twin).from_config(twin.config)
+    fresh.load_state_dict(twin.state_dict())
+    weights, expected = twin.state_dict(), call(twin)
+    for other in (again, copy.deepcopy(twin), pickle.loads(pickle.dumps(twin)), fresh):
+        found = other.state_dict()
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
+        # Not to the last bit: a file's mapping puts weights elsewhere, where matrix products may be added in another order.
+        torch.testing.assert_close(call(other), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,7 @@ from typing import IO
 
 from liftkit.checkpoint.files import atomic_file
 from liftkit.checkpoint.follow import Follower, Ledger
-from liftkit.checkpoint.header import DTYPE_BITS, Header, TensorEntry, encode_header, tensor_bytes
+from liftkit.checkpoint.header import Header, encode_header, laid_out
 from liftkit.checkpoint.parts import Part, parts_of
 from liftkit.checkpoint.source import Stamp, open_regular, stamp_of
 from liftkit.errors import LiftkitError
@@ -103,16 +103,6 @@ def copy_range(
             raise LiftkitError(f"{source.name}: became shorter while it was read; run again")
         offset, position, size = offset + copied, position + copied, size - copied
         told(copied, position)
-
-
-def laid_out(kinds: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorEntry]:
-    """Places for tensors of some dtypes and shapes: in order, but wide dtypes first, so that all are aligned."""
-    entries, position = {}, 0
-    for name, (dtype, shape) in sorted(kinds.items(), key=lambda item: -DTYPE_BITS[item[1][0]]):
-        size = tensor_bytes(dtype, shape)
-        entries[name] = TensorEntry(dtype, shape, position, position + size)
-        position += size
-    return entries
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from liftkit.checkpoint.header import read_header
+from liftkit.checkpoint.header import encode_header, laid_out, read_header
 from liftkit.errors import LiftkitError, UsageError
 
 if TYPE_CHECKING:
@@ -63,12 +64,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a small safetensors file, atomically and with the umask's mode (safetensors' own writer makes 0600)."""
+    """Write a small safetensors file, atomically, with its tensors aligned and with the umask's mode (safetensors' own
+    writer aligns to 8 bytes and makes 0600)."""
     from safetensors.torch import save
 
-    content = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, metadata)
+    content = memoryview(save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}))
+    payload = 8 + int.from_bytes(content[:8], "little")
+    found = json.loads(bytes(content[8:payload]))
+    entries = laid_out({name: (each["dtype"], tuple(each["shape"])) for name, each in found.items()})
     with atomic_file(path) as file:
-        file.write(content)
+        file.write(encode_header(entries, metadata or {}))
+        for name in entries:
+            start, end = (payload + offset for offset in found[name]["data_offsets"])
+            file.write(content[start:end])
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

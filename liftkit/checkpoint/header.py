@@ -19,6 +19,9 @@ from liftkit.errors import UsageError
 MAX_HEADER = 16 * 1024 * 1024
 """Bytes; enough for a hundred thousand tensors, and little enough to be parsed without harm."""
 MOST_DIMENSIONS, LARGEST = 64, 2**48
+ALIGNMENT = 64
+"""Bytes: of a cache line, and of the widest vector. Where a file is mapped into memory, matrix libraries take other kernels
+for tensors that begin elsewhere, whose sums are rounded otherwise."""
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16,
     "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
@@ -86,13 +89,33 @@ def read_header(path: Path) -> Header:
 
 
 def encode_header(tensors: dict[str, TensorEntry], metadata: dict[str, str]) -> bytes:
-    """The bytes before the payload: length and JSON, padded with spaces to a multiple of 8."""
+    """The bytes before the payload: length and JSON, padded with spaces to a multiple of :data:`ALIGNMENT`."""
     content: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     for name, entry in tensors.items():
         content[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.start, entry.end]}
     raw = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (-len(raw) % 8)
+    raw += b" " * (-(len(raw) + 8) % ALIGNMENT)
     return len(raw).to_bytes(8, "little") + raw
+
+
+def laid_out(kinds: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorEntry]:
+    """Places for tensors of some dtypes and shapes, without gaps.
+
+    The order is kept among tensors of a multiple of :data:`ALIGNMENT` bytes, which are almost all. Those of other sizes
+    follow, the most even sizes first: so each begins at a multiple of the largest power of two in its size, up to
+    :data:`ALIGNMENT`, which is a multiple of its dtype's size.
+    """
+
+    def evenness(name: str) -> int:
+        size = tensor_bytes(*kinds[name])
+        return min(size & -size, ALIGNMENT) if size else ALIGNMENT
+
+    entries, position = {}, 0
+    for name in sorted(kinds, key=evenness, reverse=True):
+        size = tensor_bytes(*kinds[name])
+        entries[name] = TensorEntry(*kinds[name], position, position + size)
+        position += size
+    return entries
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from liftkit.checkpoint.copying import CHUNK, both, copy_range, laid_out, write_at, writing
+from liftkit.checkpoint.copying import CHUNK, both, copy_range, write_at, writing
 from liftkit.checkpoint.follow import Ledger
-from liftkit.checkpoint.header import DTYPE_BITS, Header, TensorEntry, encode_header, tensor_bytes
+from liftkit.checkpoint.header import DTYPE_BITS, Header, TensorEntry, encode_header, laid_out, tensor_bytes
 from liftkit.checkpoint.parts import Part, compare_block, parts_of
 from liftkit.checkpoint.source import open_regular, read_exactly
 from liftkit.errors import ProofError, UsageError
@@ -143,7 +143,7 @@ def casts(header: Header, wanted: str | None) -> bool:
 
 
 def _plan(source: Header, changed: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, TensorEntry]:
-    """The new file's entries: the source's order of bytes, then what is added."""
+    """The new file's entries: in the source's order of bytes, then what is added, as far as they stay aligned."""
     wanted = None if dtype is None else dtype_name(dtype)
     names = sorted(source.tensors, key=lambda name: source.tensors[name].start)
     kinds = {name: (cast_name(source.tensors[name].dtype, wanted), source.tensors[name].shape) for name in names}
