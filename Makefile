@@ -3,19 +3,29 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 # Two test processes share the cores: threads that spin while they wait would take them from each other.
-test test-all: export OMP_WAIT_POLICY ?= PASSIVE
+test test-all test-cpus: export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all lint format types docs bench tiny-klein tiny-pixel clean
+.PHONY: demo test test-all test-cpus lint format types docs bench tiny-klein tiny-pixel clean
 
 # make demo QUICK=1 leaves the live finetune out.
 demo: $(VENV)/ready
 	$(RUN)/liftkit demo $(if $(QUICK),--quick)
 
 test: lint types
+	@echo "Running the tests: about 8 minutes on 2 cores"
 	$(RUN)/pytest -n 2 -m "not slow"
+	@echo "Running the numeric tests as other CPUs would: about 1 minute"
+	$(RUN)/python -m tests.cpus --quick
 
 test-all: lint types
+	@echo "Running all tests: about 20 minutes on 2 cores"
 	$(RUN)/pytest -n 2
+	$(RUN)/python -m tests.cpus
+
+# The numeric tests with other kernels, threads and places of the weights in memory: one machine stands in for others.
+test-cpus: $(VENV)/ready
+	@echo "Running the numeric tests in 24 settings: about 8 minutes on 2 cores"
+	$(RUN)/python -m tests.cpus
 
 lint: $(VENV)/ready
 	$(RUN)/ruff check .
@@ -36,13 +46,17 @@ docs: $(VENV)/ready
 bench: $(VENV)/ready
 	$(RUN)/python -m benchmarks
 
+# torch first and at its pinned version, so that no other package's range chooses a newer build.
+INSTALL := $(RUN)/python -m pip install --quiet --disable-pip-version-check
+OLD_PYTHON := import sys; sys.exit("liftkit needs python >= 3.11, this is " + sys.version if sys.version_info < (3, 11) else 0)
+
 $(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("liftkit needs python >= 3.11, this is " + sys.version) if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv $(VENV)
-	# torch first and at its pinned version, so that no other package's range chooses a newer build.
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $@
+	@$(PYTHON) -c '$(OLD_PYTHON)'
+	@echo "Installing torch and friends into $(VENV), about 2 minutes, 1.7 GB (more where torch comes with CUDA)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	@$(INSTALL) -c constraints.txt -e ".[dev]"
+	@touch $@
 
 # The embedded checkpoint, from nothing, with one seed: about two hours on 2 cores. The flow and the decoder need
 # only the encoder and run side by side under make -j2.
