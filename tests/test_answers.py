@@ -170,9 +170,10 @@ def test_pictures_and_self_generated_data(ask: Ask, monkeypatch: pytest.MonkeyPa
 
     from liftkit.data.generate import Generated
 
-    model = SimpleNamespace(index={"_class_name": "Pipeline"})
+    model = SimpleNamespace(index={"_class_name": "Pipeline"}, name="a model")
     monkeypatch.setattr("liftkit.checkpoint.model.find_model", lambda folder: model)
-    monkeypatch.setattr("liftkit.sampling.load_pipeline", lambda *arguments, **choices: None)
+    pipeline = SimpleNamespace(default=lambda argument: None)
+    monkeypatch.setattr("liftkit.sampling.load_pipeline", lambda *arguments, **choices: pipeline)
     monkeypatch.setattr("liftkit.sampling.check_size", lambda *arguments: None)
     monkeypatch.setattr(
         "liftkit.sampling.sample", lambda pipeline, prompts, **choices: torch.zeros(len(prompts), 3, 8, 8)
