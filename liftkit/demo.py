@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from liftkit.checkpoint.files import atomic_file, write_text
 from liftkit.conversion.execute import execute
-from liftkit.conversion.plan import ConvertOptions, Plan, make_plan
+from liftkit.conversion.plan import ConvertOptions, make_plan
 from liftkit.conversion.result import Conversion
 from liftkit.data.images import to_signed
 from liftkit.embedded import DEMO, TINY_PIXEL
@@ -59,7 +58,6 @@ def run(
     *,
     seed: int,
     observer: Observer,
-    on_plan: Callable[[Plan], None] = lambda plan: None,
     quick: bool = False,
     samples: int | None = None,
 ) -> Demonstration:
@@ -68,7 +66,6 @@ def run(
     Args:
         output: a folder; what an earlier demo left in it is replaced.
         seed: of noise, images and prompts.
-        on_plan: told the plan of the conversion.
         quick: leave the live finetune out, and judge fewer samples.
         samples: of each model.
 
@@ -78,7 +75,7 @@ def run(
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output}: is a file; the demo needs a folder")
     output.mkdir(parents=True, exist_ok=True)
-    conversion = _convert(output / "pixel-klein", seed, observer, on_plan)
+    conversion = _convert(output / "pixel-klein", seed, observer)
     models = {"converted": conversion.output}
     if not quick:
         models["live"] = _finetune(output / "finetune", conversion.output, seed, observer)
@@ -105,11 +102,9 @@ def run(
     return result
 
 
-def _convert(target: Path, seed: int, observer: Observer, on_plan: Callable[[Plan], None]) -> Conversion:
+def _convert(target: Path, seed: int, observer: Observer) -> Conversion:
     options = ConvertOptions(images="demo", seed=seed, overwrite=True, device="cpu")
-    plan = make_plan(DEMO, target, options)
-    on_plan(plan)
-    return execute(plan, observer)
+    return execute(make_plan(DEMO, target, options), observer)
 
 
 def _finetune(run_folder: Path, model: Path, seed: int, observer: Observer) -> Path:

@@ -156,8 +156,7 @@ def test_comparisons_and_the_demo(ask: Ask, conversion: Any, monkeypatch: pytest
     # JSON has no word for it.
     assert answer["comparison"]["settings"] == {"guidance": None}
 
-    def demonstrate(output: Path, on_plan: Callable[[Any], None], **choices: Any) -> Demonstration:
-        on_plan(conversion.plan)
+    def demonstrate(output: Path, **choices: Any) -> Demonstration:
         return Demonstration(conversion, None, found, tmp_path / "demo.png", tmp_path / "demo.html")
 
     monkeypatch.setattr("liftkit.demo.run", demonstrate)

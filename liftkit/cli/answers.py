@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from liftkit.conversion.plan import Plan
+    from liftkit.conversion.result import Conversion
 
 ALWAYS = {
     "command": "that ran, such as `recipes list`; null if there was none",
@@ -112,6 +113,14 @@ KEYS: dict[str, dict[str, str]] = {
     "recipes copy": {"name": "of the recipe", "path": "the new file"},
 }
 """Keys of the object beside those of :data:`ALWAYS`, and what they mean; after a failure some may be missing."""
+
+
+def conversion_data(result: Conversion) -> dict[str, Any]:
+    """What a conversion found, as plain data."""
+    from liftkit.report.data import read_report
+
+    report = read_report(result.output).to_dict()
+    return {"output": result.output, "report": report, "skipped": result.skipped}
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:

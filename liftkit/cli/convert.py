@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from liftkit.cli import console
-from liftkit.cli.answers import plan_data
+from liftkit.cli.answers import conversion_data, plan_data
 from liftkit.cli.push import Public, Push, check, send
 
 if TYPE_CHECKING:
@@ -271,10 +271,8 @@ def _outcome(result: Conversion) -> list[tuple[str, str]]:
 
 def print_summary(result: Conversion) -> None:
     """What came out, and what to do next."""
-    from liftkit.report.data import read_report
-
-    proof, output = result.proof, result.output
-    console.result(output=output, report=read_report(output).to_dict(), skipped=result.skipped)
+    proof = result.proof
+    console.result(**conversion_data(result))
     rows = [
         *lift_rows(result.lift),
         ("proof", f"deviation {proof.exact:.1e} in full precision, {proof.stored:.1e} as stored in {proof.dtype} "
