@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from liftkit.cli import console, scripting
+from liftkit.cli import console, scripting, terminal
 from liftkit.cli.compare import compare
 from liftkit.cli.convert import convert
 from liftkit.cli.demo import demo
@@ -92,25 +92,26 @@ def run() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     console.begin()
-    try:
-        app()
-        code = 0
-    except SystemExit as exit_:  # how typer ends, well or not
-        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-        if code == INTERRUPTED:
-            console.fail("interrupted")
-        scripting.finish(code, exit_)
-        raise
-    except KeyboardInterrupt:
-        console.fail("interrupted")
-        code = INTERRUPTED
-    except Exception as error:  # the edge of the program: everything becomes one line
-        code = _tell(error)
-        if console.settings.debug:
-            scripting.finish(code)
+    with terminal.guarded():
+        try:
+            app()
+            code = 0
+        except SystemExit as exit_:  # how typer ends, well or not
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+            if code == INTERRUPTED:
+                console.fail("interrupted")
+            scripting.finish(code, exit_)
             raise
-    scripting.finish(code)
-    sys.exit(code)
+        except KeyboardInterrupt:
+            console.fail("interrupted")
+            code = INTERRUPTED
+        except Exception as error:  # the edge of the program: everything becomes one line
+            code = _tell(error)
+            if console.settings.debug:
+                scripting.finish(code)
+                raise
+        scripting.finish(code)
+        sys.exit(code)
 
 
 def set_waiting(environment: MutableMapping[str, str]) -> None:

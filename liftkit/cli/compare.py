@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
+from liftkit.checkpoint.text import printable
 from liftkit.cli import console, guiding
 
 if TYPE_CHECKING:
@@ -89,12 +90,12 @@ def compare(
         from liftkit.report.compare_page import compare_page
 
         write_text(html, compare_page(found))
-        console.out.print(f"page: {html} (opens offline)", markup=False)
+        console.out.print(f"page: {html} (opens offline)")
     if json is not None:
         from json import dumps
 
         write_text(json, dumps(found.to_dict(), indent=2) + "\n")
-        console.out.print(f"figures: {json}", markup=False)
+        console.out.print(f"figures: {json}")
 
 
 def print_comparison(found: Comparison) -> None:
@@ -111,7 +112,7 @@ def print_comparison(found: Comparison) -> None:
             parts = [("beats", standing.beats), ("level with", standing.level), ("behind", standing.behind)]
             rows.append((name, "; ".join(f"{how} {', '.join(which)}" for how, which in parts if which)))
         console.table(verdict.label, rows)
-        console.out.print(f"[bold]{escape(verdict.text)}[/]\n")
+        console.out.print(Text(f"{verdict.text}\n", style="bold"))
     for note in found.notes:
         console.note(note)
     for row in found.rows:
@@ -133,12 +134,12 @@ def _table(found: Comparison) -> Table:
             else row.key + (f"\n{row.detail['amount']:g}" if "amount" in row.detail else "")
         )
         style = "bold" if row.role == "pixel" else "dim"
-        table.add_column(escape(head), justify="right", header_style=style)
+        table.add_column(printable(head), justify="right", header_style=style)
     for index, (name, figure) in enumerate(FIGURES.items()):
         best, cells = found.best(name), []
         for row in found.rows:
             value = row.score.figures[name] if row.score is not None else None
             text = "not given" if row.score is None and index == 0 else figure.show(value)
-            cells.append(f"[bold]{text}[/]" if row.key in best else text)
+            cells.append(Text(text, style="bold") if row.key in best else text)
         table.add_row(name, *cells)
     return table

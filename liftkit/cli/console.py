@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -25,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from liftkit.checkpoint.text import printable
+from liftkit.cli.terminal import SafeConsole
 from liftkit.progress import Advance
 
 
@@ -60,8 +60,8 @@ class Answer:
 
 settings = Settings()
 answer = Answer()
-out = Console(highlight=False, soft_wrap=True, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+out = SafeConsole()
+err = SafeConsole(stderr=True)
 
 
 def quiet_libraries() -> None:
@@ -91,7 +91,8 @@ def answer_text(exit_code: int) -> str:
     """The object of ``--json``, on one line; ``ok`` says whether the exit code is 0."""
     given = {"command": answer.command or None, "ok": exit_code == 0}
     failed = {"error": "\n".join(answer.errors) or "failed", "exit_code": exit_code} if exit_code else {}
-    return json.dumps(_plain(given | failed | answer.fields | given))
+    # JSON escapes all control characters but this one.
+    return json.dumps(_plain(given | failed | answer.fields | given)).replace("\x7f", "\\u007f")
 
 
 def _plain(value: Any) -> Any:
@@ -108,22 +109,30 @@ def _plain(value: Any) -> Any:
 def fail(message: str) -> None:
     """One line on stderr, and in the object of ``--json``."""
     answer.errors.append(message)
-    err.print(f"[bold red]error[/]: {escape(message)}")
+    err.print(Text.assemble(("error", "bold red"), f": {printable(message)}"))
 
 
 def note(message: str) -> None:
     """One line on stderr, not an error."""
     if not settings.quiet:
-        err.print(f"[yellow]note[/]: {escape(message)}")
+        err.print(Text.assemble(("note", "yellow"), f": {printable(message)}"))
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:
     """Two columns under a title."""
-    grid = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    grid = Table(
+        title=Text(printable(title)),
+        title_justify="left",
+        title_style="bold",
+        show_header=False,
+        box=None,
+        pad_edge=False,
+    )
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for key, value in rows:
-        grid.add_row(key, escape(value))
+        # Escapes are longer than what they stand for, and have to be there when the columns are measured.
+        grid.add_row(printable(key), printable(value))
     out.print(grid)
     out.print()
 
@@ -158,14 +167,14 @@ class Bars:
         """See :class:`liftkit.progress.Observer`."""
         columns = (
             SpinnerColumn(finished_text="[green]✓[/]"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             _Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=err, disable=settings.quiet) as progress:
-            task = progress.add_task(escape(title), total=total, unit=unit)
+            task = progress.add_task(printable(title), total=total, unit=unit)
             self._running = progress, task, title
             yield lambda amount: progress.advance(task, amount)
             self._running = None
@@ -180,4 +189,4 @@ class Bars:
         """See :class:`liftkit.progress.Observer`."""
         if self._running is not None:
             progress, task, title = self._running
-            progress.update(task, description=escape(f"{title}  {text}"))
+            progress.update(task, description=printable(f"{title}  {text}"))

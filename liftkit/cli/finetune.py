@@ -117,7 +117,7 @@ def _next(recipe: Recipe, result: Path) -> str:
 def _dry_run(recipe: Recipe) -> None:
     from liftkit.finetune.dry_run import describe
 
-    console.out.print(recipe.to_yaml(), markup=False)
+    console.out.print(recipe.to_yaml())
     tables = describe(recipe, console.Bars())
     console.result(recipe=recipe.model_dump(mode="json"), estimate={title: dict(rows) for title, rows in tables})
     for title, rows in tables:

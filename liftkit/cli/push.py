@@ -38,4 +38,4 @@ def send(folder: Path, repo: str | None, public: bool) -> None:
 
         address = push(folder, repo, private=not public, observer=console.Bars())
         console.result(pushed=address)
-        console.out.print(f"pushed to {address} ({'public' if public else 'private'})", markup=False)
+        console.out.print(f"pushed to {address} ({'public' if public else 'private'})")

@@ -48,7 +48,7 @@ def show(name: Name) -> None:
     path = shipped_recipe(name)
     text = path.read_text(encoding="utf-8")
     console.result(name=path.stem, path=path, text=text)
-    console.out.print(text, markup=False, end="")
+    console.out.print(text, end="")
 
 
 @recipes.command()
@@ -73,4 +73,4 @@ def copy(
         raise UsageError(f"{target}: exists already; give another name, or remove it first")
     write_text(target, source.read_text(encoding="utf-8"))
     console.result(name=source.stem, path=target)
-    console.out.print(f"{target}: edit it, then liftkit finetune {target}", markup=False)
+    console.out.print(f"{target}: edit it, then liftkit finetune {target}")

@@ -83,7 +83,7 @@ def sample(
     console.result(output=output, files=written, count=count, prompts=prompts, seeds=seeds, device=chosen)
     first, size = settings[0], f"{images.shape[-1]} x {images.shape[-2]}"
     about = f"{size} pixels, {first['steps']} steps, seeds {seeds[0]} to {seeds[-1]}, {chosen}: {why}"
-    console.out.print(f"{count} images in {output} ({about})", markup=False)
+    console.out.print(f"{count} images in {output} ({about})")
 
 
 def _settings(
