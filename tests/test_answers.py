@@ -136,7 +136,9 @@ def test_a_finetune_and_one_that_was_stopped(ask: Ask, monkeypatch: pytest.Monke
     outcome.stopped, done.result, speed.steps = True, None, 0
     code, answer = ask(*arguments)
     assert (code, answer["error"], answer["result"], answer["seconds_per_step"]) == (130, "interrupted", None, None)
-    monkeypatch.setattr("liftkit.finetune.dry_run.describe", lambda recipe, observer: [("A step", [("images", "9")])])
+    monkeypatch.setattr(
+        "liftkit.finetune.dry_run.describe", lambda recipe, observer, resume: [("A step", [("images", "9")])]
+    )
     code, answer = ask(*arguments, "--dry-run")
     assert keys(answer) == {"dry_run", "output", "recipe", "estimate"}
     assert answer["recipe"]["batch_size"] == 32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ import typer
 from liftkit.cli import console
 from liftkit.cli.completion import complete_recipe
 from liftkit.cli.push import Public, Push, check, send
+from liftkit.errors import UsageError
 from liftkit.progress import Silent
 
 if TYPE_CHECKING:
@@ -21,12 +23,14 @@ if TYPE_CHECKING:
 
 def finetune(
     recipe: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="A recipe file, or the name of a shipped one (see liftkit recipes list).",
+            help="A recipe file, or the name of a shipped one (see liftkit recipes list). With --resume it may be left "
+            "out: the run folder's own recipe goes on.",
+            show_default=False,
             autocompletion=complete_recipe,
         ),
-    ],
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.")
     ] = None,
@@ -35,7 +39,10 @@ def finetune(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="Go on from 'latest' complete checkpoint of the run folder, or from the one at a path."),
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run: its folder, one of its checkpoints, or 'latest' for the folder of -o.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen and stop.")] = False,
     push: Push = None,
@@ -45,15 +52,12 @@ def finetune(
 
     Example: liftkit finetune tiny-klein steps=100 -o runs/first
     """
-    from liftkit.finetune.recipe_file import load_recipe
-
     check(push, public)
-    given = [*(overrides or []), *([f"output={json.dumps(str(output))}"] if output is not None else [])]
-    chosen = load_recipe(recipe, given)
+    chosen, resume = _recipe(recipe, overrides or [], output, resume)
     console.quiet_libraries()
     console.result(dry_run=dry_run, output=chosen.output)
     if dry_run:
-        _dry_run(chosen)
+        _dry_run(chosen, resume)
         return
     from liftkit.finetune.run import finetune as run
 
@@ -68,7 +72,27 @@ def finetune(
         raise typer.Exit(130)
 
 
+def _recipe(
+    recipe: str | None, overrides: list[str], output: Path | None, resume: str | None
+) -> tuple[Recipe, str | None]:
+    """The recipe, and the checkpoint to go on from, of what was given on the command line."""
+    from liftkit.finetune.recipe_file import load_recipe
+    from liftkit.finetune.resume import open_run
+
+    if recipe is not None and "=" in recipe and not Path(recipe).exists():
+        overrides = [recipe, *overrides]
+        recipe = None
+    if resume is not None:
+        return open_run(resume, recipe, overrides, output)
+    if recipe is None:
+        raise UsageError("no recipe: name one (liftkit recipes list has those that are shipped), or --resume a run")
+    given = [*overrides, *([f"output={json.dumps(str(output))}"] if output is not None else [])]
+    return load_recipe(recipe, given), None
+
+
 def _report(recipe: Recipe, done: Finetuned) -> None:
+    from liftkit.finetune.run_folder import resume_command
+
     figures = _figures(recipe, done)
     console.result(result=done.result, stopped=done.outcome.stopped, skipped=done.skipped, **figures)
     per_step = f", {figures['seconds_per_step']:.3f} s a step" if figures["seconds_per_step"] else ""
@@ -79,7 +103,7 @@ def _report(recipe: Recipe, done: Finetuned) -> None:
     if done.skipped:
         rows.append(("images", done.skipped))
     if done.result is None:
-        rows.append(("stopped", f"go on with --resume latest -o {recipe.output}"))
+        rows.append(("go on", resume_command(recipe.output)))
     else:
         rows += [("result", str(done.result)), ("next", _next(recipe, done.result))]
     console.table("Finetuned" if done.result is not None else "Stopped", rows)
@@ -110,15 +134,15 @@ def _speed(figures: dict[str, Any]) -> list[str]:
 
 def _next(recipe: Recipe, result: Path) -> str:
     if recipe.save == "adapter":
-        return f'liftkit sample {recipe.model} --adapter {result} -p "..." -o grid.png'
-    return f'liftkit sample {result} -p "..." -o grid.png'
+        return f'liftkit sample {quote(recipe.model)} --adapter {quote(str(result))} -p "..." -o grid.png'
+    return f'liftkit sample {quote(str(result))} -p "..." -o grid.png'
 
 
-def _dry_run(recipe: Recipe) -> None:
+def _dry_run(recipe: Recipe, resume: str | None) -> None:
     from liftkit.finetune.dry_run import describe
 
     console.out.print(recipe.to_yaml())
-    tables = describe(recipe, console.Bars())
+    tables = describe(recipe, console.Bars(), resume)
     console.result(recipe=recipe.model_dump(mode="json"), estimate={title: dict(rows) for title, rows in tables})
     for title, rows in tables:
         console.table(title, rows)

@@ -12,6 +12,7 @@ from liftkit.checkpoint.folder import tree_size
 from liftkit.errors import UsageError
 from liftkit.finetune.memory import estimate
 from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.resume import check_model, find_resumption, model_record
 from liftkit.finetune.run import check_packages, find_source, token_side, training_data
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.progress import Observer
@@ -19,7 +20,7 @@ from liftkit.progress import Observer
 Rows = list[tuple[str, str]]
 
 
-def describe(recipe: Recipe, observer: Observer) -> list[tuple[str, Rows]]:
+def describe(recipe: Recipe, observer: Observer, resume: str | None = None) -> list[tuple[str, Rows]]:
     """Tables of a dry run: titles and rows. Nothing is written and nothing encoded.
 
     Packages that are missing here are named in a table: the run may be meant for another machine.
@@ -27,8 +28,14 @@ def describe(recipe: Recipe, observer: Observer) -> list[tuple[str, Rows]]:
     Raises:
         UsageError: whatever else the run itself would complain about before training.
     """
+    resumption = find_resumption(recipe, resume) if resume is not None else None
     with TemporaryDirectory() as scratch:
-        trainee = open_trainee(recipe, find_source(recipe, Path(scratch), observer))
+        source = find_source(recipe, Path(scratch), observer)
+        if resumption is not None:
+            check_model(resumption, model_record(source))
+            for note in resumption.notes():
+                observer.note(note)
+        trainee = open_trainee(recipe, source)
         missing = _missing(recipe, trainee)
         data, _ = training_data(recipe, trainee, Path(scratch))
         whole = tree_size(trainee.folder.path)

@@ -60,6 +60,10 @@ def _locate(name: str | Path) -> Path:
 
 
 def _read(path: Path) -> str:
+    if path.is_dir():
+        raise UsageError(
+            f"{path}: a folder; a recipe is a YAML file (to go on with a run, give its folder by --resume alone)"
+        )
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)

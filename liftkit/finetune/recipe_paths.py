@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from yaml.nodes import ScalarNode
+
 from liftkit.checkpoint.model import is_hub_id
 from liftkit.finetune.recipe_schema import Location, dotted
 from liftkit.finetune.recipe_sections import is_local
+from liftkit.finetune.recipe_yaml import CORE, Plain, YamlError, compose
 
 
 def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -41,6 +44,41 @@ def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
             for inner, text in _missing_of(source):
                 location = ("data", "sources", place, *inner)
                 yield location, f"{dotted(location)}: {text}"
+
+
+def paths_from(text: str, directory: Path) -> dict[str, Any]:
+    """Relative paths of a recipe that lead nowhere from here but somewhere from another directory, by dotted key.
+
+    Args:
+        text: of the recipe; nothing is found in one that is wrong.
+        directory: to look from.
+    """
+    try:
+        plain = Plain(lambda node, message: None)(compose(text, "") or ScalarNode(f"{CORE}null", ""))
+    except YamlError:
+        return {}
+    found = {}
+    for location, path in _relative(plain if isinstance(plain, dict) else {}):
+        if not glob.glob(path) and glob.glob(str(directory / path)):
+            found[".".join(map(str, location))] = str(directory / path)
+    return found
+
+
+def _relative(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
+    """Values of a recipe that may be relative paths."""
+    data = plain.get("data")
+    data = data if isinstance(data, dict) else {}
+    places: list[tuple[Location, Any]] = [(("model",), plain.get("model")), (("data", "cache"), data.get("cache"))]
+    sources = data.get("sources")
+    for place, source in enumerate(sources if isinstance(sources, list) else []):
+        if isinstance(source, dict):
+            lead = ("data", "sources", place)
+            places.append(((*lead, "path"), source.get("path")))
+            urls = source.get("urls")
+            places += [((*lead, "urls", n), url) for n, url in enumerate(urls)] if isinstance(urls, list) else []
+    for location, value in places:
+        if _is_text(value) and not os.path.isabs(os.path.expanduser(value)):
+            yield location, value
 
 
 def near(path: Path) -> str:

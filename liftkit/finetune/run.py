@@ -19,9 +19,9 @@ from liftkit.finetune.encoders import fill_caches, load_vae
 from liftkit.finetune.optimizer import make_optimizers
 from liftkit.finetune.perceptual import make_perceptual
 from liftkit.finetune.recipe import DatasetSource, DemoSource, FolderSource, Recipe, Source, WebDatasetSource
-from liftkit.finetune.result import base_record, card, learned_adapter, write_model
+from liftkit.finetune.result import card, learned_adapter, write_model
+from liftkit.finetune.resume import Resumption, check_model, find_resumption, model_record
 from liftkit.finetune.run_folder import RunFolder
-from liftkit.finetune.state import find_checkpoint
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Outcome, Trainer
 from liftkit.models.latents import LatentSpace
@@ -64,8 +64,8 @@ def finetune(recipe: Recipe, *, resume: str | None = None, observer: Observer | 
     observer = observer or Silent()
     folder = RunFolder(recipe.output)
     folder.check(resuming=resume is not None)
-    checkpoint = find_checkpoint(folder.checkpoints, resume) if resume is not None else None
-    trainer = prepare(recipe, folder, observer, checkpoint)
+    resumption = find_resumption(recipe, resume) if resume is not None else None
+    trainer = prepare(recipe, folder, observer, resumption)
     outcome = trainer.train()
     result = None
     if not outcome.stopped:
@@ -74,24 +74,31 @@ def finetune(recipe: Recipe, *, resume: str | None = None, observer: Observer | 
     return Finetuned(outcome, result, trainer, trainer.skipped.summary())
 
 
-def prepare(recipe: Recipe, folder: RunFolder, observer: Observer, checkpoint: Path | None = None) -> Trainer:
+def prepare(recipe: Recipe, folder: RunFolder, observer: Observer, resumption: Resumption | None = None) -> Trainer:
     """Everything up to the first step: model, caches, the wrapped network, the checkpoint; then the run folder begins."""
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     accelerator = make_accelerator(recipe, folder)
     with accelerator.main_process_first():
         source = find_source(recipe, folder.path, observer)
+        model = model_record(source)
+        if resumption is not None:
+            check_model(resumption, model)
+            if accelerator.is_main_process:
+                for note in resumption.notes():
+                    observer.note(note)
         trainee = open_trainee(recipe, source)
         check_packages(recipe, trainee)
         data, held_out = training_data(recipe, trainee, folder.path)
         fill_caches(recipe, trainee, [data, *([held_out] if held_out else [])], observer, str(accelerator.device))
     vae = load_vae(source).to(accelerator.device) if recipe.objective.perceptual == "vae" else None
-    trainer = Trainer(recipe, trainee, data, held_out, vae, accelerator, folder, observer)
-    if checkpoint is not None:
-        trainer.resume(checkpoint)
+    trainer = Trainer(recipe, trainee, data, held_out, vae, accelerator, folder, observer, model)
+    resumed = None
+    if resumption is not None:
+        trainer.resume(resumption)
+        resumed = {"step": resumption.step, "changes": [str(change) for change in resumption.changes]}
     if accelerator.is_main_process:
-        model = {"name": source.name, "sha256": base_record(source).get("sha256", {})}
-        folder.begin(recipe, [each.describe() for each in (data, held_out) if each is not None], model)
+        folder.begin(recipe, [each.describe() for each in (data, held_out) if each is not None], model, resumed)
     accelerator.wait_for_everyone()
     if accelerator.log_with:
         accelerator.init_trackers("liftkit")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from liftkit.checkpoint.files import reason, write_text
+from liftkit.checkpoint.model import read_json
 from liftkit.conversion.card import versions
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe import Recipe
@@ -38,13 +41,32 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"output: {self.path}: is a file; the output is a folder")
         if not resuming and self.log_file.exists():
-            raise UsageError(f"output: {self.path}: holds a run already; go on with --resume, or choose another output")
+            raise UsageError(
+                f"output: {self.path}: holds a run already; go on with it by {resume_command(self.path)}, "
+                "or choose another output"
+            )
 
-    def begin(self, recipe: Recipe, sources: list[dict[str, Any]], model: dict[str, Any]) -> None:
-        """Write what the run is made of: the resolved recipe, versions, and digests of model and data."""
+    def begin(
+        self,
+        recipe: Recipe,
+        sources: list[dict[str, Any]],
+        model: dict[str, Any],
+        resumed: dict[str, Any] | None = None,
+    ) -> None:
+        """Write what the run is made of: the resolved recipe, versions, and digests of model and data.
+
+        Args:
+            recipe: by which it goes on; comments in ``recipe.yaml`` keep what it was before.
+            sources: of the data, plain.
+            model: what tells it from others, plain.
+            resumed: ``step`` and ``changes`` (lines) of a run that goes on.
+        """
         self.previews.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+        history = [*run_record(self.path).get("resumed", []), *([resumed] if resumed else [])]
+        comments = [f"# Since step {each['step']}: {line}\n" for each in history for line in each["changes"]]
+        write_text(self.path / "recipe.yaml", "".join(comments) + recipe.to_yaml())
         record = {"format": "liftkit.run", "version": 1, "model": model, "data": sources, "versions": versions()}
+        record |= {"directory": os.getcwd(), "resumed": history}
         write_text(self.path / "run.json", json.dumps(record, indent=2) + "\n")
 
     def log(self, row: dict[str, Any]) -> None:
@@ -58,7 +80,7 @@ class RunFolder:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise LiftkitError(
-                f"{self.log_file}: {reason(error)}; mend that, and go on with --resume latest"
+                f"{self.log_file}: {reason(error)}; mend that, and go on by {resume_command(self.path)}"
             ) from error
 
     def rewind(self, step: int) -> None:
@@ -75,6 +97,22 @@ class RunFolder:
             return False
         path.unlink(missing_ok=True)
         return True
+
+
+def resume_command(run: Path) -> str:
+    """The command that goes on with a run, as it can be pasted into a shell."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    launch = f"accelerate launch --num_processes {processes} -m " if processes > 1 else ""
+    return f"{launch}liftkit finetune --resume {shlex.quote(str(run))}"
+
+
+def run_record(run: Path) -> dict[str, Any]:
+    """``run.json`` of a run folder; empty where there is none, or something else."""
+    try:
+        record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
+    except UsageError:
+        return {}
+    return record if record.get("format") == "liftkit.run" else {}
 
 
 def _step(row: str) -> float:

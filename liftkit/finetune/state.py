@@ -17,8 +17,6 @@ from liftkit.checkpoint.model import read_json
 from liftkit.errors import UsageError
 
 RECORD = "state.json"
-ASIDE = ("output", "data.", "checkpoints.", "previews.", "validation.", "trackers", "threads", "save")
-"""Keys of recipes that leave the weights as they are; of the data there is a digest."""
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -99,31 +97,24 @@ def read_checkpoint(path: Path, stems: list[str]) -> tuple[dict[str, dict[str, T
     Raises:
         UsageError: if a file is missing or broken.
     """
-    record = read_json(path / RECORD)
-    if record.get("format") != "liftkit.state" or record.get("version") != 1:
-        raise UsageError(f"{path / RECORD}: not a state that this version reads")
+    record = read_record(path)
     return {stem: read_safetensors(path / f"{stem}.safetensors")[0] for stem in stems}, record
 
 
-def changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What a recipe says otherwise than the one that a run began with, line by line, of what its weights depend on.
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a checkpoint: ``step``, ``recipe``, ``data`` and ``model``.
 
-    Args:
-        before, now: recipes as plain data.
+    Raises:
+        UsageError: if it is missing or broken.
     """
-    old, new = _leaves(before), _leaves(now)
-    return [
-        f"{key} was {old.get(key)}, it is {new.get(key)} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(ASIDE)
-    ]
-
-
-def _leaves(table: dict[str, Any], lead: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in table.items():
-        result |= _leaves(value, f"{lead}{key}.") if isinstance(value, dict) else {f"{lead}{key}": value}
-    return result
+    record = read_json(path / RECORD)
+    if record.get("format") != "liftkit.state" or record.get("version") != 1:
+        raise UsageError(f"{path / RECORD}: not a state that this version reads")
+    if type(record.get("step")) is not int:
+        raise UsageError(
+            f"{path / RECORD}: no number of steps in it; the file is broken, resume from another checkpoint"
+        )
+    return record
 
 
 def optimizer_tensors(

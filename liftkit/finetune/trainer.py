@@ -23,12 +23,12 @@ from liftkit.finetune.network import Reference, connect
 from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, set_rate
 from liftkit.finetune.perceptual import make_perceptual
 from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.resume import Resumption
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.sharding import set_sharding
 from liftkit.finetune.speed import Speed, count_flops
 from liftkit.finetune.state import (
     abandon_after,
-    changed_keys,
     checkpoints,
     load_optimizers,
     load_parameters,
@@ -72,6 +72,7 @@ class Trainer:
         accelerator: of accelerate.
         folder: of the run.
         observer: hears of the progress.
+        model: what tells it from others, plain; checkpoints keep it.
 
     Attributes:
         skipped: images that could not be read, in any process, before training or since.
@@ -87,9 +88,11 @@ class Trainer:
         accelerator: Any,
         folder: RunFolder,
         observer: Observer,
+        model: dict[str, Any],
     ) -> None:
         self.recipe, self.trainee, self.data, self.held_out = recipe, trainee, data, held_out
         self.accelerator, self.folder, self.observer = accelerator, folder, observer
+        self.model_record = model
         self.step = 0
         self.speed = Speed()
         self._named = len(data.skipped.unreadable)
@@ -338,43 +341,46 @@ class Trainer:
             tensors["adversary"] = self.objective.adversary.tensors()
         path = None
         if self.accelerator.is_main_process:
-            record = {"recipe": self.recipe.model_dump(mode="json"), "data": self.data.digest}
+            record = {
+                "recipe": self.recipe.model_dump(mode="json"),
+                "data": self.data.digest,
+                "model": self.model_record,
+            }
             path = write_checkpoint(self.folder.checkpoints, self.step, tensors, record, self.recipe.checkpoints.keep)
         self.accelerator.wait_for_everyone()
         return path
 
-    def resume(self, path: Path) -> None:
+    def resume(self, resumption: Resumption) -> None:
         """Go on from a checkpoint. Where the data are not those of before it says so: one image that went away should not
         end a run for good.
 
         Raises:
             UsageError: if it is broken or of another recipe.
         """
+        path = resumption.checkpoint
         stems = [*STEMS, *(["average"] if self.average else []), *(["adversary"] if self.objective.adversary else [])]
         tensors, record = read_checkpoint(path, stems)
         load_parameters(dict(self.parameters), tensors["parameters"], str(path))
-        load_optimizers(self.bare, self.parameters, tensors["optimizer"])
+        # Another optimizer has other state, and begins anew.
+        if not any(change.key == "optimizer.name" for change in resumption.changes):
+            load_optimizers(self.bare, self.parameters, tensors["optimizer"])
         if self.average is not None:
             load_parameters(self.average.values, tensors["average"], str(path))
         if self.objective.adversary is not None:
             self.objective.adversary.load(tensors["adversary"])
-        self.step = int(record["step"])
+        self.step = resumption.step
         if self.accelerator.is_main_process:
             self.folder.rewind(self.step)
             for moved in abandon_after(self.folder.checkpoints, self.step):
                 self.observer.note(
                     f"{moved}: a checkpoint of the steps that are done again now; delete it if it is not needed"
                 )
-            for text in self._changed_since(record):
+            if record.get("data", self.data.digest) != self.data.digest:
+                text = "images or captions are not those that it was trained on"
                 self.folder.log({"step": self.step, "note": text})
                 self.observer.note(f"{path}: {text}; the run goes on, but not as it would have")
-
-    def _changed_since(self, record: dict[str, Any]) -> Iterator[str]:
-        """What a checkpoint was made with, where it is something else now."""
-        if record.get("data", self.data.digest) != self.data.digest:
-            yield "images or captions are not those that it was trained on"
-        now = self.recipe.model_dump(mode="json")
-        yield from changed_keys(record.get("recipe", now), now)
+            for change in resumption.changes:
+                self.folder.log({"step": self.step, "note": str(change)})
 
 
 def _due(every: int, step: int) -> bool:
