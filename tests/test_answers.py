@@ -135,7 +135,8 @@ def test_a_finetune_and_one_that_was_stopped(ask: Ask, monkeypatch: pytest.Monke
     assert (answer["seconds_per_step"], answer["images_per_second"], answer["tflops"]) == (0.5, 64.0, None)
     outcome.stopped, done.result, speed.steps = True, None, 0
     code, answer = ask(*arguments)
-    assert (code, answer["error"], answer["result"], answer["seconds_per_step"]) == (130, "interrupted", None, None)
+    after = "interrupted; no step was saved yet, the same command starts again"
+    assert (code, answer["error"], answer["result"], answer["seconds_per_step"]) == (130, after, None, None)
     monkeypatch.setattr(
         "liftkit.finetune.dry_run.describe", lambda recipe, observer, resume: [("A step", [("images", "9")])]
     )
@@ -242,8 +243,9 @@ def test_faults_and_interruptions_are_answers_too(ask: Ask, cli: Cli, monkeypatc
     with pytest.raises(RuntimeError, match="sprocket"):
         cli("--json", "--debug", "recipes", "list")
     monkeypatch.setattr("liftkit.finetune.shipped.shipped_recipes", failing(KeyboardInterrupt()))
+    after = "interrupted; the same command starts again"
     assert ask("recipes", "list") == (
-        130, {"command": "recipes list", "ok": False, "error": "interrupted", "exit_code": 130},
+        130, {"command": "recipes list", "ok": False, "error": after, "exit_code": 130},
     )  # fmt: skip
 
 

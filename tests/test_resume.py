@@ -41,7 +41,14 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     copied = tmp_path / "place"
     shutil.copytree(trained, copied, symlinks=True)
     monkeypatch.chdir(copied)
+    began_in(copied / "my run", copied)
     return copied
+
+
+def began_in(run: Path, directory: Path) -> None:
+    """Relative paths of a run's recipe are looked for in the directory where it was started."""
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "directory": str(directory)}))
 
 
 def recipe_of(run: Path) -> dict[str, Any]:
@@ -147,7 +154,13 @@ def test_another_architecture_is_refused(place: Path, cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["trainable.mode=lora", "ema.enabled=false", "objective.adversarial=1", "space=latent objective.loss=flow"]
+    "override",
+    [
+        "trainable.mode=lora",
+        "ema.enabled=false",
+        "objective.adversarial=1",
+        "space=latent objective.loss=flow trainable.open=0",
+    ],
 )
 def test_what_a_checkpoint_does_not_hold_is_refused_before_anything_is_loaded(place: Path, cli, override: str) -> None:
     code, _, stderr = cli("finetune", "--resume", "my run", *override.split())
@@ -170,8 +183,6 @@ def test_a_run_goes_on_from_another_directory_and_after_it_moved(
     moved = tmp_path / "elsewhere" / "moved"
     (place / "my run").rename(moved)
     # The photographs and the model lie where the run was started, and nowhere from here.
-    record = json.loads((moved / "run.json").read_text())
-    (moved / "run.json").write_text(json.dumps({**record, "directory": str(place)}))
     code, _, stderr = cli("finetune", "--resume", "moved", "steps=3")
     assert code == 0, stderr
     assert load_recipe(moved / "recipe.yaml").output == Path("moved")
@@ -220,8 +231,8 @@ def test_a_finished_run_asked_for_fewer_steps_says_that_nothing_is_left(place: P
     assert "2 done before, 1 asked for: nothing was left to train" in stdout
 
 
-def test_changes_of_a_recipe_are_those_of_its_keys(trained: Path) -> None:
-    before = recipe_of(trained / "my run")
+def test_changes_of_a_recipe_are_those_of_its_keys(place: Path) -> None:
+    before = recipe_of(place / "my run")
     assert compare_recipes(before, {**before, "output": "elsewhere"}) == []
     now = {**before, "data": {**before["data"], "sources": [{"kind": "demo", "count": 3, "weight": 1.0}]}}
     (change,) = compare_recipes(before, now)

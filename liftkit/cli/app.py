@@ -99,11 +99,11 @@ def run() -> None:
         except SystemExit as exit_:  # how typer ends, well or not
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
             if code == INTERRUPTED:
-                console.fail("interrupted")
+                console.interrupted()
             scripting.finish(code, exit_)
             raise
         except KeyboardInterrupt:
-            console.fail("interrupted")
+            console.interrupted()
             code = INTERRUPTED
         except Exception as error:  # the edge of the program: everything becomes one line
             code = _tell(error)

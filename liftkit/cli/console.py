@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,11 +51,13 @@ class Answer:
         command: that runs, such as ``recipes list``; empty before there is one.
         fields: what it found, by the keys of :data:`liftkit.cli.answers.KEYS`.
         errors: what went wrong, line by line.
+        after: returns what to do after an interruption, for its last line.
     """
 
     command: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    after: Callable[[], str] = lambda: "the same command starts again"
 
 
 settings = Settings()
@@ -110,6 +112,16 @@ def fail(message: str) -> None:
     """One line on stderr, and in the object of ``--json``."""
     answer.errors.append(message)
     err.print(Text.assemble(("error", "bold red"), f": {printable(message)}"))
+
+
+def resumable() -> None:
+    """The command that runs now goes on where it was interrupted when it is given again."""
+    answer.after = lambda: "the same command goes on where it stopped"
+
+
+def interrupted() -> None:
+    """The last line after Ctrl-C: that it was one, and what to do next."""
+    fail(f"interrupted; {answer.after()}")
 
 
 def note(message: str) -> None:

@@ -61,6 +61,7 @@ def finetune(
         return
     from liftkit.finetune.run import finetune as run
 
+    console.answer.after = lambda: _after(chosen.output)
     # One process speaks for all.
     observer = console.Bars() if int(os.environ.get("RANK", "0")) == 0 else Silent()
     done = run(chosen, resume=resume, observer=observer)
@@ -90,16 +91,23 @@ def _recipe(
     return load_recipe(recipe, given), None
 
 
+def _after(run: Path) -> str:
+    """What to do after an interruption."""
+    from liftkit.finetune.run_folder import resume_command
+    from liftkit.finetune.state import checkpoints
+
+    found = checkpoints(run / "checkpoints")
+    if not found:
+        return "no step was saved yet, the same command starts again"
+    return f"step {found[-1][0]} is saved, go on by: {resume_command(run)}"
+
+
 def _report(recipe: Recipe, done: Finetuned) -> None:
     from liftkit.finetune.run_folder import resume_command
 
     figures = _figures(recipe, done)
     console.result(result=done.result, stopped=done.outcome.stopped, skipped=done.skipped, **figures)
-    per_step = f", {figures['seconds_per_step']:.3f} s a step" if figures["seconds_per_step"] else ""
-    rows = [
-        ("steps", f"{figures['step']} of {figures['steps']} in {figures['seconds']:.0f} s{per_step}"),
-        ("speed", ", ".join(_speed(figures))),
-    ]
+    rows = [("steps", _steps(figures)), ("speed", ", ".join(_speed(figures)))]
     if done.skipped:
         rows.append(("images", done.skipped))
     if done.result is None:
@@ -124,6 +132,14 @@ def _figures(recipe: Recipe, done: Finetuned) -> dict[str, Any]:
         "tflops": speed.flops / per_step / 1e12 if per_step and speed.flops else None,
         "peak_memory": peak_memory(done.trainer.accelerator.device),
     }
+
+
+def _steps(figures: dict[str, Any]) -> str:
+    step, steps = figures["step"], figures["steps"]
+    if not figures["seconds_per_step"] and step >= steps:
+        return f"{step} done before, {steps} asked for: nothing was left to train"
+    per_step = f", {figures['seconds_per_step']:.3f} s a step" if figures["seconds_per_step"] else ""
+    return f"{step} of {steps} in {figures['seconds']:.0f} s{per_step}"
 
 
 def _speed(figures: dict[str, Any]) -> list[str]:

@@ -78,6 +78,7 @@ def fit(
     job = prepare(FitJob(tuple(sources), options, output, part, moments_out, merge))
     console.table("Fit", _rows(job))
     console.quiet_libraries()
+    console.resumable()
     _report(job)
 
 

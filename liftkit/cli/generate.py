@@ -43,6 +43,7 @@ def generate(
     from liftkit.guidance import Guidance
 
     console.quiet_libraries()
+    console.resumable()
     if prompts != "demo" and not Path(prompts).is_file():
         raise UsageError(f"--prompts {prompts}: no such file; give a text file, one prompt a line, or 'demo'")
     texts = read_prompts(None if prompts == "demo" else Path(prompts))
