@@ -184,8 +184,24 @@ print(type(pipe).__name__, type(pipe.transformer).__name__, type(pipe.vae).__nam
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     names = done.stdout.split()
-    assert names[0] in ("Flux2KleinPipeline", "PixelFlux2KleinPipeline")
-    assert names[1:] == ["AsymFlux2Transformer2DModel", "PixelAutoencoder", "AsymFlowMatchEulerDiscreteScheduler"]
+    assert names == [
+        "Flux2KleinPipeline",
+        "AsymFlux2Transformer2DModel",
+        "PixelAutoencoder",
+        "AsymFlowMatchEulerDiscreteScheduler",
+    ]
+
+
+def test_saves_again_where_nobody_imported_liftkit(converted: dict[str, Path], tmp_path: Path) -> None:
+    program = f"""
+from diffusers import DiffusionPipeline
+none = {{"text_encoder": None, "tokenizer": None}}
+choices = dict(custom_pipeline={str(converted["flux2"])!r}, trust_remote_code=True)
+DiffusionPipeline.from_pretrained({str(converted["flux2"])!r}, **none, **choices).save_pretrained({str(tmp_path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert type(load(tmp_path)).__name__ == "Flux2KleinPipeline"
 
 
 def test_without_liftkit_loading_fails_loudly(converted: dict[str, Path]) -> None:

@@ -19,14 +19,14 @@ _PROVED = {
     "projections": "the projections of both models (every other tensor is the source's, bit for bit)",
 }
 PIPELINE = Template('''\
-"""Load with DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)."""
+"""Load with DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)."""
 
+import diffusers
 import liftkit  # noqa: F401  (teaches diffusers the pixel classes)
-from diffusers import $stock
 
 
-class Pixel$stock($stock):
-    """The stock pipeline; its transformer, autoencoder and scheduler are liftkit's."""
+class $stock(diffusers.$stock):
+    """The stock pipeline, by its own name so that what it saves loads again; its parts are liftkit's."""
 ''')
 """``pipeline.py``; ``stock`` is a name out of diffusers' own source."""
 PACKAGES = ("liftkit", "torch", "diffusers", "transformers", "safetensors", "numpy")
