@@ -14,6 +14,8 @@ from diffusers import DiffusionPipeline, Flux2KleinPipeline
 from PIL import Image
 
 from liftkit import demo
+from liftkit.checkpoint.folder import tree_size
+from liftkit.conversion.plan import ConvertOptions, make_plan
 from liftkit.data import demo as data
 from liftkit.data.oracle import judge, load_oracle
 from liftkit.embedded import TINY_KLEIN
@@ -133,3 +135,9 @@ def test_sample_says_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
         assert code == 2
         assert expected in err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_knows_the_disk_that_a_conversion_takes(pixel_klein: Path, tmp_path: Path) -> None:
+    plan = make_plan("demo", tmp_path / "new", ConvertOptions(images="demo"))
+    assert plan.needed_bytes == sum(plan.parts.values())
+    assert 1.0 <= plan.needed_bytes / tree_size(pixel_klein) < 1.25

@@ -20,7 +20,7 @@ FOLDER = "the folder that was made"
 PLAN = (
     "what is to be done: `model`, `class`, `pipeline`, `output`, `rank`, `dim`, `patch_size`, `latent_patch`, `options` as they "
     "were resolved, `reasons` of automatic choices, `rewritten` (shapes by tensor name), `kept` (number of tensors), "
-    "`transformer_bytes`, `needed_bytes`, `proof` (where it runs)"
+    "`transformer_bytes`, `needed_bytes`, `parts` (bytes by what takes them), `proof` (where it runs)"
 )
 CONVERTED = {
     "plan": PLAN,
@@ -140,5 +140,6 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "kept": plan.kept,
         "transformer_bytes": plan.transformer_bytes,
         "needed_bytes": plan.needed_bytes,
+        "parts": plan.parts,
         "proof": plan.proof,
     }

@@ -214,11 +214,17 @@ def print_plan(plan: Plan) -> None:
             ("kept", f"{plan.kept} tensors, {copied}"),
             ("rewritten", rewritten),
             ("transformer", console.size(plan.transformer_bytes)),
-            ("disk", f"{console.size(plan.needed_bytes)} for {plan.output}"),
+            ("disk", f"{console.size(plan.needed_bytes)} for {plan.output}: {_parts(plan)}"),
             ("proof", f"on the {plan.proof} ({plan.reasons['proof']})"),
             ("device", f"{options.device} ({plan.reasons['device']})"),
         ],
     )  # fmt: skip
+
+
+def _parts(plan: Plan) -> str:
+    """What takes the disk, the largest first."""
+    parts = sorted(plan.parts.items(), key=lambda part: -part[1])
+    return ", ".join(f"{name} {console.size(count)}" for name, count in parts if count > 0)
 
 
 def data_rows(subject: Subject, options: ConvertOptions | FitOptions, reused: bool = False) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ def choose_proof(wanted: ProofKind, weights: Weights, device: str) -> tuple[Proo
         return wanted, "as asked"
     needed, there = model_memory(weights), available_memory(device)
     kind: ProofKind = "model" if needed <= there else "projections"
-    return kind, f"the model needs {needed / 1e9:.1f} GB, {there / 1e9:.1f} GB are free"
+    return kind, f"running the model takes {needed / 1e9:.1f} GB with its libraries, {there / 1e9:.1f} GB are free"
 
 
 def model_memory(weights: Weights) -> int:

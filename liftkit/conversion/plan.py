@@ -15,10 +15,12 @@ from liftkit.conversion.memory import ProofKind, choose_proof
 from liftkit.conversion.subject import Subject, check_sources, choose, inspect_model
 from liftkit.errors import UsageError
 from liftkit.fit.engine import FitOptions
+from liftkit.fit.gallery import ROWS, SHOWN, SHOWN_SIDE
 from liftkit.lift import Lift
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-REPORT_BYTES = 48_000_000
+REPORT_BYTES = 1_500_000
+"""Of charts, figures, records and the card, beside the pictures."""
 
 
 @dataclass
@@ -58,6 +60,8 @@ class Plan(Subject):
         kept: number of tensors whose bytes are copied.
         transformer_bytes: of the new transformer.
         needed_bytes: disk that the whole output takes.
+        parts: what takes it, in bytes: the new transformer, files that are copied (or linked, which takes off), what finetuning
+            needs of the source's projections, and the report.
         lift: a given lift, checked.
         brought: the source's files that come along, by their path in the output.
         sources: what every file that is read looked like, to be sure at the end that it is still the same.
@@ -71,6 +75,7 @@ class Plan(Subject):
     kept: int = 0
     transformer_bytes: int = 0
     needed_bytes: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
     lift: Lift | None = None
     brought: dict[str, Path] = field(default_factory=dict)
     sources: dict[Path, Stamp] = field(default_factory=dict)
@@ -112,7 +117,9 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
     plan.proof, plan.reasons["proof"] = choose_proof(chosen.proof, weights, chosen.device)
     if chosen.save == "adapter":
         plan.proof, plan.reasons["proof"] = "projections", "an adapter holds nothing else"
-        plan.needed_bytes = sum(entry.size for entry in plan.rewritten.values()) + _size_of(plan, plan.spec.reference)
+        changed = sum(entry.size for entry in plan.rewritten.values())
+        plan.parts = {"projections": changed, "reference": _size_of(plan, plan.spec.reference)}
+        plan.needed_bytes = sum(plan.parts.values())
     check_space(output, plan.needed_bytes)
     return plan
 
@@ -147,15 +154,24 @@ def _plan_files(plan: Plan) -> None:
     plan.sources = stamps([model.path / "model_index.json", *configs, *transformer, *plan.brought.values()])
     # Headers were read a moment ago: that file, not one that took its place since, is what was planned for.
     plan.sources |= {header.path: header.stamp for header in plan.weights.headers.values() if header.stamp is not None}
-    # The reference holds the projections and the output norm again, and the report a few pictures.
-    kept_apart = 2 * sum(entry.size for entry in plan.rewritten.values()) + _size_of(plan, plan.spec.reference)
-    others = [plan.sources[path] for path in plan.brought.values()]
-    plan.needed_bytes = plan.transformer_bytes + sum(stamp.size for stamp in others) + kept_apart + REPORT_BYTES
+    names = (*(projection.path for projection, _ in plan.spec.projections), *plan.spec.reference)
+    copied = sum(plan.sources[path].size for path in plan.brought.values())
+    plan.parts = {"transformer": plan.transformer_bytes, "copied": copied, "reference": _size_of(plan, names)}
+    plan.parts["report"] = _report_size(plan)
+    plan.needed_bytes = sum(plan.parts.values())
     if plan.options.shards == "link":
         device = plan.output.resolve().parent.stat().st_dev
         linked = [plan.sources[path] for path in plan.brought.values() if path.suffix == ".safetensors"]
         linked += [plan.sources[h.path] for h in plan.weights.headers.values() if plan.is_untouched(h)]
-        plan.needed_bytes -= sum(stamp.size for stamp in linked if stamp.device == device)
+        plan.parts["linked"] = -sum(stamp.size for stamp in linked if stamp.device == device)
+        plan.needed_bytes += plan.parts["linked"]
+
+
+def _report_size(plan: Plan) -> int:
+    """At most, of the lift's file and the page: the basis in double precision, and pictures as numbers and as PNG in base64."""
+    side = min(SHOWN_SIDE, plan.options.resolution or SHOWN_SIDE)
+    pictures = len(ROWS) * SHOWN * 3 * side**2
+    return 8 * plan.dim * plan.rank + pictures + pictures * 4 // 3 + REPORT_BYTES
 
 
 def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
