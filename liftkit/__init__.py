@@ -24,8 +24,11 @@ _NAMES = {
     "Lift": "liftkit.lift",
     "TokenMoments": "liftkit.fit.moments",
     "fit_procrustes": "liftkit.fit.procrustes",
+    "fit_pca": "liftkit.fit.pca",
+    "fit_jacobian": "liftkit.fit.jacobian",
     "convert_transformer": "liftkit.conversion.surgery",
     "convert": "liftkit.conversion.execute",
+    "verify": "liftkit.conversion.audit:audit",
     "load_adapter": "liftkit.formats.adapters",
     "lift_lora": "liftkit.formats.lora",
     "open_flow": "liftkit.models.flow",
@@ -35,7 +38,7 @@ _NAMES = {
     "UsageError": "liftkit.errors",
     "ProofError": "liftkit.errors",
 }
-_MODULES = ("color",)
+_MODULES = ("color", "finetune")
 
 __all__ = [*_NAMES, *_MODULES]
 
@@ -49,7 +52,8 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"liftkit.{name}")
     if name in _NAMES:
-        value = getattr(import_module(_NAMES[name]), name)
+        module, _, attribute = _NAMES[name].partition(":")
+        value = getattr(import_module(module), attribute or name)
     elif name.startswith("Asym"):
         value = _diffusers.lifted(name)
     else:
@@ -61,7 +65,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__version__", "__doc__", "__file__", "__name__", "__path__"])
 
 
 _diffusers.register()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import liftkit
 from liftkit.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -80,9 +81,17 @@ def test_commands_and_options_that_are_shown_exist() -> None:
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= options | {"--debug"}
 
 
-def test_python_that_is_shown_runs(checkout: Path) -> None:
-    for block in blocks(ROOT / "README.md", "python"):
-        exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_python_that_is_shown_runs(page: str, checkout: Path) -> None:
+    names: dict[str, object] = {}
+    for block in blocks(ROOT / page, "python"):
+        exec(compile(block, page, "exec"), names)
+
+
+def test_every_public_name_is_documented() -> None:
+    text = (ROOT / "docs" / "api.md").read_text()
+    missing = [name for name in liftkit.__all__ if f"`{name}" not in text]
+    assert missing == []
 
 
 def test_links_lead_somewhere() -> None:

@@ -149,7 +149,9 @@ def _check_free(target: Path, overwrite: bool) -> None:
     if os.path.ismount(place):
         raise UsageError(f"{target}: is a mount point, which cannot be renamed; choose a folder inside it")
     if not overwrite:
-        raise UsageError(f"{target}: exists already; choose another output or pass --overwrite")
+        raise UsageError(
+            f"{target}: exists already; choose another output, or replace it with --overwrite (overwrite=True in Python)"
+        )
     if any(place.iterdir()) and not (place / RECORD).is_file():
         raise UsageError(
             f"{target}: holds files but no {RECORD}, so it is no folder that liftkit made; "

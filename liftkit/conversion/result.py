@@ -30,3 +30,10 @@ class Conversion:
     def output(self) -> Path:
         """The converted folder."""
         return self.plan.output
+
+    def __repr__(self) -> str:
+        exact, stored = f"{self.proof.exact:.1e}", f"{self.proof.stored:.1e}"
+        return (
+            f"Conversion({str(self.output)!r}: rank {self.lift.rank} of {self.lift.dim}, scale {self.lift.scale:.4f}, "
+            f"deviation {exact} in full precision, {stored} as stored)"
+        )

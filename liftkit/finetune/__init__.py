@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-_PUBLIC = {"asymflow_loss": "liftkit.finetune.objective", "flow_loss": "liftkit.finetune.objective"}
+_PUBLIC = {
+    "asymflow_loss": "liftkit.finetune.objective",
+    "flow_loss": "liftkit.finetune.objective",
+    "load_recipe": "liftkit.finetune.recipe_file",
+    "finetune": "liftkit.finetune.run",
+}
 
 
 def __getattr__(name: str) -> Any:
