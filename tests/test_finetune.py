@@ -456,7 +456,7 @@ def test_skipped_images_are_counted_and_named_from_the_beginning_to_the_end(make
     done = finetune(recipe, observer=watch)
     assert done.skipped == "skipped images: 3 unreadable (03.png, 07.png, 05.png)"
     assert "skipped images: 2 unreadable (03.png, 07.png)" in watch.notes
-    assert watch.text.endswith("3 skipped")
+    assert watch.text.endswith("3 images skipped")
     record = json.loads((recipe.output / "run.json").read_text())
     assert (record["data"][0]["skipped"], record["data"][0]["images"]) == (["03.png", "07.png"], 10)
     (lost,) = [row for row in rows(recipe.output) if "skipped" in row]

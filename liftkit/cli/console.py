@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from liftkit.checkpoint.text import printable
+from liftkit.cli import bars
+from liftkit.cli.bars import size as size
 from liftkit.cli.terminal import SafeConsole
-from liftkit.progress import Advance
 
 
 @dataclass
@@ -149,56 +138,8 @@ def table(title: str, rows: list[tuple[str, str]]) -> None:
     out.print()
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
+class Bars(bars.Bars):
+    """Progress on stderr."""
 
-
-class _Rate(ProgressColumn):
-    """Done of total, and the rate, in the stage's own unit."""
-
-    def render(self, task: Task) -> Text:
-        unit = task.fields["unit"]
-        show = size if unit == "bytes" else lambda value: f"{value:.0f}"
-        done = show(task.completed) + (f"/{show(task.total)}" if task.total is not None else "")
-        rate = f"  {show(task.speed)}/s" if task.speed else ""
-        return Text(f"{done}{'' if unit == 'bytes' else f' {unit}'}{rate}", style="dim")
-
-
-class Bars:
-    """An observer that draws one bar per stage on stderr."""
-
-    _running: tuple[Progress, TaskID, str] | None = None
-
-    @contextmanager
-    def stage(self, title: str, total: float | None, unit: str) -> Iterator[Advance]:
-        """See :class:`liftkit.progress.Observer`."""
-        columns = (
-            SpinnerColumn(finished_text="[green]✓[/]"),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            _Rate(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=err, disable=settings.quiet) as progress:
-            task = progress.add_task(printable(title), total=total, unit=unit)
-            self._running = progress, task, title
-            yield lambda amount: progress.advance(task, amount)
-            self._running = None
-            # A stage that had enough before its end is done all the same.
-            progress.update(task, total=progress.tasks[0].completed)
-
-    def note(self, text: str) -> None:
-        """See :class:`liftkit.progress.Observer`."""
-        note(text)
-
-    def status(self, text: str) -> None:
-        """See :class:`liftkit.progress.Observer`."""
-        if self._running is not None:
-            progress, task, title = self._running
-            progress.update(task, description=printable(f"{title}  {text}"))
+    def __init__(self) -> None:
+        super().__init__(err, note, settings.quiet)

@@ -135,8 +135,7 @@ class Trainer:
         self.speed.flops = 0.0 if recipe.compile else count_flops(self.objective, one, recipe)
         begun = time.monotonic()
         stop = self.step >= recipe.steps
-        title = f"finetune: {recipe.batch_size} images a step"
-        with self.observer.stage(title, recipe.steps, "steps") as advance, Interrupt() as interrupt:
+        with self.observer.stage("finetune", recipe.steps, "steps") as advance, Interrupt() as interrupt:
             advance(self.step)
             for batch in self.data.ahead(self.step, recipe.steps, self._rows()):
                 self._step(batch)
@@ -236,13 +235,10 @@ class Trainer:
         self.observer.status(self._status(row))
 
     def _status(self, row: dict[str, Any]) -> str:
-        parts = [f"loss {row['loss']:.3f}"]
-        parts += [f"lambda {row['lambda']:.2f}"] if "lambda" in row else []
-        parts += [
-            f"gradient {row['gradient_norm']:.2f}",
-            f"{self.recipe.batch_size / self.speed.per_step:.1f} images/s",
-            *([f"{len(self.skipped)} skipped"] if self.skipped else []),
-        ]
+        """What a user watches; the other figures are in the log."""
+        parts = [f"loss {row['loss']:.3f}", f"{self.recipe.batch_size / self.speed.per_step:.1f} images/s"]
+        if self.skipped:
+            parts.append("1 image skipped" if len(self.skipped) == 1 else f"{len(self.skipped)} images skipped")
         return "  ".join(parts)
 
     # -- between steps ----------------------------------------------------------------------------------------------
