@@ -22,14 +22,14 @@ def compare(
     pixels: Annotated[list[str], typer.Argument(metavar="PIXEL...", help="Pixel models: converted folders.")],
     real: Annotated[str, typer.Option(help="'demo', or a folder of images with captions.")] = "demo",
     count: Annotated[
-        int | None, typer.Option("--count", "-n", min=8, help="Samples of each model [default: 512, quick: 64]")
+        int | None, typer.Option("--count", "-n", min=8, help="Samples of each model.", show_default="512, quick: 64")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Sample i starts from seed + i, in every model.")] = 0,
     steps: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Denoising steps; repeat for base and each PIXEL [default: 16 for demo images]"),
+        typer.Option(min=1, help="Denoising steps; repeat for base and each PIXEL.", show_default="16 for demo images"),
     ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale [default: 4 for demo images]")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="4 for demo images")] = None,
     guidance_start: guiding.Start = 0.0,
     guidance_stop: guiding.Stop = 1.0,
     guidance_orthogonal: guiding.Orthogonal = False,
@@ -41,7 +41,9 @@ def compare(
         str | None, typer.Option(help="A control: the pixel network from random weights, by the same recipe.")
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts, one a line, instead of captions.")] = None,
-    resolution: Annotated[int | None, typer.Option(min=1, help="Side of the images [default: the base's]")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Side of the images.", show_default="the base's")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write one page with pictures that opens offline.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures; the schema is in docs/compare.md.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",

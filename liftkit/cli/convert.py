@@ -105,9 +105,9 @@ Images = Annotated[
 ]
 NumImages = Annotated[
     str | None,
-    typer.Option(help="Images to fit on; auto stops when the fit has converged [default: by tokens per image]"),
+    typer.Option(help="Images to fit on; auto stops when the fit has converged.", show_default="by tokens per image"),
 ]
-Resolution = Annotated[int | None, typer.Option(min=1, help="Side of the images at most [default: the VAE's]")]
+Resolution = Annotated[int | None, typer.Option(min=1, help="Side of the images at most.", show_default="the VAE's")]
 KindOption = Annotated[
     Kind, typer.Option(help="Procrustes on pairs, the PCA subspace, or the decoder's mean Jacobian.")
 ]

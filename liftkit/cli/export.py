@@ -32,7 +32,9 @@ def export(
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option(min=1, help="Of the LoRA taken from a finetuned folder, whatever is lost [default: its recipe's]"),
+        typer.Option(
+            min=1, help="Of the LoRA taken from a finetuned folder, whatever is lost.", show_default="its recipe's"
+        ),
     ] = None,
     push: Push = None,
     public: Public = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-Scale = Annotated[float | None, typer.Option("--guidance", help="Guidance scale [default: the pipeline's]")]
+Scale = Annotated[float | None, typer.Option("--guidance", help="Guidance scale.", show_default="the pipeline's")]
 Start = Annotated[
     float, typer.Option("--guidance-start", min=0.0, max=1.0, help="Part of the steps before guidance starts.")
 ]

@@ -55,7 +55,7 @@ def show(name: Name) -> None:
 def copy(
     name: Name,
     path: Annotated[
-        Path | None, typer.Argument(help="A new file, or a folder for it [default: NAME.yaml here]")
+        Path | None, typer.Argument(help="A new file, or a folder for it.", show_default="NAME.yaml here")
     ] = None,
 ) -> None:
     """Copy a recipe, to change it.

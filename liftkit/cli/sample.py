@@ -31,14 +31,14 @@ def sample(
             "Every file holds its prompt, seed and settings.",
         ),
     ] = "samples.png",
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps [default: the pipeline's]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the pipeline's")] = None,
     guidance: guiding.Scale = None,
     guidance_start: guiding.Start = 0.0,
     guidance_stop: guiding.Stop = 1.0,
     guidance_orthogonal: guiding.Orthogonal = False,
-    height: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="In pixels [default: the autoencoder's size]")] = None,
-    columns: Annotated[int | None, typer.Option(min=1, help="Of the grid [default: by count]")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="In pixels.", show_default="the autoencoder's size")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="In pixels.", show_default="the autoencoder's size")] = None,
+    columns: Annotated[int | None, typer.Option(min=1, help="Of the grid.", show_default="by count")] = None,
     adapter: Annotated[
         str | None, typer.Option(help="A folder of liftkit finetune with save: adapter, or of the AsymFlow authors.")
     ] = None,
