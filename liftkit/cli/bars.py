@@ -111,7 +111,8 @@ class Stage:
             line.append("  ")
             line.append("━" * full, "green" if self.ended else "cyan")
             line.append("━" * (BAR - full), "dim")
-        line.append(f"  {more}" if more else "", "dim")
+        if more and options.max_width >= line.cell_len + 6:
+            line.append(f"  {more}", "dim")
         line.no_wrap = True
         line.truncate(options.max_width, overflow="ellipsis")
         yield line
