@@ -190,7 +190,7 @@ def test_adapters_and_configs_are_fetched_from_the_hub(
     found = open_adapter("org/adapters/first")
     assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in ours.tensors.items())
     for wrong in ("org/adapters/../adapters", "org", "/nowhere/at/all"):
-        with pytest.raises(UsageError, match="no adapter folder, and no Hub id"):
+        with pytest.raises(UsageError, match="no adapter folder: no such folder, and no Hub id"):
             open_adapter(wrong)
     with pytest.raises(UsageError, match="no adapter"):
         open_adapter("org/adapters/second")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,7 +128,8 @@ def test_a_style_without_projections_applies_as_it_is(
 
 
 def test_a_lora_of_text_encoders_stays_beside_it(cli: Cli, converted: dict[str, Path], tmp_path: Path) -> None:
-    text = {"text_encoder.text_model.layers.0.q_proj.lora_A.weight": torch.ones(2, 3)}
+    module = "text_encoder.text_model.layers.0.q_proj"
+    text = {f"{module}.lora_A.weight": torch.ones(2, 3), f"{module}.lora_B.weight": torch.ones(3, 2)}
     save_file({**latent_lora("sd3"), **text}, tmp_path / "style.safetensors")
     base, output = converted["sd3"], tmp_path / "out.safetensors"
     code, out, err = cli("import", tmp_path / "style.safetensors", "--base", base, "-o", output)
@@ -190,13 +190,13 @@ def test_what_is_no_lora_of_the_model_is_named(
     lift = Lift.load(base / "lift.safetensors")
     first, last = "transformer.x_embedder.lora_A.weight", "transformer.proj_out.lora_B.weight"
     cases: list[tuple[dict[str, Tensor | None], tuple[str, ...]]] = [
-        ({first: torch.zeros(2, lift.dim)}, (first, "of pixel tokens (48 numbers) already")),
-        ({last: torch.zeros(12, 2)}, (last, "expected 16 numbers per token", "found 12")),
+        ({first: torch.zeros(2, lift.dim)}, ("transformer.x_embedder", "of pixel tokens already")),
+        ({last: torch.zeros(12, 2)}, ("transformer.proj_out", "expected to give 16 numbers", "found 12")),
         ({first: None}, ("has no lora_A.weight beside it",)),
-        ({f"transformer.{STYLE['flux2']}.lora_B.weight": torch.zeros(3, 2)}, ("expected 32 numbers, found 3",)),
+        ({f"transformer.{STYLE['flux2']}.lora_B.weight": torch.zeros(3, 2)}, ("to give 32 numbers, found 3",)),
         ({"transformer.nowhere.lora_A.weight": torch.zeros(2, 2)}, ("nowhere",)),
-        ({"transformer.proj_out.lora_magnitude_vector": torch.ones(16)}, ("only plain LoRA can be lifted",)),
-        ({first: torch.full((2, 16), float("nan"))}, (first, "NaN")),
+        ({"transformer.proj_out.lora_magnitude_vector": torch.ones(16)}, ("DoRA on 1 of 3 modules",)),
+        ({first: torch.full((2, 16), float("nan"))}, ("transformer.x_embedder", "NaN")),
     ]
     path, output = tmp_path / "style.safetensors", tmp_path / "out.safetensors"
     for changes, expected in cases:
@@ -204,11 +204,13 @@ def test_what_is_no_lora_of_the_model_is_named(
         failed(cli("import", path, "--base", base, "-o", output), "style.safetensors", *expected)
     save_file(state, path)
     failed(cli("import", path, "--base", model_folders["flux2"], "-o", output), "apply to that as they are")
-    failed(cli("import", path, "--base", converted["sd3"], "-o", output), "style.safetensors")
+    failed(
+        cli("import", path, "--base", converted["sd3"], "-o", output), "style.safetensors", "not in this transformer"
+    )
     failed(cli("import", path, "-o", output), "is a LoRA", "--base FOLDER")
     failed(cli("import", path, "--base", base, "-o", tmp_path / "out.bin"), "ends in .safetensors")
     failed(cli("import", path, "--base", base, "--keep-adapter", "-o", output), "--keep-adapter: means nothing")
-    shutil.copy(path, tmp_path / "style.ckpt")
+    (tmp_path / "style.ckpt").write_bytes(b"\x80\x02}q\x00.")
     failed(cli("import", tmp_path / "style.ckpt", "--base", base, "-o", output), "a pickle")
     assert not output.exists()
 

@@ -65,10 +65,19 @@ def write_text(path: Path, text: str) -> None:
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a small safetensors file, atomically, with its tensors aligned and with the umask's mode (safetensors' own
-    writer aligns to 8 bytes and makes 0600)."""
+    writer aligns to 8 bytes and makes 0600).
+
+    Tensors that share memory are copied: the format gives each its own bytes.
+    """
     from safetensors.torch import save
 
-    content = memoryview(save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}))
+    apart, seen = {}, set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().contiguous().cpu()
+        memory = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if memory in seen else plain
+        seen.add(memory)
+    content = memoryview(save(apart))
     payload = 8 + int.from_bytes(content[:8], "little")
     found = json.loads(bytes(content[8:payload]))
     entries = laid_out({name: (each["dtype"], tuple(each["shape"])) for name, each in found.items()})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from liftkit.checkpoint.contents import shown
 from liftkit.checkpoint.source import Stamp, open_regular, stamp_of
 from liftkit.errors import UsageError
 
@@ -23,9 +24,23 @@ ALIGNMENT = 64
 """Bytes: of a cache line, and of the widest vector. Where a file is mapped into memory, matrix libraries take other kernels
 for tensors that begin elsewhere, whose sums are rounded otherwise."""
 DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16,
-    "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
+    "C64": 64,
 }  # fmt: skip
+# Of the format, and narrower than a byte: no number of them can be addressed alone.
+_PACKED = ("F4", "F6_E2M3", "F6_E3M2")
+_MAGIC = {
+    b"version ": "a git-lfs pointer, not the weights; run 'git lfs pull' in the model folder",
+    b"GGUF": "a quantized file in GGUF format, which liftkit does not read; give the full-precision .safetensors file",
+    b"PK": "a pickle, which liftkit never opens; save the model with safe_serialization=True",
+    **{
+        bytes((0x80, protocol)): "a pickle, which liftkit never opens; save the model with safe_serialization=True"
+        for protocol in range(2, 6)
+    },
+    b"<!DOCTYP": "a web page, not the weights; fetch the file again",
+    b"<html": "a web page, not the weights; fetch the file again",
+}
 
 
 @dataclass(frozen=True)
@@ -141,14 +156,18 @@ def _entry(path: Path, name: str, value: Any) -> TensorEntry:
             type(number) is int and 0 <= number <= LARGEST for number in numbers
         ):
             raise TypeError
+        if isinstance(dtype, str) and dtype not in DTYPE_BITS:
+            raise UsageError(_unknown_dtype(path, name, dtype))
         size = tensor_bytes(dtype, shape)
     except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(
-            f"{path}: tensor {name!r} has no valid dtype, shape and offsets; fetch the file again"
+            f"{path}: tensor {shown(name)} has no valid dtype, shape and offsets; fetch the file again"
         ) from error
     if end - start != size:
         raise UsageError(
-            f"{path}: tensor {name!r} should take {size} bytes ({dtype} {list(shape)}), its offsets say {end - start}"
+            f"{path}: tensor {shown(name)} should take {size} bytes ({dtype} {list(shape)}), its offsets say {end - start}"
         )
     return TensorEntry(dtype, shape, start, end)
 
@@ -159,23 +178,34 @@ def _check_layout(path: Path, tensors: dict[str, TensorEntry], payload: int) -> 
         if entry.start != position:
             what = "overlaps another" if entry.start < position else "leaves a gap before it"
             raise UsageError(
-                f"{path}: tensor {name!r} {what} (offset {entry.start}, expected {position}); fetch the file again"
+                f"{path}: tensor {shown(name)} {what} (offset {entry.start}, expected {position}); fetch the file again"
             )
         position = entry.end
         if position > payload:
             raise UsageError(
-                f"{path}: truncated: tensor {name!r} ends at byte {position} of the data, the file holds {payload}; "
+                f"{path}: truncated: tensor {shown(name)} ends at byte {position} of the data, the file holds {payload}; "
                 "fetch the file again"
             )
     if position != payload:
         raise UsageError(f"{path}: {payload - position} bytes follow the last tensor; fetch the file again")
 
 
+def _unknown_dtype(path: Path, name: str, dtype: str) -> str:
+    if dtype in _PACKED:
+        return (
+            f"{path}: quantized: tensor {shown(name)} is of dtype {dtype}, less than a byte a number, which liftkit does "
+            "not read; give the full-precision file"
+        )
+    return (
+        f"{path}: tensor {shown(name)} is of dtype {shown(dtype, 20)}, which liftkit does not know; give a file in F32, "
+        "F16 or BF16"
+    )
+
+
 def _no_safetensors(path: Path, lead: bytes, length: int, size: int) -> str:
-    if lead == b"version ":
-        return f"{path}: a git-lfs pointer, not the weights; run 'git lfs pull' in the model folder"
-    if lead[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
-        return f"{path}: a pickle, which liftkit never opens; save the model with safe_serialization=True"
+    for magic, what in _MAGIC.items():
+        if lead.startswith(magic):
+            return f"{path}: {what}"
     if length > MAX_HEADER:
         return (
             f"{path}: no safetensors file: its header would take {length} bytes, {MAX_HEADER} at most; fetch it again"

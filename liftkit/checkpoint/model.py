@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from liftkit.checkpoint.classes import check_classes
+from liftkit.checkpoint.contents import quantization
 from liftkit.checkpoint.files import reason
 from liftkit.checkpoint.header import Header, no_duplicates, read_header
+from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.checkpoint.source import open_regular, stamp_of
 from liftkit.embedded import DEMO, TINY_KLEIN
@@ -139,12 +141,9 @@ def find_model(
     path = TINY_KLEIN if model == DEMO else Path(os.path.expanduser(model))
     if not path.exists() and is_hub_id(model):
         return _from_hub(model, check, without)
-    if path.is_file():
-        raise UsageError(f"{model}: a single file; liftkit import makes a diffusers folder of it")
     if not path.is_dir():
-        raise UsageError(
-            f"{model}: no such folder, and no Hub id of the form organisation/name; 'demo' is the embedded model"
-        )
+        hint = "" if path.exists() else "; 'demo' is the embedded model"
+        raise UsageError(f"{model}: {misplaced(model)}{hint}")
     return _open(path, model)
 
 
@@ -169,6 +168,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_weights(folder: Path) -> Weights:
     """See :meth:`ModelFolder.weights`; the plain weights, or the only variant where there are none."""
+    weights = _read_weights(folder)
+    for header in weights.headers.values():
+        found = quantization(header.tensors)
+        if found is not None:
+            raise UsageError(f"{header.path}: quantized: {found}; liftkit needs the full-precision weights")
+    return weights
+
+
+def _read_weights(folder: Path) -> Weights:
     files = _weight_files(folder)
     variant = None if None in files or len(files) != 1 else next(iter(files))
     if variant not in files:
@@ -229,6 +237,8 @@ def _open(path: Path, source: str) -> ModelFolder:
     if not (path / "model_index.json").is_file():
         inner = [p.parent.name for p in sorted(path.glob("*/model_index.json"))]
         hint = f"; did you mean {path / inner[0]}?" if inner else ""
+        if lora_folder(path):
+            hint = f"; it holds a LoRA: {lora_advice(source)}"
         raise UsageError(f"{source}: no diffusers pipeline: model_index.json is missing{hint}")
     index = read_json(path / "model_index.json")
     strange = next((name for name in index if not re.fullmatch(r"[A-Za-z0-9_-]+", name)), None)

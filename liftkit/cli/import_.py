@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +14,15 @@ from liftkit.cli.push import Public, Push, check, send
 
 if TYPE_CHECKING:
     from liftkit.formats.kinds import Kind
+    from liftkit.tally import Tally
 
 
 def import_(
     source: Annotated[
         str,
         typer.Argument(
-            help="An adapter folder (ours or of the AsymFlow authors; or a Hub id), or a .safetensors file: a LoRA, or a "
-            "checkpoint in the original layout."
+            help="An adapter folder (ours or of the AsymFlow authors; or a Hub id), a LoRA (a file, or peft's folder), or a "
+            "checkpoint in the original layout (a file)."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make; for a LoRA, the file.")],
@@ -131,12 +133,21 @@ def _lora(source: str, base: str, output: Path, overwrite: bool) -> None:
 
     done = import_lora(Path(source).expanduser(), base, output, overwrite=overwrite)
     rows = [
-        ("LoRA", f"on {done.modules} modules"),
+        ("LoRA", f"on {done.modules} modules, from {done.tally.used} keys of {', '.join(done.kinds)}"),
         ("lifted", ", ".join(done.lifted) or "nothing: it touches no projection, and applies as it is"),
         ("file", str(output)),
         ("next", f'pipe.load_lora_weights("{output}")'),
     ]
     console.table("Imported", rows)
+    _account(done.tally, done.notes)
+
+
+def _account(tally: Tally, notes: Iterable[str] = ()) -> None:
+    """What became of all that was found."""
+    for text in (*notes, tally.summary()):
+        if text:
+            console.note(text)
+    console.result(tally=tally.to_json())
 
 
 def _checkpoint(source: str, config: str, output: Path, shards: Shards, overwrite: bool) -> None:
@@ -146,10 +157,9 @@ def _checkpoint(source: str, config: str, output: Path, shards: Shards, overwrit
         Path(source).expanduser(), config, output, shards=shards.value, overwrite=overwrite, observer=console.Bars()
     )
     rows = [
-        ("transformer", f"{done.transformer}, {done.tensors} tensors"),
+        ("transformer", f"{done.transformer}, {done.tally.used} tensors"),
         ("folder", str(output)),
         ("next", f"liftkit convert {output} --images photos/ -o {output}-pixel"),
     ]
     console.table("Imported", rows)
-    if done.skipped:
-        console.note(f"{done.skipped} tensors of a VAE or text encoders were left out; those are of {config}")
+    _account(done.tally)

@@ -15,9 +15,10 @@ from yaml.error import Mark
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from liftkit.checkpoint.files import reason
+from liftkit.checkpoint.misplaced import near
 from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Recipe, broken_rules
-from liftkit.finetune.recipe_paths import missing_paths, near
+from liftkit.finetune.recipe_paths import missing_paths
 from liftkit.finetune.recipe_problems import Problem, Source, report, spot
 from liftkit.finetune.recipe_schema import Location, child, explain, find, is_table, location_of
 from liftkit.finetune.recipe_yaml import BAD, CORE, Plain, YamlError, compose

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any, TypeGuard
 
 from yaml.nodes import ScalarNode
 
+from liftkit.checkpoint.misplaced import misplaced, near
 from liftkit.checkpoint.model import is_hub_id
 from liftkit.finetune.recipe_schema import Location, dotted
 from liftkit.finetune.recipe_sections import is_local
@@ -26,7 +26,7 @@ def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     model = plain.get("model")
     if _is_text(model) and model != "demo" and not os.path.isdir(os.path.expanduser(model)):
         if Path(os.path.expanduser(model)).exists():
-            yield ("model",), f"model: {model} is a file; expected a diffusers folder"
+            yield ("model",), f"model: expected a diffusers folder, {model} is {misplaced(model)}"
         elif not is_hub_id(model):
             hint = (
                 near(Path(os.path.expanduser(model)))
@@ -79,16 +79,6 @@ def _relative(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     for location, value in places:
         if _is_text(value) and not os.path.isabs(os.path.expanduser(value)):
             yield location, value
-
-
-def near(path: Path) -> str:
-    """``; did you mean X?`` for a name that is much like one that is there."""
-    try:
-        names = os.listdir(path.parent)
-    except OSError:
-        return ""
-    found = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.with_name(found[0])}?" if found else ""
 
 
 def _missing_of(source: dict[str, Any]) -> Iterator[tuple[Location, str]]:

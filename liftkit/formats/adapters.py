@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from liftkit.adapter import LIFT, Adapter, check_class, is_adapter, load_pixel_pipeline
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
+from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
 from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id, read_json
 from liftkit.conversion.plan import ConvertOptions, check_apart
 from liftkit.errors import UsageError
@@ -41,6 +42,8 @@ def open_adapter(source: str | Path) -> Adapter:
         return Adapter.load(folder)
     if is_asymflow_adapter(folder):
         return read_asymflow_adapter(folder)
+    if lora_folder(folder):
+        raise UsageError(f"{source}: no adapter of liftkit's: it holds a LoRA; {lora_advice(str(source))}")
     raise UsageError(
         f"{source}: no adapter: neither {RECORD} of liftkit's nor config.json with _class_name AsymFlux2Transformer2DModel "
         "and base_rank; liftkit finetune with save: adapter makes one"
@@ -58,7 +61,7 @@ def adapter_folder(source: str | Path) -> Path:
         return path
     repository, inner = "/".join(str(source).split("/")[:2]), "/".join(str(source).split("/")[2:])
     if path.exists() or not is_hub_id(repository) or ".." in inner.split("/"):
-        raise UsageError(f"{source}: no adapter folder, and no Hub id of the form organisation/name")
+        raise UsageError(f"{source}: no adapter folder: {misplaced(str(source))}")
     start = f"{inner}/" if inner else ""
     return fetch(repository, [f"{start}*.{ending}" for ending in ("json", "safetensors", "md")]) / inner
 

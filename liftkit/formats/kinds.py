@@ -6,25 +6,32 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from liftkit.adapter import is_adapter
+from liftkit.checkpoint.contents import kinds_of_change
 from liftkit.checkpoint.header import read_header
-from liftkit.checkpoint.source import PICKLES
+from liftkit.checkpoint.misplaced import misplaced
+from liftkit.checkpoint.model import is_hub_id
 from liftkit.errors import UsageError
-from liftkit.formats.lora import is_lora
+from liftkit.formats.asymflow_adapter import is_asymflow_adapter
+from liftkit.formats.lora_read import lora_file
 
 Kind = Literal["adapter", "lora", "checkpoint"]
 
 
 def kind_of(source: str) -> Kind:
-    """``adapter`` for a folder or a Hub id, ``lora`` or ``checkpoint`` for a .safetensors file.
+    """``adapter`` for a folder with one or a Hub id, ``lora`` for a folder or file with changes of weights, ``checkpoint``
+    for another file.
 
     Raises:
-        UsageError: if it is a file of another format.
+        UsageError: if it is nothing, or a file of another format.
     """
     path = Path(os.path.expanduser(source))
-    if not path.is_file():
+    if path.is_dir():
+        adapter = is_adapter(path) or is_asymflow_adapter(path) or lora_file(path) is None
+        return "adapter" if adapter else "lora"
+    if not path.exists():
+        # Something on the Hub is an adapter; a file there would have more than one slash, or an ending.
+        if not is_hub_id("/".join(source.split("/")[:2])) or path.suffix in (".safetensors", ".sft"):
+            raise UsageError(f"{source}: {misplaced(source)}")
         return "adapter"
-    if path.suffix in PICKLES:
-        raise UsageError(f"{source}: a pickle, which liftkit never opens; save it as safetensors first")
-    if path.suffix != ".safetensors":
-        raise UsageError(f"{source}: expected a folder or a .safetensors file, found {path.suffix or 'no ending'}")
-    return "lora" if is_lora(list(read_header(path).tensors)) else "checkpoint"
+    return "lora" if kinds_of_change(read_header(path).tensors) else "checkpoint"

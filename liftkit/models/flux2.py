@@ -41,6 +41,40 @@ def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str,
     return {"encoder_hidden_states": embeds}
 
 
+def _both_streams(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
+    """Matrices of a double block, of images and of text."""
+    block, part = "transformer_blocks.*", "double_blocks.*"
+    return {
+        f"{part}.{theirs}_attn.qkv": tuple(f"{block}.attn.{ours.format(each)}" for each in "qkv"),
+        f"{part}.{theirs}_attn.proj": (f"{block}.attn.{'to_out.0' if theirs == 'img' else 'to_add_out'}",),
+        **{
+            f"{part}.{theirs}_mlp.{number}": (f"{block}.ff{'' if theirs == 'img' else '_context'}.linear_{way}",)
+            for number, way in ((0, "in"), (2, "out"))
+        },
+    }
+
+
+_EMBEDDERS = {
+    f"{theirs}.{end}_layer": (f"time_guidance_embed.{ours}_embedder.linear_{number}",)
+    for theirs, ours in (("time_in", "timestep"), ("guidance_in", "guidance"))
+    for number, end in ((1, "in"), (2, "out"))
+}
+ORIGINAL = {
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    **_EMBEDDERS,
+    **_both_streams("to_{}", "img"),
+    **_both_streams("add_{}_proj", "txt"),
+    "single_blocks.*.linear1": ("single_transformer_blocks.*.attn.to_qkv_mlp_proj",),
+    "single_blocks.*.linear2": ("single_transformer_blocks.*.attn.to_out",),
+    **{
+        f"{name}.lin": (f"{name}.linear",)
+        for name in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
+    },
+    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+    "final_layer.linear": ("proj_out",),
+}
+
 FLUX2 = Architecture(
     name="Flux2Transformer2DModel",
     inputs=(Projection("x_embedder", "cpq"),),
@@ -62,5 +96,6 @@ FLUX2 = Architecture(
         "time_guidance_embed.timestep_embedder.linear_2",
         "single_transformer_blocks.*.attn.to_out",
     ),
+    original=ORIGINAL,
     prompts=_prompts,
 )

@@ -25,6 +25,33 @@ def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str,
     return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
 
+_BLOCK, _IMAGE, _TEXT = "transformer_blocks.*", "joint_blocks.*.x_block", "joint_blocks.*.context_block"
+ORIGINAL = {
+    "x_embedder.proj": ("pos_embed.proj",),
+    "context_embedder": ("context_embedder",),
+    **{
+        f"{theirs}_embedder.mlp.{place}": (f"time_text_embed.{ours}_embedder.linear_{number}",)
+        for theirs, ours in (("t", "timestep"), ("y", "text"))
+        for place, number in ((0, 1), (2, 2))
+    },
+    f"{_IMAGE}.adaLN_modulation.1": (f"{_BLOCK}.norm1.linear",),
+    f"{_TEXT}.adaLN_modulation.1": (f"{_BLOCK}.norm1_context.linear",),
+    f"{_IMAGE}.attn.qkv": tuple(f"{_BLOCK}.attn.to_{each}" for each in "qkv"),
+    f"{_TEXT}.attn.qkv": tuple(f"{_BLOCK}.attn.add_{each}_proj" for each in "qkv"),
+    f"{_IMAGE}.attn.proj": (f"{_BLOCK}.attn.to_out.0",),
+    f"{_TEXT}.attn.proj": (f"{_BLOCK}.attn.to_add_out",),
+    # Of SD3.5 medium.
+    f"{_IMAGE}.attn2.qkv": tuple(f"{_BLOCK}.attn2.to_{each}" for each in "qkv"),
+    f"{_IMAGE}.attn2.proj": (f"{_BLOCK}.attn2.to_out.0",),
+    **{
+        f"{theirs}.mlp.fc{number}": (f"{_BLOCK}.{ours}.net.{place}",)
+        for theirs, ours in ((_IMAGE, "ff"), (_TEXT, "ff_context"))
+        for number, place in ((1, "0.proj"), (2, "2"))
+    },
+    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+    "final_layer.linear": ("proj_out",),
+}
+
 SD3 = Architecture(
     name="SD3Transformer2DModel",
     inputs=(Projection("pos_embed.proj", "cpq"),),
@@ -44,5 +71,6 @@ SD3 = Architecture(
         "transformer_blocks.*.attn.to_out.0",
     ),
     guidance="batch",
+    original=ORIGINAL,
     prompts=_prompts,
 )

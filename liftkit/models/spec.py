@@ -109,6 +109,8 @@ class Architecture:
         adapters: patterns of the modules that get a LoRA where a recipe names none.
         guidance: how its stock pipelines ask for the conditional and the unconditional prediction: ``calls``, in this
             order, or one ``batch``, whose second half is conditional.
+        original: matrices by their names in the authors' own code, with the modules here that hold their rows, in order;
+            ``*`` is the number of a block.
         prompts: ``(pipeline, prompts, text length or None) -> arguments`` of the transformer's forward, by the stock
             pipeline's own text encoders.
     """
@@ -131,6 +133,7 @@ class Architecture:
     reference: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     guidance: Literal["calls", "batch"] = "calls"
+    original: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prompts: Callable[[Any, list[str], int | None], dict[str, Tensor]] = _no_prompts
 
     @property

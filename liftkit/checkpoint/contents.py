@@ -1,0 +1,108 @@
+"""What a safetensors file holds, by the names and dtypes in its header alone: changes of weights, or quantized weights.
+
+Trainers write the change of a module as several tensors whose names end alike: ``<module>.lora_A.weight``,
+``<module>.lokr_w1``, ``<module>.alpha``. :func:`part_of` knows those ends. No torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from liftkit.checkpoint.header import TensorEntry
+
+A, B, B_BIAS, MAGNITUDE, ALPHA = "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "alpha"
+"""Parts of a module's change under peft's names, whatever the file calls them."""
+DIFF, DIFF_B = "diff", "diff_b"
+
+# Kind of change; part, or None for the kind's own end of the name; and how such a name ends.
+_ENDS: tuple[tuple[str, str | None, str], ...] = (
+    ("LoRA", A, r"\.lora_(?:A|down)(?:\.[\w-]+)?\.weight|\.lora(?:_linear_layer)?\.down\.weight"),
+    ("LoRA", B, r"\.lora_(?:B|up)(?:\.[\w-]+)?\.weight|\.lora(?:_linear_layer)?\.up\.weight"),
+    ("LoRA", B_BIAS, r"\.lora_(?:B|up)(?:\.[\w-]+)?\.bias"),
+    ("DoRA", MAGNITUDE, r"\.dora_scale|\.lora_magnitude_vector(?:\.[\w-]+){0,2}"),
+    ("alpha", ALPHA, r"\.(?:lora_|lora\.)?alpha"),
+    ("LoHa", None, r"\.hada_w[12]_[ab]"),
+    ("LoKr", None, r"\.lokr_w[12](?:_[ab])?"),
+    ("difference", DIFF, r"\.diff"),
+    ("difference", DIFF_B, r"\.diff_b"),
+    ("Tucker decomposition", None, r"\.lora_mid\.weight|\.(?:hada|lokr)_t[12]?"),
+    ("OFT", None, r"\.b?oft_\w+(?:\.[\w-]+){0,2}"),
+    ("IA3", None, r"\.ia3_l(?:\.[\w-]+)?|\.on_input"),
+    ("GLoRA", None, r"\.[ab][12]\.weight"),
+    ("VeRA", None, r"\.vera_lambda_[bd](?:\.[\w-]+)?"),
+    ("AdaLoRA", None, r"\.lora_[ABE]|\.ranknum"),
+    ("difference of a norm", None, r"\.[wb]_norm"),
+    ("whole weights", None, r"\.(?:set|reshape)_weight"),
+)
+_END = re.compile("(?:" + "|".join(f"(?P<end{number}>{end})" for number, (_, _, end) in enumerate(_ENDS)) + r")\Z")
+FOLDED = ("LoRA", "DoRA", "alpha", "LoHa", "LoKr", "difference")
+"""Kinds of change that a LoRA can hold exactly."""
+
+_QUANTIZED: tuple[tuple[str, str], ...] = (
+    ("SVDQuant", r"\.(?:wscales|wcscales|wtscale|smooth_factor(?:_orig)?)"),
+    ("GPTQ or AWQ", r"\.(?:qweight|qzeros|g_idx)"),
+    ("bitsandbytes 4 bits (nf4, fp4)", r"\.(?:nested_)?(?:absmax|quant_map)|\.quant_state\..*"),
+    ("bitsandbytes 8 bits", r"\.(?:SCB|weight_format)"),
+    ("quanto or HQQ", r"\.weight\._(?:data|scale|shift)|\.W_q"),
+    ("nvfp4", r"\.weight_scale_2"),
+    ("scaled by ComfyUI", r"\.comfy_quant"),
+    ("scaled 8 bits", r"(?:.*\.)?(?:scale_weight|weight_scale(?:_inv)?|scale_input|input_scale|scaled_fp8)"),
+)
+_PLAIN_INTEGERS = ("BOOL", "U8", "I8")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of a module's change.
+
+    Args:
+        stem: what the file calls the module.
+        kind: of change, such as ``LoRA`` or ``LoKr``.
+        name: of the part: one of :data:`A` to :data:`DIFF_B`, or LyCORIS' own name.
+    """
+
+    stem: str
+    kind: str
+    name: str
+
+
+def part_of(key: str) -> Part | None:
+    """What a tensor is in a module's change, by its name; None if the name is that of no such part."""
+    match = _END.search(key)
+    if match is None or not match.start():
+        return None
+    kind, name, _ = _ENDS[int(str(match.lastgroup).removeprefix("end"))]
+    return Part(key[: match.start()], kind, name or match[0].removeprefix("."))
+
+
+def kinds_of_change(names: Iterable[str]) -> list[str]:
+    """The kinds of change of weights that names of tensors belong to, such as ``["LoRA"]``; empty for a checkpoint."""
+    names = list(names)
+    found = {part.kind for part in map(part_of, names) if part is not None and part.kind not in ("alpha", "GLoRA")}
+    if not found and any("lora" in name.lower() for name in names):
+        found = {"LoRA"}
+    return sorted(found)
+
+
+def quantization(tensors: Mapping[str, TensorEntry]) -> str | None:
+    """In words, how weights are quantized, with a tensor that shows it; None for full or half precision."""
+    for kind, end in _QUANTIZED:
+        pattern = re.compile(end if end.startswith("(?:.*") else f".*(?:{end})", re.DOTALL)
+        first = next((name for name in tensors if pattern.fullmatch(name)), None)
+        if first is not None:
+            return f"{kind}, such as tensor {shown(first)}"
+    for name, entry in tensors.items():
+        if entry.dtype.startswith("F8_"):
+            return f"8-bit floats ({entry.dtype}), such as tensor {shown(name)}"
+        if entry.dtype in _PLAIN_INTEGERS and len(entry.shape) > 1 and name.endswith("weight"):
+            return f"integers ({entry.dtype}), such as tensor {shown(name)}"
+    return None
+
+
+def shown(name: str, most: int = 160) -> str:
+    """A name from a file for a message: quoted, on one line, cut if it is long."""
+    return repr(name if len(name) <= most else f"{name[:most]}...")

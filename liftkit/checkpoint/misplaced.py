@@ -1,0 +1,57 @@
+"""What a path is that was given where a model or an adapter folder is expected, and where it belongs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from liftkit.checkpoint.contents import kinds_of_change, quantization
+from liftkit.checkpoint.header import read_header
+from liftkit.errors import UsageError
+
+_LORA_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
+
+
+def misplaced(source: str) -> str:
+    """In words, after a colon: what a file is, or that there is nothing, and what to do instead."""
+    path = Path(os.path.expanduser(source))
+    if not path.exists():
+        like_file = path.suffix in (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
+        what = "no such file" if like_file else "no such folder, and no Hub id of the form organisation/name"
+        return f"{what}{near(path)}"
+    try:
+        tensors = read_header(path).tensors
+    except UsageError as error:
+        # Its message names the file already.
+        return f"a single file, no folder: {str(error).removeprefix(f'{path}: ')}"
+    kinds = kinds_of_change(tensors)
+    if kinds:
+        return f"{' and '.join(kinds)} in a single file, no model and no adapter folder; {lora_advice(source)}"
+    found = quantization(tensors)
+    if found is not None:
+        return f"a single file, quantized: {found}; give the full-precision model"
+    return f"a single file; liftkit import {source} --config MODEL -o FOLDER makes a diffusers folder of it"
+
+
+def lora_advice(source: str) -> str:
+    """What to do with a LoRA of a latent model."""
+    return (
+        f"liftkit import {source} --base CONVERTED -o OUT.safetensors makes a LoRA for a converted model, which its pipeline "
+        "loads by load_lora_weights"
+    )
+
+
+def lora_folder(path: Path) -> bool:
+    """Whether a folder is one of a LoRA, as peft and diffusers save it."""
+    return any((path / name).is_file() for name in _LORA_FILES)
+
+
+def near(path: Path) -> str:
+    """``; did you mean X?`` for a name that is much like one that is there."""
+    try:
+        names = os.listdir(path.parent)
+    except (OSError, ValueError):
+        return ""
+    found = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.with_name(found[0])}?" if found else ""
