@@ -202,7 +202,7 @@ def test_imports_and_exports_and_where_they_were_pushed(
     monkeypatch.setattr("liftkit.hub.push", lambda folder, repo, private, observer: f"https://hub/{repo}")
     options = ("x", "-o", tmp_path / "out", "--push", "me/it")
     _, answer = ask("import", *options, "--base", "y")
-    assert keys(answer) == documented("import")
+    assert keys(answer) == documented("import", "tally")
     _, answer = ask("export", *options, "--format", "asymflow-adapter")
     assert keys(answer) == documented("export")
     assert answer["pushed"] == "https://hub/me/it"

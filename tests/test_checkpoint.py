@@ -176,9 +176,6 @@ A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"a": {**A, "dtype": "F33"}}, b"\0" * 8, "dtype 'F33', which liftkit does not know"),
         ({"a": {**A, "dtype": "F4"}}, b"\0" * 8, "quantized: tensor 'a' is of dtype F4"),
         ({"a": {**A, "dtype": []}}, b"\0" * 8, "no valid dtype"),
-        (b"GGUF\3\0\0\0\1\0\0\0", b"", "quantized file in GGUF format"),
-        (b"PK\3\4\0\0\0\0", b"", "a pickle"),
-        (b"<!DOCTYPE html>", b"", "a web page"),
         ({"a": 5}, b"", "no valid dtype"),
         (b'{"a": {}, "a": {}}', b"", "occurs twice"),
         (b"{" * 100_000, b"", "no valid JSON"),
@@ -232,6 +229,32 @@ def sharded(folder: Path, weight_map: dict[str, str]) -> Path:
     index = folder / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"GGUF\3\0\0\0\1\0\0\0\0\0\0\0", "quantized file in GGUF format"),
+        (b"PK\3\4\0\0\0\0\0\0", "a pickle"),
+        (b"\x80\x02}q\0.", "a pickle"),
+        (b"\x80\x05\x95\0\0\0\0\0\0\0\0}.", "a pickle"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "git-lfs pointer"),
+        (b"", "truncated"),
+    ],
+)
+def test_other_formats_are_known_by_their_first_bytes(content: bytes, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(UsageError, match=expected):
+        read_header(tmp_path / "model.safetensors")
+
+
+def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(4, 3)
+    shared = {"a": whole, "same": whole, "rows": whole[1:3], "columns": whole[:, :2], "turned": whole.T}
+    write_safetensors(tmp_path / "x.safetensors", shared)
+    found = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in shared.items())
 
 
 @pytest.mark.parametrize(

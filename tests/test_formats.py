@@ -297,7 +297,7 @@ def test_it_must_be_whole_and_fit(theirs: Path, klein: Path, cli: Cli, tmp_path:
         failed(cli("import", tmp_path / "broken", "--base", klein, "-o", tmp_path / "out"), *expected)
     failed(cli("import", theirs, "-o", tmp_path / "out"), "--base MODEL")
     failed(cli("import", theirs, "--base", klein, "--config", klein, "-o", tmp_path / "out"), "--config: means nothing")
-    failed(cli("import", tmp_path / "nothing", "--base", klein, "-o", tmp_path / "out"), "no adapter folder")
+    failed(cli("import", tmp_path / "nothing", "--base", klein, "-o", tmp_path / "out"), "no such folder")
     assert {path.name for path in tmp_path.iterdir()} == {"broken"}
 
 

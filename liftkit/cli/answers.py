@@ -84,7 +84,7 @@ KEYS: dict[str, dict[str, str]] = {
         "kind": "`adapter`, `lora` or `checkpoint`",
         "output": "the folder that was made; for a LoRA, the file",
         "tally": "of a LoRA's keys or a checkpoint's tensors: `what`, `found`, `used`, and `left_out`, a list of `reason`, `count` "
-        "and `examples`",
+        "and `examples`; not for an adapter",
         "pushed": PUSHED,
     },
     "export": {"format": "as --format", "output": FOLDER, "pushed": PUSHED},

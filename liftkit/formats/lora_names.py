@@ -7,10 +7,9 @@ other way round; the rows of a LoRA's B go the way of the matrix' rows, and its 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from torch import Tensor
 
@@ -130,9 +129,10 @@ def of_embedding(key: str) -> bool:
     return _EMBEDDING.match(key) is not None
 
 
-def seems_for(stems: Any) -> str:
+def seems_for(stems: Iterable[str]) -> str:
     """The model that names of modules are of, as far as they tell; empty if they do not."""
+    names = [stem[:1000] for stem in stems]
     for model, pattern in _OTHERS:
-        if any(re.search(pattern, stem) for stem in stems):
+        if any(re.search(pattern, name) for name in names):
             return model
     return ""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.contents import FOLDED, MAGNITUDE, Part, kinds_of_change, part_of, shown
+from liftkit.checkpoint.contents import FOLDED, MAGNITUDE, Part, part_of, shown
 from liftkit.checkpoint.files import read_safetensors
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import ModelFolder
@@ -73,7 +73,8 @@ def lora_file(path: Path) -> Path | None:
         what = f"only {PICKLED}, a pickle, which liftkit never opens" if (path / PICKLED).is_file() else f"no {WEIGHTS}"
         raise UsageError(f"{path}: peft's {CONFIG} and {what}; save it with safe_serialization=True")
     found = sorted(path.glob("*.safetensors"))
-    loras = [each for each in found if kinds_of_change(read_header(each).tensors)]
+    # An adapter of a pixel model has its projections beside its LoRA.
+    loras = [each for each in found if all(map(part_of, read_header(each).tensors))]
     if len(loras) > 1 and len(loras) == len(found):
         raise UsageError(f"{path}: {len(loras)} LoRA files, such as {loras[0].name}; give the file that is meant")
     return loras[0] if len(loras) == len(found) == 1 else None

@@ -7,7 +7,8 @@ without a model being built. Configs, VAE, text encoders and scheduler come from
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,21 +17,30 @@ from typing import Any, Literal
 from torch import Tensor
 
 from liftkit.checkpoint.card import front_matter, plain_name, source_header
+from liftkit.checkpoint.contents import quantization, shown
 from liftkit.checkpoint.files import reason, write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
 from liftkit.checkpoint.header import Header, read_header
 from liftkit.checkpoint.model import STEM, ModelFolder, find_model
 from liftkit.checkpoint.rewrite import rewrite_file
 from liftkit.checkpoint.source import PICKLES, list_files
+from liftkit.checkpoint.text import printable
 from liftkit.conversion.card import versions
 from liftkit.conversion.plan import check_apart
 from liftkit.conversion.write import Carrier
 from liftkit.errors import UsageError
+from liftkit.formats.lora_names import seems_for
 from liftkit.progress import Observer, Silent
+from liftkit.tally import Tally
 
 # What files of the original layout hold beside the transformer.
-_OTHERS = ("first_stage_model.", "text_encoders.", "conditioner.", "cond_stage_model.", "vae.")
-_INNER = ("model.diffusion_model.", "diffusion_model.")
+_OTHERS = (
+    ("of a VAE", re.compile(r"(?:first_stage_model|vae)\.")),
+    ("of a text encoder", re.compile(r"(?:text_encoders?(?:_\d)?|conditioner|cond_stage_model|clip_[lg]|t5xxl)\.")),
+    ("an average of weights over the training", re.compile(r"(?:model_)?ema\.|model_ema_")),
+    ("of a noise schedule", re.compile(r"(?:model\.)?(?:model_sampling|denoiser)\.")),
+)
+_INNER = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
 
 
 @dataclass
@@ -40,14 +50,12 @@ class ImportedCheckpoint:
     Args:
         output: the folder.
         transformer: its class.
-        tensors: how many tensors of the file it has.
-        skipped: how many it has not: of a VAE or text encoders, which come from the config's folder.
+        tally: of the file's tensors; those of a VAE or text encoders are left out, and come from the config's folder.
     """
 
     output: Path
     transformer: str
-    tensors: int
-    skipped: int
+    tally: Tally
 
 
 def import_checkpoint(
@@ -78,7 +86,7 @@ def import_checkpoint(
     check_apart(output, {"the file": path, "--config": folder.path})
     name = folder.class_of("transformer") or "no transformer"
     shapes = _expected(folder, name)
-    tensors, skipped = _mapped(path, header, name, folder, shapes)
+    tensors, tally = _mapped(path, header, name, folder, shapes)
     files = {part: _other_files(folder, part) for part in folder.components if part != "transformer"}
     size = sum(tensor.nbytes for tensor in tensors.values())
     with atomic_folder(output, overwrite=overwrite) as building:
@@ -97,7 +105,7 @@ def import_checkpoint(
         with observer.stage("write: transformer", size, "bytes") as advance:
             rewrite_file(replace(header, tensors={}, metadata={}), target, tensors, progress=advance)
         _describe(building, path, folder)
-    return ImportedCheckpoint(output, name, len(tensors), skipped)
+    return ImportedCheckpoint(output, name, tally)
 
 
 def _other_files(folder: ModelFolder, part: str) -> list[Path]:
@@ -128,19 +136,24 @@ def _expected(folder: ModelFolder, name: str) -> dict[str, tuple[int, ...]]:
 
 def _mapped(
     path: Path, header: Header, name: str, folder: ModelFolder, shapes: dict[str, tuple[int, ...]]
-) -> tuple[dict[str, Tensor], int]:
-    """The file's tensors under diffusers' names, as views of the file where nothing is computed; and how many it has more."""
-    own = [key for key in header.tensors if not key.startswith(_OTHERS)]
-    skipped = len(header.tensors) - len(own)
-    tensors = {_inner(key): tensor for key, tensor in _views(path).items() if key in set(own)}
+) -> tuple[dict[str, Tensor], Tally]:
+    """The file's tensors under diffusers' names, as views of the file where nothing is computed; and what became of all."""
+    own, tally = _own(path, header)
+    found = quantization({key: header.tensors[key] for key in own.values()})
+    if found is not None:
+        raise UsageError(
+            f"{path}: quantized: {found}; its numbers are no longer the model's own, give the file in full or half precision"
+        )
+    views = _views(path)
+    tensors = {inner: views[key] for inner, key in own.items()}
+    numbers = sum(tensor.numel() for tensor in tensors.values())
     if tensors.keys() != shapes.keys():
         tensors = _translated(path, tensors, name, folder.config("transformer"))
     for what, keys in (("missing", shapes.keys() - tensors.keys()), ("unknown", tensors.keys() - shapes.keys())):
         if keys:
-            first = min(keys)
-            hint = "; quantised files are not supported, give the full-precision one" if "scale" in first else ""
             raise UsageError(
-                f"{path}: for {name} as {folder.source} has it, {len(keys)} tensors are {what}, such as {first!r}{hint}"
+                f"{path}: for {name} as {folder.source} has it, {len(keys)} tensors are {what}, such as "
+                f"{shown(min(keys))}{_looks_like(own)}"
             )
     for key, shape in shapes.items():
         if tuple(tensors[key].shape) != shape:
@@ -148,7 +161,39 @@ def _mapped(
                 f"{path}: tensor {key!r} is {tuple(tensors[key].shape)}, by the config of {folder.source} {shape}; is it the "
                 "config of this model?"
             )
-    return {key: tensors[key] for key in shapes}, skipped
+        if not tensors[key].is_floating_point():
+            raise UsageError(
+                f"{path}: tensor {key!r} is of dtype {tensors[key].dtype}, no weights; fetch the file again"
+            )
+    if sum(tensor.numel() for tensor in tensors.values()) != numbers:
+        raise UsageError(
+            f"{path}: diffusers' mapping to {name} leaves out some of its {numbers} numbers; use a diffusers folder"
+        )
+    tally.use(len(own))
+    return {key: tensors[key] for key in shapes}, tally
+
+
+def _own(path: Path, header: Header) -> tuple[dict[str, str], Tally]:
+    """The transformer's tensors, by name without prefix; all others are left out and counted."""
+    own, tally = dict[str, str](), Tally("tensors")
+    for key in header.tensors:
+        other = next((what for what, pattern in _OTHERS if pattern.match(key)), None)
+        if other is not None:
+            tally.leave_out(printable(key[:160]), other)
+        elif _inner(key) in own:
+            raise UsageError(
+                f"{path}: tensors {shown(own[_inner(key)])} and {shown(key)} are the same one; keep one of them"
+            )
+        else:
+            own[_inner(key)] = key
+    if not own:
+        raise UsageError(f"{path}: no transformer in this file: {tally.reasons() or 'it is empty'}")
+    return own, tally
+
+
+def _looks_like(names: Iterable[str]) -> str:
+    model = seems_for(names)
+    return f"; the file looks like one of {model}, is --config that of the same model?" if model else ""
 
 
 def _views(path: Path) -> dict[str, Tensor]:
@@ -172,19 +217,19 @@ def _translated(path: Path, tensors: dict[str, Tensor], name: str, config: dict[
     if name not in SINGLE_FILE_LOADABLE_CLASSES:
         raise UsageError(f"{path}: diffusers knows no original layout of {name}; use a diffusers folder")
     mapping, given = SINGLE_FILE_LOADABLE_CLASSES[name]["checkpoint_mapping_fn"], dict(tensors)
-    with _plain_errors(path, name):
+    with _plain_errors(path, name, _looks_like(tensors)):
         # It takes out of what is given whatever it understands.
         return {**mapping(checkpoint=given, config=config), **given}
 
 
 @contextmanager
-def _plain_errors(path: Path, name: str) -> Iterator[None]:
+def _plain_errors(path: Path, name: str, hint: str) -> Iterator[None]:
     try:
         yield
-    except (KeyError, IndexError, ValueError, RuntimeError, AttributeError, TypeError) as error:
+    except (LookupError, ValueError, RuntimeError, AttributeError, TypeError, ArithmeticError, AssertionError) as error:
         raise UsageError(
-            f"{path}: not in the original layout of {name} as diffusers knows it ({type(error).__name__}: {reason(error)}); is "
-            "--config that of the same model?"
+            f"{path}: not in the original layout of {name} as diffusers knows it ({type(error).__name__}: "
+            f"{reason(error)[:200]}){hint or '; is --config that of the same model?'}"
         ) from error
 
 
