@@ -406,7 +406,7 @@ with atomic_folder(Path({str(target)!r}), overwrite=True):
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
     assert not target.exists()
-    assert len(content(tmp_path)) == 2
+    assert len(content(tmp_path)) == 3, "two folders and the lock that died with the run"
     with pytest.raises(UsageError, match="exists already"):
         check_target(target, overwrite=False)
     assert content(target) == ["liftkit.json"]

@@ -26,7 +26,7 @@ import liftkit
 from liftkit.checkpoint import files, follow
 from liftkit.checkpoint.folder import digests
 from liftkit.checkpoint.header import MAX_HEADER, read_header
-from liftkit.checkpoint.lock import SUFFIX
+from liftkit.checkpoint.lock import LOCK, SUFFIX
 from liftkit.checkpoint.model import STEM, ModelFolder, find_model, read_json, read_weights
 from liftkit.conversion import plan as planning
 from liftkit.conversion.execute import execute
@@ -108,7 +108,7 @@ def test_a_killed_conversion_leaves_all_or_nothing(
         killed += process.exitcode == -signal.SIGKILL
         leftovers = [path for path in room.iterdir() if path.name != "out"]
         left += bool(leftovers)
-        assert all(path.name.startswith(".out.") and path.name.endswith(SUFFIX) for path in leftovers)
+        assert all(path.name.startswith(".out.") and path.name.endswith((SUFFIX, LOCK)) for path in leftovers)
         if target.exists():
             assert is_complete(target)
             had = True

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from liftkit.checkpoint.header import encode_header, laid_out, read_header
+from liftkit.checkpoint.lock import claim, claimed_file, sweep
 from liftkit.errors import LiftkitError, UsageError
 
 if TYPE_CHECKING:
@@ -20,27 +21,29 @@ if TYPE_CHECKING:
 def atomic_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """Open a temporary sibling for writing; it takes ``path``'s place when the block ends well, and goes otherwise.
 
+    Where ``path`` is a link, the file behind it is replaced and the link stays.
+
     Args:
         path: of the file.
         sync: wait until the disk has it; not needed within a folder that is synced whole.
 
     Raises:
+        UsageError: if something other than a file is there, such as a device.
         LiftkitError: if the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    place = Path(os.path.realpath(path))
+    _check_replaceable(path, place)
     try:
-        with temporary.open("wb") as file:
+        with claimed_file(place) as file:
             yield file
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(file.name, place)
         if sync:
-            sync_folder(path.parent)
+            sync_folder(place.parent)
     except OSError as error:
         raise LiftkitError(f"{path}: cannot be written ({reason(error)}); nothing was left behind") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def reason(error: Exception) -> str:
@@ -104,20 +107,52 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UsageError(f"{path}: {error}") from error
 
 
-def check_file(path: Path | None, ending: str) -> None:
-    """Whether a file can be written there.
+@contextmanager
+def output_file(path: Path | None, *endings: str) -> Iterator[None]:
+    """Hold a file that is to be written at the end of the block; what killed runs left beside it goes.
+
+    Args:
+        path: of the file; None holds nothing.
+        endings: that its name may have.
 
     Raises:
-        UsageError: if it is a folder, has another ending, or its folder is missing or not writable.
+        UsageError: see :func:`check_file`; or another run is making it, or nothing can be written there.
+    """
+    if path is None:
+        yield
+        return
+    check_file(path, *endings)
+    with claim(path):
+        sweep(Path(os.path.realpath(path)))
+        yield
+
+
+def check_file(path: Path | None, *endings: str) -> None:
+    """Raise unless a file could be written there, as far as looking can say; see :func:`output_file`.
+
+    Raises:
+        UsageError: if it is a folder or a device, has another ending, or its folder is missing or not writable.
     """
     if path is None:
         return
-    if path.suffix != ending:
-        raise UsageError(f"{path}: expected a name that ends in {ending}")
-    if path.is_dir():
+    if path.suffix.lower() not in endings:
+        raise UsageError(f"{path}: expected a name that ends in {' or '.join(endings)}")
+    place = Path(os.path.realpath(path))
+    if place.is_dir():
         raise UsageError(f"{path}: is a folder; give a file name")
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise UsageError(f"{parent}: no such folder; make it first")
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"{parent}: not writable; choose another place")
+    _check_replaceable(path, place)
+    if not place.parent.is_dir():
+        raise UsageError(f"{place.parent}: no such folder; make it first")
+    if not os.access(place.parent, os.W_OK):
+        raise UsageError(f"{place.parent}: not writable; choose another place")
+
+
+def _check_replaceable(path: Path, place: Path) -> None:
+    try:
+        if place.exists() and not (place.is_file() or place.is_dir()):
+            raise UsageError(f"{path}: is no regular file; choose another place")
+        mounted = place.is_file() and os.path.ismount(place)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({reason(error)}); choose another place") from error
+    if mounted:
+        raise UsageError(f"{path}: is a mount point, which cannot be replaced; choose another place")

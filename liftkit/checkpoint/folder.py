@@ -11,17 +11,28 @@ from pathlib import Path
 
 from liftkit.checkpoint.files import reason, sync_folder
 from liftkit.checkpoint.follow import Digest, digest_file
-from liftkit.checkpoint.lock import SUFFIX, claimed, held, retired, settle, sweep
+from liftkit.checkpoint.lock import SUFFIX, claim, claimed, held, retired, settle, sweep
 from liftkit.checkpoint.source import list_files
 from liftkit.errors import LiftkitError, UsageError
 
-__all__ = ["RECORD", "SUFFIX", "atomic_folder", "check_space", "check_target", "copy_tree", "manifest", "tree_size"]
+__all__ = [
+    "RECORD",
+    "SUFFIX",
+    "atomic_folder",
+    "check_space",
+    "check_target",
+    "copy_tree",
+    "manifest",
+    "output_folder",
+    "tree_size",
+]
 RECORD = "liftkit.json"
 """The manifest in every folder that a conversion makes: what tells it from a user's own."""
 
 
-def check_target(target: Path, *, overwrite: bool) -> None:
-    """Whether an output folder may be made; what killed runs left of it is put in order first.
+@contextmanager
+def output_folder(target: Path, *, overwrite: bool) -> Iterator[None]:
+    """Hold a folder that is to be made by the end of the block; what killed runs left of it is put in order first.
 
     Raises:
         UsageError: if it exists and may not be replaced, another run is making it, or its parent does not exist or
@@ -32,10 +43,21 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{place.parent}: no such folder; make it first")
     if not os.access(place.parent, os.W_OK):
         raise UsageError(f"{place.parent}: not writable; choose another output")
-    maker = sweep(place)
-    if maker is not None:
-        raise UsageError(f"{target}: another run (process {maker}) is making it; wait for it or choose another output")
-    _check_free(target, overwrite)
+    with claim(target):
+        maker = sweep(place)
+        # Where there are no locks, the name of what it has begun says so too.
+        if maker is not None:
+            raise UsageError(
+                f"{target}: another run (process {maker}) is making it; wait for it or choose another output"
+            )
+        _check_free(target, overwrite)
+        yield
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise unless an output folder may be made; see :func:`output_folder`."""
+    with output_folder(target, overwrite=overwrite):
+        pass
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -59,13 +81,12 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Where ``target`` is a link, the folder behind it is replaced and the link stays.
 
     Raises:
-        UsageError: see :func:`check_target`.
-        LiftkitError: if the disk refuses.
+        UsageError: see :func:`output_folder`.
+        LiftkitError: if the disk refuses; or the new folder is in its place, but the old one could not be removed.
     """
-    check_target(target, overwrite=overwrite)
     place = _place(target)
     try:
-        with claimed(place) as building:
+        with output_folder(target, overwrite=overwrite), claimed(place) as building:
             yield building
             _sync(building)
             # Again: much can have happened since the work began.
@@ -165,13 +186,18 @@ def _replace(target: Path, place: Path, building: Path) -> None:
         if not place.exists():
             os.rename(building, place)
             return
-        aside = retired(building)
+        aside, stays = retired(building), None
         with held(place):
             try:
                 os.rename(place, aside)
                 os.rename(building, place)
             finally:
-                settle(aside, place)
+                stays = settle(aside, place) if aside.exists() else None
+        if stays is not None:
+            raise LiftkitError(
+                f"{target}: the new folder is complete and in its place, but the old one could not be removed "
+                f"({stays.filename}: {reason(stays)}); remove what is left of it by hand"
+            )
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise

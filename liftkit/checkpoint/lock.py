@@ -1,20 +1,32 @@
-"""Folders in the making: each is held by the run that makes it, and one that nobody holds is left of a killed run.
+"""Outputs are held by the run that makes them; what nobody holds was left by a run that died, and goes.
 
-A run holds its folder by a lock of the kernel (flock), which goes when the process does, however it ends, and which holds
-across containers and threads, where process numbers say nothing. Where the file system knows no such locks, the
-process number in the folder's name has to do.
+Both are locks of the kernel (flock). They go when the process does, however it ends, and they hold across containers and
+threads, where process numbers say nothing. A run holds
+
+* its output, by a lock file that says who it is (:func:`claim`): a second run learns so at once, or waits;
+* each file and folder that it has begun, until that gets its name (:func:`claimed`, :func:`claimed_file`).
+
+Where a file system knows no such locks, process numbers have to do.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
+
+from liftkit.checkpoint.text import printable
+from liftkit.errors import UsageError
 
 try:
     import fcntl
@@ -22,7 +34,132 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".liftkit-partial"
+LOCK = ".liftkit-lock"
+POLL_SECONDS = 0.2
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.ENOSYS, errno.EINVAL)
+_LEFTOVER = re.compile(
+    rf"\.(?P<name>.+)\.(?P<process>\d+)(-[0-9a-f]+)?(?P<old>\.old)?(\.part|{re.escape(SUFFIX)})", re.S
+)
+_claims: set[tuple[Path, int]] = set()
+_begun: dict[Path, int] = {}
+
+
+# -- an output, held while it is made ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def claim(output: Path, *, inside: bool = False, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold an output, by a lock file beside it or in it; a thread that holds it already may claim it again.
+
+    Args:
+        output: a file or a folder. Of a link, what is behind it.
+        inside: the output is a folder that is filled in place, and made here if need be. One that is still empty at the end
+            goes again.
+        waiting: wait for another run, and say so by this; without it, another run is an error.
+
+    Raises:
+        UsageError: naming who holds it, or if nothing can be written there.
+    """
+    place = Path(os.path.realpath(output))
+    owner = place, threading.get_ident()
+    if owner in _claims:
+        yield
+        return
+    lock = place / LOCK if inside else place.with_name(f".{place.name}{LOCK}")
+    made = _make_folders(place) if inside else []
+    try:
+        handle = _acquire(output, lock, waiting)
+        _claims.add(owner)
+        _begun[lock] = os.getpid()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink()
+            os.close(handle)
+            _begun.pop(lock, None)
+            _claims.discard(owner)
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _make_folders(place: Path) -> list[Path]:
+    """Make a folder and those above it; the new ones, innermost first."""
+    made = [folder for folder in (place, *place.parents) if not folder.exists()]
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"{place}: is a file; the output is a folder") from error
+    except OSError as error:
+        raise UsageError(f"{place}: cannot be made ({error.strerror}); choose another output") from error
+    return made
+
+
+def _acquire(output: Path, lock: Path, waiting: Callable[[str], None] | None) -> int:
+    """An open lock file that this run holds.
+
+    A holder removes its lock file at the end. Whoever opened it before holds a file without a name, and tries again.
+    """
+    said = False
+    while True:
+        try:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | _NO_LINK, 0o666)
+        except OSError as error:
+            raise UsageError(f"{lock.parent}: not writable ({error.strerror}); choose another output") from error
+        free = _lock(handle)
+        if free is None:
+            free = not _alive_there(_holder(handle))
+        if free and _is_named(handle, lock):
+            with suppress(OSError):  # a full disk: the lock holds without a name on it
+                _sign(handle)
+            return handle
+        holder = _holder(handle)
+        os.close(handle)
+        if free:
+            continue
+        if waiting is None:
+            raise UsageError(
+                f"{output}: another run (process {holder['process']}) is making it, on {holder['host']} since "
+                f"{holder['since']}; wait for it or choose another output"
+            )
+        if not said:
+            waiting(
+                f"{output}: waits for process {holder['process']} on {holder['host']}, at it since {holder['since']}"
+            )
+            said = True
+        time.sleep(POLL_SECONDS)
+
+
+def _sign(handle: int) -> None:
+    record = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(record).encode(), 0)
+
+
+def _holder(handle: int) -> dict[str, str]:
+    """What a lock file says of its holder; question marks where it says nothing."""
+    try:
+        record = json.loads(os.pread(handle, 4096, 0))
+        return {key: printable(str(record[key]))[:100] for key in ("process", "host", "since")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return dict.fromkeys(("process", "host", "since"), "?")
+
+
+def _alive_there(holder: dict[str, str]) -> bool:
+    return holder["host"] == socket.gethostname() and holder["process"].isdecimal() and _alive(int(holder["process"]))
+
+
+def _is_named(handle: int, path: Path) -> bool:
+    """Whether a path still leads to an open file or folder."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except OSError:
+        return False
+
+
+# -- files and folders in the making ----------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -32,8 +169,30 @@ def claimed(place: Path) -> Iterator[Path]:
     try:
         yield building
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        remove(building)
         os.close(handle)
+        _begun.pop(building, None)
+
+
+@contextmanager
+def claimed_file(place: Path) -> Iterator[IO[bytes]]:
+    """A new file beside ``place``, open for writing and held by this run; if it keeps its name until the end, it goes."""
+    while True:
+        temporary = _temporary(place)
+        file = temporary.open("xb")
+        _begun[temporary] = os.getpid()
+        # Between the two lines another run may have taken the new file for a dead one's.
+        if _lock(file.fileno()) is not False and _is_named(file.fileno(), temporary):
+            break
+        file.close()
+        _begun.pop(temporary, None)
+    try:
+        with file:
+            yield file
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+        _begun.pop(temporary, None)
 
 
 @contextmanager
@@ -48,54 +207,159 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def retired(building: Path) -> Path:
-    """Where a folder that is about to be replaced is set aside."""
+    """Where a folder that is about to be replaced is set aside, whole."""
     return building.with_name(f"{building.name.removesuffix(SUFFIX)}.old{SUFFIX}")
 
 
-def settle(aside: Path, place: Path) -> None:
-    """End a replacement, however far it came: the folder set aside goes once its place is taken, else it returns."""
-    if place.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
+def settle(aside: Path, place: Path) -> OSError | None:
+    """End a replacement, however far it came: the folder set aside goes once its place is taken, else it returns.
+
+    Returns:
+        Why it could not be removed, or None.
+    """
+    if not place.exists():
         os.rename(aside, place)
+        return None
+    return discard(aside, place)
+
+
+def discard(folder: Path, place: Path | None = None) -> OSError | None:
+    """Remove a folder, which first takes a name that :func:`sweep` removes: half of it is never taken for a whole one.
+
+    Args:
+        folder: to remove.
+        place: whose leftover it is, if not its own.
+
+    Returns:
+        Why it could not be removed, or None.
+    """
+    going = _temporary(place or folder)
+    try:
+        os.rename(folder, going)
+    except OSError as error:
+        return error
+    return remove(going)
+
+
+def remove(path: Path) -> OSError | None:
+    """Remove a file or a folder, as far as that goes; the first reason why not, or None."""
+    reasons: list[OSError] = []
+    if path.is_symlink() or not path.is_dir():
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            return error
+        return None
+    shutil.rmtree(path, onerror=lambda function, name, info: reasons.append(info[1]))  # type: ignore[arg-type]
+    return next((each for each in reasons if not isinstance(each, FileNotFoundError)), None)
+
+
+def remove_begun() -> None:
+    """Remove all that this process has begun: for an end without unwinding."""
+    for path, process in list(_begun.items()):
+        if process == os.getpid():
+            remove(path)
+
+
+# -- what dead runs left ----------------------------------------------------------------------------------------------
 
 
 def sweep(place: Path) -> int | None:
-    """Put in order what killed runs left beside a folder: half-made ones go, one set aside returns to its place.
+    """Put in order what killed runs left beside an output: half-made ones go, one set aside returns to its place.
 
     Returns:
-        The process number of a run that is making the folder now, or None.
+        The process number of a run that is making the output now, or None.
     """
-    pattern = re.compile(rf"\.{re.escape(place.name)}\.(\d+)(-[0-9a-f]+)?(\.old)?{re.escape(SUFFIX)}")
+    return _sweep_folder(place.parent, place.name)
+
+
+def sweep_inside(folder: Path) -> None:
+    """The same for all outputs in a folder of liftkit's own, and in the folders in it; lock files of the dead go too."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.endswith(SUFFIX)]
+        _sweep_folder(Path(parent), None)
+        for name in files:
+            if name.endswith(LOCK) and name.startswith("."):
+                _release_dead(Path(parent) / name)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a name is one of those that only stand in a folder while something is made in it."""
+    return path.name == LOCK or _LEFTOVER.fullmatch(path.name) is not None
+
+
+def _sweep_folder(parent: Path, name: str | None) -> int | None:
     maker = None
-    for leftover in sorted(place.parent.glob(f".*{SUFFIX}")):
-        match = pattern.fullmatch(leftover.name)
-        if match is None:
+    try:
+        found = sorted(each.name for each in os.scandir(parent) if each.name.startswith("."))
+    except OSError:
+        return None
+    for each in found:
+        match = _LEFTOVER.fullmatch(each)
+        if match is None or (name is not None and match["name"] != name):
             continue
-        if _is_held(leftover, int(match[1])):
-            maker = int(match[1])
-        elif match[3]:
-            # Another run may be at the same.
-            with suppress(FileNotFoundError):
-                settle(leftover, place)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
+        leftover, process = parent / each, int(match["process"])
+        with _if_dead(leftover, process) as dead:
+            if not dead:
+                maker = process
+            elif match["old"]:
+                # Another run may be at the same.
+                with suppress(FileNotFoundError):
+                    settle(leftover, parent / match["name"])
+            else:
+                remove(leftover)
     return maker
+
+
+@contextmanager
+def _if_dead(leftover: Path, process: int) -> Iterator[bool]:
+    """Whether nobody holds a leftover; if so it is held by this run meanwhile."""
+    try:
+        handle = _open(leftover)
+    except OSError:
+        yield True
+        return
+    try:
+        free = _lock(handle)
+        yield free if free is not None else not _alive(process)
+    finally:
+        os.close(handle)
+
+
+def _release_dead(lock: Path) -> None:
+    with suppress(OSError):
+        handle = _open(lock)
+        try:
+            if _lock(handle) and _is_named(handle, lock):
+                lock.unlink()
+        finally:
+            os.close(handle)
+
+
+# -- locks of the kernel ----------------------------------------------------------------------------------------------
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def _claim(place: Path) -> tuple[Path, int]:
     while True:
-        building = place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
+        building = _temporary(place)
         building.mkdir()
+        _begun[building] = os.getpid()
         handle = _open(building)
         # Between the two lines another run may have taken the new folder for a dead one's.
         if _lock(handle) is not False and building.exists():
             return building, handle
         os.close(handle)
+        _begun.pop(building, None)
 
 
-def _open(folder: Path) -> int:
-    return os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def _temporary(place: Path) -> Path:
+    return place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | _NO_LINK)
 
 
 def _lock(handle: int) -> bool | None:
@@ -111,25 +375,13 @@ def _lock(handle: int) -> bool | None:
     return True
 
 
-def _is_held(folder: Path, process: int) -> bool:
-    try:
-        handle = _open(folder)
-    except OSError:
-        return False
-    try:
-        free = _lock(handle)
-    finally:
-        os.close(handle)
-    return _alive(process) if free is None else not free
-
-
 def _alive(process: int) -> bool:
     """Whether another process of this number runs; in containers, a run that was killed often had this one's own."""
     if process == os.getpid():
         return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
