@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from liftkit.checkpoint.files import atomic_file, write_text
+from liftkit.checkpoint.lock import claim, discard, sweep_inside
 from liftkit.conversion.execute import execute
 from liftkit.conversion.plan import ConvertOptions, make_plan
 from liftkit.conversion.result import Conversion
@@ -20,6 +20,7 @@ from liftkit.evaluate.compare import compare
 from liftkit.evaluate.comparison import CompareOptions, Comparison
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
+from liftkit.finetune.run_folder import RunFolder
 from liftkit.progress import Observer
 from liftkit.report.compare_page import compare_page
 from liftkit.report.pictures import Row, gallery_rows, labelled
@@ -70,11 +71,16 @@ def run(
         samples: of each model.
 
     Raises:
-        UsageError: if the output is no folder.
+        UsageError: if the output is no folder, or another demo is at work there.
     """
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output}: is a file; the demo needs a folder")
-    output.mkdir(parents=True, exist_ok=True)
+    with claim(output, inside=True):
+        sweep_inside(output)
+        return _run(output, seed, observer, quick, samples)
+
+
+def _run(output: Path, seed: int, observer: Observer, quick: bool, samples: int | None) -> Demonstration:
     conversion = _convert(output / "pixel-klein", seed, observer)
     models = {"converted": conversion.output}
     if not quick:
@@ -109,8 +115,8 @@ def _convert(target: Path, seed: int, observer: Observer) -> Conversion:
 
 def _finetune(run_folder: Path, model: Path, seed: int, observer: Observer) -> Path:
     """The shipped recipe, cut short; an earlier demo's run goes."""
-    if (run_folder / "run.json").is_file():
-        shutil.rmtree(run_folder)
+    if RunFolder(run_folder).begun:
+        discard(run_folder)
     overrides = {
         "model": str(model),
         "output": str(run_folder),

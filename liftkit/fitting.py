@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from liftkit.checkpoint.files import check_file
+from liftkit.checkpoint.files import check_file, output_file
 from liftkit.conversion.fitting import open_source
 from liftkit.conversion.subject import Subject, check_sources, choose, inspect_model
 from liftkit.errors import UsageError
@@ -15,6 +15,8 @@ from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
 from liftkit.fit.stream import Collection, Pass
 from liftkit.lift import Lift
 from liftkit.progress import Observer
+
+ENDING = ".safetensors"
 
 
 @dataclass
@@ -77,7 +79,7 @@ def prepare(job: FitJob) -> FitJob:
         raise UsageError("--merge fits on moments; --moments-out gathers them: give one of the two")
     if job.options.num_images == "auto" and (job.part is not None or Processes.expected() > 1):
         raise UsageError("--num-images auto cannot be shared: parts do not see each other; give a number")
-    check_file(job.output or job.moments_out, ".safetensors")
+    check_file(job.output or job.moments_out, ENDING)
     part_of(job.part)
     if job.merge and not job.moments:
         raise UsageError("--merge: no moments given; name the .safetensors files that --moments-out wrote")
@@ -103,7 +105,10 @@ def run(job: FitJob, observer: Observer) -> FitDone:
     Raises:
         UsageError: if images, moments or options will not do.
     """
-    return _run_merge(job, observer) if job.merge else _run_pass(job, observer)
+    if job.merge:
+        with output_file(job.output, ENDING):
+            return _run_merge(job, observer)
+    return _run_pass(job, observer)
 
 
 def _run_merge(job: FitJob, observer: Observer) -> FitDone:
@@ -127,16 +132,29 @@ def _needs_source(job: FitJob) -> bool:
 
 def _run_pass(job: FitJob, observer: Observer) -> FitDone:
     """One pass over images, or this machine's part of it, and the fit."""
-    subject, options = job.subject, job.options
+    subject = job.subject
     assert subject is not None
     # Before any model is placed: each process of a launch has its own device.
     processes = Processes()
-    source = open_source(subject, options, observer)
     part = part_of(job.part) if job.part else (processes.index, processes.count)
     target = job.output or job.moments_out
     assert target is not None
     # Beside the output, so that the same command finds it again.
     checkpoint = target.with_name(f".{target.name}.{part[0]}-of-{part[1]}.moments")
+    with output_file(target if processes.main else None, ENDING), output_file(checkpoint, checkpoint.suffix):
+        return _gather(job, subject, processes, part, checkpoint, observer)
+
+
+def _gather(
+    job: FitJob,
+    subject: Subject,
+    processes: Processes,
+    part: tuple[int, int],
+    checkpoint: Path,
+    observer: Observer,
+) -> FitDone:
+    options = job.options
+    source = open_source(subject, options, observer)
     collection = fit_pass(source, options, subject.latent_patch, part=part, checkpoint=checkpoint, observer=observer)
     done = FitDone(resumed=collection.resumed, skipped=source.skipped.summary())
     if job.part is None:

@@ -36,6 +36,8 @@ except ImportError:  # Windows
 SUFFIX = ".liftkit-partial"
 LOCK = ".liftkit-lock"
 POLL_SECONDS = 0.2
+DEPTH = 3
+"""How deep liftkit's own folders are: a run's cache keeps latents by what made them."""
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.ENOSYS, errno.EINVAL)
 _LEFTOVER = re.compile(
     rf"\.(?P<name>.+)\.(?P<process>\d+)(-[0-9a-f]+)?(?P<old>\.old)?(\.part|{re.escape(SUFFIX)})", re.S
@@ -276,7 +278,8 @@ def sweep(place: Path) -> int | None:
 def sweep_inside(folder: Path) -> None:
     """The same for all outputs in a folder of liftkit's own, and in the folders in it; lock files of the dead go too."""
     for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.endswith(SUFFIX)]
+        deep = len(Path(parent).relative_to(folder).parts) >= DEPTH
+        folders[:] = [] if deep else [name for name in folders if not name.endswith(SUFFIX)]
         _sweep_folder(Path(parent), None)
         for name in files:
             if name.endswith(LOCK) and name.startswith("."):

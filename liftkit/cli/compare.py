@@ -59,14 +59,14 @@ def compare(
 
     Example: liftkit compare demo pixel-klein --html compare.html --cache build/compare
     """
-    from liftkit.checkpoint.files import check_file, write_text
+    from liftkit.checkpoint.files import output_file, write_text
     from liftkit.evaluate.compare import execute
     from liftkit.evaluate.comparison import CompareOptions
     from liftkit.evaluate.plan import prepare
     from liftkit.guidance import Guidance
 
     for target, ending in ((html, ".html"), (json, ".json")):
-        check_file(target, ending)
+        console.hold(output_file(target, ending))
     options = CompareOptions(
         base=base,
         pixels=tuple(pixels),

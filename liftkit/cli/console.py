@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,15 @@ settings = Settings()
 answer = Answer()
 out = SafeConsole()
 err = SafeConsole(stderr=True)
+
+
+held = ExitStack()
+"""What the running command holds until its end; see :func:`hold`."""
+
+
+def hold(output: AbstractContextManager[None]) -> None:
+    """Hold an output until the command ends: checked and locked before the work begins."""
+    held.enter_context(output)
 
 
 def quiet_libraries() -> None:

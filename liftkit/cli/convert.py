@@ -163,6 +163,7 @@ def convert(
 
     Example: liftkit convert black-forest-labs/FLUX.2-klein-base-4B --images photos/ -o klein-pixel
     """
+    from liftkit.checkpoint.folder import output_folder
     from liftkit.conversion.plan import ConvertOptions, make_plan
 
     check(push, public)
@@ -184,6 +185,7 @@ def convert(
         proof=proof.value,
         save=save.value,
     )
+    console.hold(output_folder(output, overwrite=overwrite))
     plan = make_plan(model, output, options)
     print_plan(plan)
     console.result(dry_run=dry_run)

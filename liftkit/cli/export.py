@@ -46,9 +46,11 @@ def export(
 
     Example: liftkit export runs/first/adapter --format asymflow-adapter -o klein-asymflow
     """
+    from liftkit.checkpoint.folder import output_folder
     from liftkit.formats.exporting import export_adapter
 
     check(push, public)
+    console.hold(output_folder(output, overwrite=overwrite))
     console.quiet_libraries()
     done = export_adapter(
         folder, output, format_.value, base=base, rank=rank, overwrite=overwrite, observer=console.Bars()

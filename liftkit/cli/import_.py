@@ -58,11 +58,15 @@ def import_(
 
     Example: liftkit import flux-2-klein-base-4b.safetensors --config black-forest-labs/FLUX.2-klein-base-4B -o klein
     """
+    from liftkit.checkpoint.files import output_file
+    from liftkit.checkpoint.folder import output_folder
     from liftkit.formats.kinds import kind_of
 
     kind = kind_of(source)
     _check_options(kind, source, base=base, config=config, keep_adapter=keep_adapter, push=push)
     check(push, public)
+    held = output_file(output, ".safetensors") if kind == "lora" else output_folder(output, overwrite=overwrite)
+    console.hold(held)
     console.quiet_libraries()
     if kind == "lora":
         _lora(source, str(base), output, overwrite)

@@ -24,12 +24,11 @@ def report(
 
     Example: liftkit report klein-pixel --html report.html
     """
-    from liftkit.checkpoint.files import check_file, write_text
+    from liftkit.checkpoint.files import output_file, write_text
     from liftkit.report.data import read_report
 
     for target, ending in ((html, ".html"), (json, ".json")):
-        if target is not None:
-            check_file(target, ending)
+        console.hold(output_file(target, ending))
     found = read_report(path)
     other = read_report(compare) if compare is not None else None
     console.result(report=found.to_dict(), other=other and other.to_dict(), angles=None)

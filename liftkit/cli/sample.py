@@ -53,12 +53,12 @@ def sample(
     from liftkit.conversion.subject import choose_device
     from liftkit.formats.adapters import open_adapter
     from liftkit.guidance import Guidance
-    from liftkit.report.saving import check_output, save_images
+    from liftkit.report.saving import held_output, save_images
     from liftkit.sampling import check_size, load_pipeline
     from liftkit.sampling import sample as run
 
     console.quiet_libraries()
-    check_output(output)
+    console.hold(held_output(output))
     guided = Guidance(guidance, guidance_start, guidance_stop, guidance_orthogonal)
     chosen, why = choose_device(device)
     model = find_model(folder)

@@ -48,7 +48,7 @@ def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
         console.out.quiet = console.settings.quiet
         console.answer.command = name_of(context)
         # Whatever a library prints, the object stands alone.
-        with redirect_stdout(sys.stderr) if console.settings.json else nullcontext():
+        with console.held, redirect_stdout(sys.stderr) if console.settings.json else nullcontext():
             return command(**given)
 
     # typer reads a command's parameters from its signature: it gets the command's own and these.

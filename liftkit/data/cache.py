@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from liftkit.checkpoint.files import reason, write_safetensors, write_text
 from liftkit.checkpoint.header import Header, read_header
+from liftkit.checkpoint.lock import claim, sweep_inside
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.errors import LiftkitError, UsageError
 
@@ -25,6 +28,27 @@ SHARD_BYTES = 64 * 1024 * 1024
 SHARD_SECONDS = 30.0
 KEPT_BYTES = 256 * 1024 * 1024
 LAYOUT = "liftkit-cache/1"
+
+
+@contextmanager
+def held_cache(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Hold a cache while it is filled: a second run waits, and then finds what the first has made.
+
+    A folder that cannot be written to is read without a lock.
+
+    Args:
+        folder: of the cache; made if need be.
+        note: hears of it when this run has to wait.
+
+    Raises:
+        UsageError: if it cannot be made.
+    """
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        yield
+        return
+    with claim(folder, inside=True, waiting=note):
+        sweep_inside(folder)
+        yield
 
 
 class TensorCache:

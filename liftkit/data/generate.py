@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.files import atomic_file, reason, write_text
+from liftkit.checkpoint.files import atomic_file, write_text
 from liftkit.checkpoint.folder import manifest, tree_size
+from liftkit.checkpoint.lock import claim, is_leftover, sweep_inside
 from liftkit.checkpoint.model import ModelFolder, read_json
 from liftkit.conversion.card import versions
 from liftkit.data.captioned import METADATA
 from liftkit.data.images import to_uint8
-from liftkit.errors import LiftkitError, UsageError
+from liftkit.errors import UsageError
 from liftkit.guidance import Guidance
 from liftkit.progress import Observer, Silent
 from liftkit.sampling import Loaded, check_size, load_pipeline, sample, state_noise
@@ -86,11 +87,19 @@ def generate(
         observer: told of progress.
 
     Raises:
-        UsageError: if the folder holds other files or images of other settings, or the settings do not fit the model.
+        UsageError: if the folder holds other files or images of other settings, another run is making it, or the settings
+            do not fit the model.
         LiftkitError: if the disk refuses.
     """
-    observer = observer or Silent()
     _check_folder(output)
+    with claim(output, inside=True):
+        sweep_inside(output)
+        return _generate(model, prompts, output, options, observer or Silent())
+
+
+def _generate(
+    model: ModelFolder, prompts: list[str], output: Path, options: GenerateOptions, observer: Observer
+) -> Generated:
     settings = _settings(model, prompts, options, observer)
     _check_record(output / RECORD, settings)
     missing = [index for index in range(options.count) if not _file(output, index).is_file()]
@@ -98,6 +107,9 @@ def generate(
         loaded = load_pipeline(model, options.device)
         check_size(loaded, options.height, options.width)
         _begin(output, {"schema": SCHEMA, "settings": settings, "device": options.device, "versions": versions()})
+        if (output / METADATA).exists():
+            # A killed run may have left half a line, on which nothing can follow.
+            _write_metadata(output, prompts, options.seed)
         try:
             with observer.stage(f"generate: {model.name} on {options.device}", len(missing), "images") as advance:
                 for start in range(0, len(missing), options.batch_size):
@@ -116,7 +128,8 @@ def _check_folder(output: Path) -> None:
         raise UsageError(f"{output}: is a file; the output is a folder")
     if not output.absolute().parent.is_dir():
         raise UsageError(f"{output.absolute().parent}: no such folder; make it first")
-    if output.is_dir() and not (output / RECORD).is_file() and any(output.iterdir()):
+    # A run that was killed while it wrote its record leaves that half written.
+    if output.is_dir() and not (output / RECORD).is_file() and not all(is_leftover(path) for path in output.iterdir()):
         raise UsageError(f"{output}: holds files but no {RECORD}; choose another output")
 
 
@@ -157,10 +170,6 @@ def _check_record(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _begin(output: Path, record: dict[str, Any]) -> None:
-    try:
-        output.mkdir(exist_ok=True)
-    except OSError as error:
-        raise LiftkitError(f"{output}: cannot be made ({reason(error)})") from error
     if not (output / RECORD).is_file():
         write_text(output / RECORD, json.dumps(record, indent=2) + "\n")
 

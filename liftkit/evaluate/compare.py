@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.files import reason
+from liftkit.checkpoint.lock import claimed, sweep
 from liftkit.conversion.fitting import open_latents
-from liftkit.data.cache import TensorCache
+from liftkit.data.cache import TensorCache, held_cache
 from liftkit.data.images import to_signed, to_uint8
-from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, remembered, tensor_digest
 from liftkit.evaluate.comparison import CompareOptions, Comparison, Role, Row
 from liftkit.evaluate.controls import AMOUNTS, TRIAL_STEPS, Choice, choose, filtered
@@ -50,7 +49,7 @@ def compare(options: CompareOptions, observer: Observer | None = None) -> Compar
 def execute(work: Work, observer: Observer) -> Comparison:
     """Do what was planned; see :func:`compare`."""
     options = work.options
-    with _cache(options.cache) as cache:
+    with _cache(options.cache, observer.note) as cache:
         real = open_real(options.real, work.count, work.size, options.seed, options.prompts)
         sets = _sets(work, real, cache, observer)
         rows = _scored(work, real, sets, cache, observer)
@@ -66,17 +65,16 @@ def execute(work: Work, observer: Observer) -> Comparison:
 
 
 @contextmanager
-def _cache(folder: Path | None) -> Iterator[Path]:
-    """The folder of ``--cache``, or one for this run alone."""
+def _cache(folder: Path | None, note: Callable[[str], None]) -> Iterator[Path]:
+    """The folder of ``--cache``, held, or one for this run alone."""
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix="liftkit-compare-") as temporary:
-            yield Path(temporary)
+        place = Path(tempfile.gettempdir()) / "liftkit-compare"
+        sweep(place)
+        with claimed(place) as temporary:
+            yield temporary
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--cache {folder}: cannot be made ({reason(error)}); choose another folder") from error
-    yield folder
+    with held_cache(folder, note):
+        yield folder
 
 
 def _sets(work: Work, real: Real, cache: Path, observer: Observer) -> list[Set]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from liftkit.checkpoint.model import ModelFolder, read_json
+from liftkit.data.cache import held_cache
 from liftkit.data.training import TrainingData
 from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Recipe
@@ -48,16 +49,17 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
 
     image_print = LatentSpace(load_vae(folder)).fingerprint() if needs_latents else ""
     text_print, extra = text_fingerprint(folder, device), list(recipe.previews.prompts or ())
-    for data in parts:
-        data.prepare(
-            image_encoder if needs_latents else None,
-            image_print,
-            prompt_encoder,
-            text_print,
-            observer,
-            extra,
-        )
-        gc.collect()
+    with held_cache(parts[0].cache, observer.note):
+        for data in parts:
+            data.prepare(
+                image_encoder if needs_latents else None,
+                image_print,
+                prompt_encoder,
+                text_print,
+                observer,
+                extra,
+            )
+            gc.collect()
 
 
 def load_text_side(folder: ModelFolder, device: str) -> Any:

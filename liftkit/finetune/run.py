@@ -61,9 +61,14 @@ def finetune(recipe: Recipe, *, resume: str | None = None, observer: Observer | 
         UsageError: bad input; nothing was trained.
         LiftkitError: training failed; checkpoints are still there.
     """
-    observer = observer or Silent()
+    with RunFolder(recipe.output).held():
+        return _finetune(recipe, resume, observer or Silent())
+
+
+def _finetune(recipe: Recipe, resume: str | None, observer: Observer) -> Finetuned:
     folder = RunFolder(recipe.output)
     folder.check(resuming=resume is not None)
+    resume = folder.resumed(resume, observer.note)
     resumption = find_resumption(recipe, resume) if resume is not None else None
     trainer = prepare(recipe, folder, observer, resumption)
     outcome = trainer.train()

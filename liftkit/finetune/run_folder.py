@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from liftkit.checkpoint.files import reason, write_text
+from liftkit.checkpoint.lock import claim, sweep_inside
 from liftkit.checkpoint.model import read_json
 from liftkit.conversion.card import versions
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.state import checkpoints, tidy_checkpoints
 
 
 class RunFolder:
@@ -31,6 +35,47 @@ class RunFolder:
     def result(self, recipe: Recipe) -> Path:
         """Where the result goes."""
         return self.path / recipe.save
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run is here, however far it came."""
+        return any((self.path / name).is_file() for name in ("recipe.yaml", "run.json", "log.jsonl"))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder while a run is at work in it; of many processes the first does. What dead runs left in it goes.
+
+        Raises:
+            UsageError: if another run is at work there, or nothing can be written.
+        """
+        if os.environ.get("RANK", "0") != "0":
+            yield
+            return
+        with claim(self.path, inside=True):
+            sweep_inside(self.path)
+            tidy_checkpoints(self.checkpoints)
+            yield
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a run left something here that another one would have to go on from, or would lose."""
+        return bool(checkpoints(self.checkpoints)) or any((self.path / name).exists() for name in ("model", "adapter"))
+
+    def resumed(self, resume: str | None, note: Callable[[str], None]) -> str | None:
+        """What a run really goes on from: ``resume``, or None where the run here ended before its first checkpoint.
+
+        Such a run begins again at step 0.
+
+        Args:
+            resume: ``latest``, the path of a checkpoint, or None.
+            note: hears of a run that begins again.
+        """
+        if resume != "latest" or self.has_work or not self.begun:
+            return resume
+        note(f"{self.path}: the run there ended before its first checkpoint; it begins again at step 0")
+        if os.environ.get("RANK", "0") == "0":
+            self.rewind(0)
+        return None
 
     def check(self, resuming: bool) -> None:
         """Whether a run may begin here.

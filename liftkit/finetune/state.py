@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
+from liftkit.checkpoint.files import read_safetensors, reason, write_safetensors, write_text
 from liftkit.checkpoint.folder import atomic_folder
+from liftkit.checkpoint.lock import discard
 from liftkit.checkpoint.model import read_json
-from liftkit.errors import UsageError
+from liftkit.errors import LiftkitError, UsageError
 
 RECORD = "state.json"
 _NAME = re.compile(r"step-(\d+)")
@@ -44,9 +44,32 @@ def write_checkpoint(
             building / RECORD,
             json.dumps({"format": "liftkit.state", "version": 1, "step": step, **record}, indent=2) + "\n",
         )
-    for _, old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    prune(folder, keep)
     return place
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove the oldest complete checkpoints beyond ``keep``.
+
+    Raises:
+        LiftkitError: if one cannot be removed.
+    """
+    for _, old in checkpoints(folder)[:-keep]:
+        _remove(old)
+
+
+def tidy_checkpoints(folder: Path) -> None:
+    """Remove what is left of checkpoints that were being removed when their run died: such have no record, or half of it."""
+    if folder.is_dir():
+        for path in [each for each in folder.iterdir() if _NAME.fullmatch(each.name) and each.is_dir()]:
+            if not (path / RECORD).is_file():
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    failed = discard(path)
+    if failed is not None:
+        raise LiftkitError(f"{path}: this old checkpoint cannot be removed ({reason(failed)}); remove it by hand")
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -67,7 +90,7 @@ def abandon_after(folder: Path, step: int) -> list[Path]:
     for _, path in [each for each in checkpoints(folder) if each[0] > step]:
         aside = path.with_name(f"{path.name}.abandoned")
         if aside.exists():
-            shutil.rmtree(aside)
+            _remove(aside)
         moved.append(path.rename(aside))
     return moved
 
@@ -81,7 +104,9 @@ def find_checkpoint(folder: Path, wanted: str) -> Path:
     if wanted == "latest":
         found = checkpoints(folder)
         if not found:
-            raise UsageError(f"--resume: {folder}: no complete checkpoint there; leave --resume out to start a run")
+            raise UsageError(
+                f"--resume: {folder}: no complete checkpoint; leave --resume out and choose a new output to start a run"
+            )
         return found[-1][1]
     path = Path(wanted)
     if not (path / RECORD).is_file():

@@ -33,6 +33,7 @@ from liftkit.finetune.state import (
     load_optimizers,
     load_parameters,
     optimizer_tensors,
+    prune,
     read_checkpoint,
     whole,
     write_checkpoint,
@@ -366,11 +367,13 @@ class Trainer:
             self.objective.adversary.load(tensors["adversary"])
         self.step = resumption.step
         if self.accelerator.is_main_process:
-            self.folder.rewind(self.step)
             for moved in abandon_after(self.folder.checkpoints, self.step):
                 self.observer.note(
                     f"{moved}: a checkpoint of the steps that are done again now; delete it if it is not needed"
                 )
+            # After the checkpoints: a run that dies in between goes on from this one and its log.
+            self.folder.rewind(self.step)
+            prune(self.folder.checkpoints, self.recipe.checkpoints.keep)
             if record.get("data", self.data.digest) != self.data.digest:
                 text = "images or captions are not those that it was trained on"
                 self.folder.log({"step": self.step, "note": text})

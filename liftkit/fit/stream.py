@@ -204,7 +204,10 @@ def _save(work: Pass, collection: Collection) -> None:
 def _resume(work: Pass) -> Collection:
     """The collection of an interrupted pass over the same images, or an empty one."""
     if work.checkpoint is not None and work.checkpoint.exists():
-        folds, metadata = read_folds(work.checkpoint)
+        try:
+            folds, metadata = read_folds(work.checkpoint)
+        except UsageError:  # nobody's to mend: a damaged one is gathered again
+            folds, metadata = {}, {}
         if (metadata.get("identity"), metadata.get("part")) == (work.identity(), str(work.part)):
             done = int(metadata["done"])
             return Collection(folds, done, done)

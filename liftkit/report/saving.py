@@ -10,7 +10,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,26 @@ SHEET = "sheet.png"
 def is_folder(output: Path | str) -> bool:
     """True where an output names a folder: an existing one, or a name that ends in a slash or has no ending."""
     return str(output).endswith(("/", os.sep)) or Path(output).is_dir() or not Path(output).suffix
+
+
+@contextmanager
+def held_output(output: Path | str) -> Iterator[None]:
+    """Hold the output of :func:`save_images` while the images are made; what killed runs left of it goes.
+
+    Raises:
+        UsageError: see :func:`check_output`; or another run is making it.
+    """
+    from liftkit.checkpoint.files import output_file
+    from liftkit.checkpoint.lock import claim, sweep_inside
+
+    check_output(output)
+    if not is_folder(output):
+        with output_file(Path(output), *FORMATS):
+            yield
+        return
+    with claim(Path(output), inside=True):
+        sweep_inside(Path(output))
+        yield
 
 
 def check_output(output: Path | str) -> None:
