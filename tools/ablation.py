@@ -1,4 +1,4 @@
-"""The ablation table of docs/finetune.md: python -m tools.ablation [FOLDER] [--steps 200] [--samples 256]
+"""The ablation table of docs/lab/tiny-klein.md: python -m tools.ablation [FOLDER] [--steps 200] [--samples 256]
 
 Short runs of the recipe tiny-klein with Muon, each with one thing changed; every run is the command that is printed. Rows come
 out as soon as they are there, kept in FOLDER/rows.json: an interrupted table goes on where it stopped. About three minutes a run on
