@@ -15,6 +15,7 @@ from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
 from liftkit.fit.stream import Collection, Pass
 from liftkit.lift import Lift
 from liftkit.progress import Observer
+from liftkit.tally import Tally
 
 ENDING = ".safetensors"
 
@@ -60,7 +61,7 @@ class FitDone:
     moments: Path | None = None
     images: int = 0
     resumed: int = 0
-    skipped: str = ""
+    tallies: list[Tally] = field(default_factory=list)
 
 
 def prepare(job: FitJob) -> FitJob:
@@ -156,7 +157,7 @@ def _gather(
     options = job.options
     source = open_source(subject, options, observer)
     collection = fit_pass(source, options, subject.latent_patch, part=part, checkpoint=checkpoint, observer=observer)
-    done = FitDone(resumed=collection.resumed, skipped=source.skipped.summary())
+    done = FitDone(resumed=collection.resumed, tallies=[source.tally])
     if job.part is None:
         collection = processes.add(collection)
     done.images = collection.any.total.images

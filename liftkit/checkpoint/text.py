@@ -16,6 +16,9 @@ from liftkit.errors import UsageError
 
 TEXT_LIMIT = 64 * 1024 * 1024
 """Bytes of a text file at most, unless a reader says otherwise."""
+LINE_LIMIT = 64 * 1024 * 1024
+"""Characters of one line of a file that is streamed, at most."""
+_CHUNK = 1 << 20
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -50,9 +53,7 @@ def decode_text(raw: bytes, where: str) -> str:
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{where}: no UTF-8 text ({error.reason} at byte {error.start}); save it in the encoding UTF-8"
-        ) from error
+        raise UsageError(_no_text(where, error.reason, f"at byte {error.start}")) from error
 
 
 def lines(text: str) -> Iterator[tuple[int, str]]:
@@ -62,6 +63,44 @@ def lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line.removesuffix("\r")
 
 
+def stream_lines(file: IO[bytes], where: str, limit: int = LINE_LIMIT) -> Iterator[str]:
+    """The lines of a text file of any length, read as they are asked for, each with its ``\\n``.
+
+    Args:
+        file: at its beginning.
+        where: what to call it in a message.
+        limit: characters of a line at most.
+
+    Raises:
+        UsageError: if it is no text in UTF-8 or UTF-16, or a line is longer.
+    """
+    part = file.read(_CHUNK)
+    decoder = codecs.getincrementaldecoder("utf-16" if part.startswith(_UTF16) else "utf-8-sig")()
+    done = number = 0
+    pieces: list[str] = []
+    length = 0
+    while True:
+        try:
+            text = decoder.decode(part, final=not part)
+        except UnicodeDecodeError as error:
+            raise UsageError(_no_text(where, error.reason, f"after byte {done}")) from error
+        *ended, rest = text.split("\n")
+        for each in ended:
+            number += 1
+            yield "".join([*pieces, each, "\n"])
+            pieces, length = [], 0
+        pieces.append(rest)
+        length += len(rest)
+        if length > limit:
+            raise UsageError(f"{where}: line {number + 1} is longer than {limit / 1e6:.0f} MB; is it the right file?")
+        if not part:
+            break
+        done += len(part)
+        part = file.read(_CHUNK)
+    if length:
+        yield "".join(pieces)
+
+
 def printable(text: str) -> str:
     """Text that cannot move a terminal's cursor, change its colors or forge lines.
 
@@ -69,6 +108,10 @@ def printable(text: str) -> str:
     and lone surrogates become their escapes, such as ``\\x1b``.
     """
     return "".join(character if _prints(character) else _escaped(character) for character in text)
+
+
+def _no_text(where: str, reason: str, place: str) -> str:
+    return f"{where}: no UTF-8 text ({reason} {place}); save it in the encoding UTF-8"
 
 
 def _prints(character: str) -> bool:

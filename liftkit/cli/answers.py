@@ -17,6 +17,10 @@ ALWAYS = {
 REPORT = "the object of docs/report.md"
 PUSHED = "address of the Hub repository; only with --push"
 FOLDER = "the folder that was made"
+TALLIES = (
+    "accounts of images, lines of metadata and caption files: a list of `what`, `found`, `used`, `left_out` (a list of `reason`, "
+    "`count`, `examples`) and `remarks` (of `remark`, `count`, `examples`)"
+)
 PLAN = (
     "what is to be done: `model`, `class`, `pipeline`, `output`, `rank`, `dim`, `patch_size`, `latent_patch`, `options` as they "
     "were resolved, `reasons` of automatic choices, `rewritten` (shapes by tensor name), `kept` (number of tensors), "
@@ -26,7 +30,7 @@ CONVERTED = {
     "plan": PLAN,
     "output": FOLDER,
     "report": f"{REPORT}, with the proof",
-    "skipped": "images that could not be used, in words",
+    "tallies": TALLIES,
 }
 COMPARED = {"comparison": "the object of docs/compare.md"}
 
@@ -37,7 +41,7 @@ KEYS: dict[str, dict[str, str]] = {
         "report": f"{REPORT}; not with --moments-out",
         "images": "number of images",
         "resumed": "those of them that an interrupted run had seen",
-        "skipped": "images that could not be used, in words",
+        "tallies": TALLIES,
     },
     "verify": {
         "folder": "that was looked at",
@@ -63,7 +67,7 @@ KEYS: dict[str, dict[str, str]] = {
         "images_per_second": "likewise",
         "tflops": "likewise; null where they were not counted",
         "peak_memory": "bytes: of the GPU, or of the process",
-        "skipped": "images that could not be used, in words",
+        "tallies": TALLIES,
         "pushed": PUSHED,
     },
     "sample": {
@@ -122,7 +126,7 @@ def conversion_data(result: Conversion) -> dict[str, Any]:
     from liftkit.report.data import read_report
 
     report = read_report(result.output).to_dict()
-    return {"output": result.output, "report": report, "skipped": result.skipped}
+    return {"output": result.output, "report": report, "tallies": [tally.to_json() for tally in result.tallies]}
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from liftkit.checkpoint.text import printable
 from liftkit.cli import bars
 from liftkit.cli.bars import size as size
 from liftkit.cli.terminal import SafeConsole
+from liftkit.tally import Tally
 
 
 @dataclass
@@ -127,6 +128,14 @@ def note(message: str) -> None:
     """One line on stderr, not an error."""
     if not settings.quiet:
         err.print(Text.assemble(("note", "yellow"), f": {printable(message)}"))
+
+
+def tallies(found: Iterable[Tally]) -> None:
+    """Accounts of what was read: a note on whatever was left out, and all of them for ``--json``."""
+    counted = list(found)
+    result(tallies=[tally.to_json() for tally in counted])
+    for summary in filter(None, (tally.summary() for tally in counted)):
+        note(summary)
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:

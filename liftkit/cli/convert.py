@@ -288,5 +288,4 @@ def print_summary(result: Conversion) -> None:
         *_outcome(result),
     ]  # fmt: skip
     console.table("Converted", rows)
-    if result.skipped:
-        console.note(result.skipped)
+    console.tallies(result.tallies)

@@ -106,10 +106,14 @@ def _report(recipe: Recipe, done: Finetuned) -> None:
     from liftkit.finetune.run_folder import resume_command
 
     figures = _figures(recipe, done)
-    console.result(result=done.result, stopped=done.outcome.stopped, skipped=done.skipped, **figures)
+    console.result(
+        result=done.result,
+        stopped=done.outcome.stopped,
+        tallies=[tally.to_json() for tally in done.tallies],
+        **figures,
+    )
     rows = [("steps", _steps(figures)), ("speed", ", ".join(_speed(figures)))]
-    if done.skipped:
-        rows.append(("images", done.skipped))
+    rows += [(tally.what, summary) for tally in done.tallies if (summary := tally.summary())]
     if done.result is None:
         rows.append(("go on", resume_command(recipe.output)))
     else:

@@ -97,7 +97,8 @@ def _report(job: FitJob) -> None:
     from liftkit.report.data import Report
 
     done = run(job, console.Bars())
-    console.result(output=job.output or done.moments, images=done.images, resumed=done.resumed, skipped=done.skipped)
+    console.result(output=job.output or done.moments, images=done.images, resumed=done.resumed)
+    console.tallies(done.tallies)
     if done.lift is not None and job.output is not None:
         console.result(report=Report(job.output.stem, done.lift).to_dict())
         rows = lift_rows(done.lift)
@@ -106,5 +107,3 @@ def _report(job: FitJob) -> None:
         console.table("Gathered", [("images", str(done.images)), ("moments", str(done.moments))])
     if done.resumed:
         console.note(f"{done.resumed} images had been seen by an interrupted run")
-    if done.skipped:
-        console.note(done.skipped)

@@ -20,6 +20,7 @@ from liftkit.lift import Lift
 from liftkit.progress import Observer, Silent
 from liftkit.report.data import Report
 from liftkit.report.pages import alignment_page
+from liftkit.tally import Tally
 
 
 def convert(
@@ -53,11 +54,11 @@ def execute(plan: Plan, observer: Observer) -> Conversion:
     if plan.options.save == "adapter":
         from liftkit.formats.conversion_adapter import save_adapter
 
-        lift, skipped = _lift(plan, observer)
-        return Conversion(plan, lift, save_adapter(plan, lift, _provenance(plan), observer), skipped)
+        lift, tallies = _lift(plan, observer)
+        return Conversion(plan, lift, save_adapter(plan, lift, _provenance(plan), observer), tallies)
     # The folder is claimed before the fit: a second run into the same one learns so at once.
     with atomic_folder(plan.output, overwrite=plan.options.overwrite) as building:
-        lift, skipped = _lift(plan, observer)
+        lift, tallies = _lift(plan, observer)
         with Ledger(building) as ledger:
             carrier = Carrier(plan.sources, plan.options.shards == "link", ledger, observer.note)
             write_components(plan, lift, building, carrier)
@@ -75,16 +76,16 @@ def execute(plan: Plan, observer: Observer) -> Conversion:
                 seed=plan.options.seed,
                 observer=observer,
             )
-            result = Conversion(plan, lift, proof, skipped)
+            result = Conversion(plan, lift, proof, tallies)
             _write_report(result, building, ledger, observer)
         check_unchanged(plan.sources)
     return result
 
 
-def _lift(plan: Plan, observer: Observer) -> tuple[Lift, str]:
-    """The lift of a plan, given or fitted, and a line on images that could not be used (or nothing)."""
+def _lift(plan: Plan, observer: Observer) -> tuple[Lift, list[Tally]]:
+    """The lift of a plan, given or fitted, and accounts of the images for it."""
     if plan.lift is not None:
-        return plan.lift, ""
+        return plan.lift, []
     from liftkit.conversion.fitting import fit_plan
 
     return fit_plan(plan, observer)

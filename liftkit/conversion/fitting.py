@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from liftkit.checkpoint.text import lines, read_text
 from liftkit.conversion.plan import Plan
 from liftkit.conversion.subject import MOST_IMAGES, Subject
 from liftkit.data import demo
@@ -18,14 +19,15 @@ from liftkit.lift import Lift
 from liftkit.models.latents import LatentSpace
 from liftkit.progress import Observer
 from liftkit.sampling import latent_samples
+from liftkit.tally import Tally
 
 
-def fit_plan(plan: Plan, observer: Observer) -> tuple[Lift, str]:
-    """The lift that is fitted for a plan, and a line on images that could not be used (or nothing)."""
+def fit_plan(plan: Plan, observer: Observer) -> tuple[Lift, list[Tally]]:
+    """The lift that is fitted for a plan, and accounts of the images for it."""
     source = open_source(plan, plan.options, observer)
     collection = fit_pass(source, plan.options, plan.latent_patch, observer=observer)
     lift = fit_collected(collection, plan.options, plan.latent_patch, source, observer)
-    return lift, source.skipped.summary()
+    return lift, [source.tally]
 
 
 def open_source(subject: Subject, options: FitOptions, observer: Observer) -> PairSource:
@@ -60,14 +62,11 @@ def read_prompts(path: Path | None) -> list[str]:
     """Prompts, one a line; those of the demo data where there is no file.
 
     Raises:
-        UsageError: if the file holds none.
+        UsageError: if the file cannot be read, or holds none.
     """
     if path is None:
         return [scene.prompt for scene in demo.all_scenes()]
-    try:
-        prompts = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--prompts {path}: no UTF-8 text ({error.reason} at byte {error.start})") from error
+    prompts = [line.strip() for _, line in lines(read_text(path))]
     if not prompts:
         raise UsageError(f"--prompts {path}: the file holds no prompt")
     return prompts

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from liftkit.conversion.plan import Plan
 from liftkit.conversion.verify import Proof
 from liftkit.lift import Lift
+from liftkit.tally import Tally
 
 
 @dataclass
@@ -18,13 +19,13 @@ class Conversion:
         plan: what was done.
         lift: what was used, with its figures and pictures.
         proof: that the output does what its source does.
-        skipped: one line on images that could not be used, or empty.
+        tallies: accounts of the images of the fit.
     """
 
     plan: Plan
     lift: Lift
     proof: Proof
-    skipped: str = ""
+    tallies: list[Tally] = field(default_factory=list)
 
     @property
     def output(self) -> Path:

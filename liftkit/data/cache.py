@@ -28,6 +28,7 @@ SHARD_BYTES = 64 * 1024 * 1024
 SHARD_SECONDS = 30.0
 KEPT_BYTES = 256 * 1024 * 1024
 LAYOUT = "liftkit-cache/1"
+FACTS_LAYOUT = "liftkit-facts/2"
 
 
 @contextmanager
@@ -164,12 +165,14 @@ class Facts:
         key: its content's identity.
         height, width: in pixels, upright.
         decoded: whether it was decoded once without a fault.
+        remark: what people may want to know of how it is read.
     """
 
     key: str
     height: int
     width: int
     decoded: bool = False
+    remark: str = ""
 
 
 class FactsTable:
@@ -185,7 +188,7 @@ class FactsTable:
         self._facts: dict[str, Facts] = {}
         try:
             content = json.loads(path.read_text())
-            if content["layout"] == LAYOUT:
+            if content["layout"] == FACTS_LAYOUT:
                 self._facts = {stamp: Facts(*facts) for stamp, facts in content["files"].items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             pass
@@ -206,6 +209,6 @@ class FactsTable:
             LiftkitError: if the disk refuses.
         """
         if self._changed:
-            content = {"layout": LAYOUT, "files": {stamp: astuple(facts) for stamp, facts in self._facts.items()}}
+            content = {"layout": FACTS_LAYOUT, "files": {stamp: astuple(facts) for stamp, facts in self._facts.items()}}
             write_text(self.path, json.dumps(content))
             self._changed = False

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from liftkit.checkpoint.source import open_regular
+from liftkit.checkpoint.text import read_text, stream_lines
 from liftkit.data import demo
+from liftkit.data.captions import (
+    CAPTION_LIMIT,
+    Captions,
+    caption_in,
+    looks_like_captions,
+    metadata_kind,
+    plain_name,
+    read_metadata,
+    sidecars,
+)
 from liftkit.data.hub import HubDataset
-from liftkit.data.images import covered, picture_files
+from liftkit.data.images import check_folder, covered, no_pictures
+from liftkit.data.picture_files import scan
+from liftkit.data.pictures import open_picture_file
 from liftkit.data.shards import WebDataset
-from liftkit.data.source import CaptionedSource, EncodedSource, Size, caption_of, file_stamp, read_text
+from liftkit.data.source import CaptionedSource, EncodedSource, Size, file_stamp
 from liftkit.errors import UsageError
+from liftkit.tally import Tally
 
 __all__ = ["CaptionedFolder", "CaptionedSource", "DemoCaptioned", "HubDataset", "WebDataset"]
-
-METADATA = "metadata.jsonl"
 
 
 class DemoCaptioned:
@@ -36,6 +49,8 @@ class DemoCaptioned:
             raise UsageError(f"demo data: {count} images; at least one is needed")
         self.count, self.split, self.seed = count, split, seed
         self.name = "demo"
+        self.tally = Tally("images")
+        self.texts: list[Tally] = []
 
     def __len__(self) -> int:
         return self.count
@@ -56,6 +71,10 @@ class DemoCaptioned:
         """See :class:`CaptionedSource`."""
         return demo.SIZE, demo.SIZE
 
+    def remark(self, index: int) -> str:  # noqa: ARG002
+        """See :class:`CaptionedSource`."""
+        return ""
+
     def image(self, index: int, size: Size) -> Tensor:
         """See :class:`CaptionedSource`."""
         from PIL import Image
@@ -69,6 +88,10 @@ class DemoCaptioned:
         """See :class:`CaptionedSource`."""
         return demo.scene_at(index, split=self.split, seed=self.seed).prompt
 
+    def has_captions(self) -> bool:
+        """See :class:`CaptionedSource`."""
+        return True
+
     def describe(self) -> dict[str, Any]:
         """See :class:`CaptionedSource`."""
         return {"source": "demo", "name": self.name, "images": self.count, "split": self.split, "seed": self.seed}
@@ -77,12 +100,16 @@ class DemoCaptioned:
 class CaptionedFolder(EncodedSource):
     """All images below a folder, in the order of their names.
 
-    A caption stands in a text file beside its image, ``flower.txt`` for ``flower.png``, or else in a
-    ``metadata.jsonl`` in any folder above it, one ``{"file_name": ..., "text": ...}`` a line (as the Hub's image folders
-    have it). An image with neither has the empty caption.
+    A caption stands in a file beside its image (``flower.txt``, ``flower.caption`` or ``flower.json`` for ``flower.png``, or
+    ``flower.png.txt``), or else in a ``metadata.jsonl`` or ``metadata.csv`` in any folder above it, one
+    ``{"file_name": ..., "text": ...}`` a line (as the Hub's image folders have it); the innermost goes first. An image with
+    neither has the empty caption.
 
     Args:
         path: the folder.
+
+    Attributes:
+        texts: accounts of the lines of metadata, and of caption files.
 
     Raises:
         UsageError: if it is missing, holds no image, or its metadata are broken.
@@ -90,15 +117,25 @@ class CaptionedFolder(EncodedSource):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        if not self.path.is_dir():
-            raise UsageError(f"{path}: no such folder; give a folder of images and captions")
-        self.files = picture_files(self.path)
+        check_folder(self.path, str(path), "give a folder of images and captions")
+        found = scan(self.path)
+        self.files, self.tally = found.pictures, found.tally
         if not self.files:
-            raise UsageError(f"{path}: no image files (.png, .jpg, .webp, .tif, ...) in this folder")
+            raise UsageError(f"{path}: {no_pictures(found.tally)}")
         self.name = self.path.resolve().name
-        self.captions: dict[Path, str] = {}
-        for metadata in sorted(self.path.rglob(METADATA), key=lambda file: len(file.parts)):
-            self.captions |= _read_metadata(metadata)
+        self._names = [self._plain(file) for file in self.files]
+        others = {self._plain(file): file for file in found.others}
+        beside, left = sidecars(self._names, others)
+        self._beside = {picture: others[text] for picture, text in beside.items()}
+        self._captions = Captions(self._names)
+        tables = [name for name in others if metadata_kind(name)]
+        for name in sorted(tables, key=lambda name: (name.count("/"), name)):
+            self._read_metadata(name, others[name])
+        files = Tally("caption files", used=len(set(beside.values())) + len(tables))
+        for name in dict.fromkeys([*left, *others]):
+            if name not in tables and name not in beside.values() and looks_like_captions(name):
+                files.leave_out(name, "that belong to no picture" if name in left else "of a kind that is not read")
+        self.texts = [self._captions.lines, files]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -109,36 +146,31 @@ class CaptionedFolder(EncodedSource):
 
     def stamp(self, index: int) -> str:
         """See :class:`CaptionedSource`."""
-        return file_stamp(self.files[index])
+        return file_stamp(self.files[index], self.label(index))
 
-    def content(self, index: int) -> bytes:
+    def open(self, index: int) -> AbstractContextManager[IO[bytes]]:
         """See :class:`EncodedSource`."""
-        return self.files[index].read_bytes()
+        return open_picture_file(self.files[index], self.label(index))
 
     def caption(self, index: int) -> str:
         """See :class:`CaptionedSource`."""
-        beside = self.files[index].with_suffix(".txt")
-        if beside.is_file():
-            return read_text(beside).strip()
-        return self.captions.get(self.files[index], "")
+        name = self._names[index]
+        beside = self._beside.get(name)
+        if beside is not None:
+            found = caption_in(read_text(beside, CAPTION_LIMIT), str(beside))
+            if found is not None:
+                return found
+            self.without_caption(self._plain(beside))
+        return self._captions.get(name)
 
     def describe(self) -> dict[str, Any]:
         """See :class:`CaptionedSource`."""
         return {"source": "folder", "name": self.name, "images": len(self)}
 
+    def _read_metadata(self, name: str, path: Path) -> None:
+        with open_regular(path) as file:
+            entries = read_metadata(metadata_kind(name) or "", stream_lines(file, str(path)), str(path))
+            self._captions.add(name.rpartition("/")[0], entries, name)
 
-def _read_metadata(path: Path) -> dict[Path, str]:
-    """Captions by image file."""
-    found = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            name = entry["file_name"]
-            found[path.parent / name] = caption_of(entry)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UsageError(
-                f'{path}:{number}: expected {{"file_name": "...", "text": "..."}}, found {line[:60]!r}'
-            ) from error
-    return found
+    def _plain(self, path: Path) -> str:
+        return plain_name(path.relative_to(self.path).as_posix())

@@ -10,18 +10,21 @@ from functools import cache as once
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.files import reason
 from liftkit.data.buckets import assign_buckets
 from liftkit.data.cache import Facts, FactsTable, TensorCache
-from liftkit.data.images import BROKEN, Skipped, ahead, to_signed
+from liftkit.data.images import ahead, to_signed
+from liftkit.data.pictures import PictureError
 from liftkit.data.source import CaptionedSource, Size
-from liftkit.errors import LiftkitError
+from liftkit.errors import LiftkitError, UsageError
 from liftkit.progress import Observer
+from liftkit.tally import Tally
 
 ImageEncoder = Callable[[Tensor], Tensor]
 PromptEncoder = Callable[[list[str]], dict[str, Tensor]]
 PIXELS_AT_ONCE = 1024 * 1024
 PROMPTS_AT_ONCE = 8
+TEXTS_NAMED = 10
+"""Files of captions that cannot be read, in one message."""
 
 
 @dataclass(slots=True)
@@ -58,10 +61,10 @@ def load(source: CaptionedSource, picture: Picture) -> Tensor:
     """The image of a picture, uint8 (3, height, width).
 
     Raises:
-        OSError: if it changed since it was inspected; see :data:`BROKEN` for all others.
+        PictureError: if it cannot be read, or changed since it was inspected.
     """
     if source.stamp(picture.index) != picture.stamp:
-        raise OSError(f"{source.label(picture.index)}: changed")
+        raise PictureError(source.label(picture.index), "changed while it was in use")
     return source.image(picture.index, picture.size)
 
 
@@ -76,33 +79,44 @@ class Filling:
         observer: hears of it.
 
     Attributes:
-        skipped: what could not be used.
-        reasons: by source number, why the last one could not.
+        tally: of the images; what is used is counted by :meth:`encode`.
+        reasons: by source number, why the last one could not be used.
     """
 
     sources: Sequence[CaptionedSource]
     table: FactsTable
     workers: int
     observer: Observer
-    skipped: Skipped = field(default_factory=Skipped)
+    tally: Tally = field(default_factory=lambda: Tally("images"))
     reasons: dict[int, str] = field(default_factory=dict)
 
     def inspect(self) -> list[Picture]:
-        """All pictures whose files can be opened; files that did not change are not opened again."""
+        """All pictures whose files can be opened; files that did not change are not opened again.
+
+        Raises:
+            UsageError: naming the captions that cannot be read, for their pictures are sound.
+        """
         places = [(number, index) for number, source in enumerate(self.sources) for index in range(len(source))]
         found = []
+        texts: list[str] = []
         with self.observer.stage("data: images and captions", len(places), "images") as advance:
-            for (number, index), future in ahead(self._inspected, places, self.workers):
+            for (number, _), future in ahead(self._inspected, places, self.workers):
                 try:
                     picture = future.result()
-                except BROKEN as error:
-                    self._skip(number, index, error)
+                except PictureError as error:
+                    self._skip(number, error)
+                except UsageError as error:
+                    texts.append(str(error))
                 else:
                     found.append(picture)
                     if picture.stamp is not None:
                         self.table.put(picture.stamp, picture.facts)
                 advance(1)
         self.table.save()
+        if texts:
+            texts = list(dict.fromkeys(texts))
+            more = f"; and {len(texts) - TEXTS_NAMED} more" if len(texts) > TEXTS_NAMED else ""
+            raise UsageError("; ".join(texts[:TEXTS_NAMED]) + more)
         return found
 
     def encode(
@@ -126,6 +140,7 @@ class Filling:
                     picture.size = size
                 broken = self._decode([p for p in pictures if _is_new(p, latents)], latents, make_encoder)
                 if not broken:
+                    self.tally.use(len(pictures))
                     return pictures
                 pictures = [picture for picture in pictures if (picture.source, picture.index) not in broken]
         finally:
@@ -163,7 +178,7 @@ class Filling:
         source = self.sources[number]
         stamp = source.stamp(index)
         facts = self.table.get(stamp) if stamp is not None else None
-        facts = facts or Facts(source.key(index), *source.size(index))
+        facts = facts or Facts(source.key(index), *source.size(index), remark=source.remark(index))
         return Picture(number, index, stamp, facts, source.caption(index))
 
     def _decode(
@@ -185,9 +200,9 @@ class Filling:
                 advance(1)
                 try:
                     image = future.result()
-                except BROKEN as error:
+                except PictureError as error:
                     broken.add((picture.source, picture.index))
-                    self._skip(picture.source, picture.index, error)
+                    self._skip(picture.source, error)
                     continue
                 if picture.stamp is not None:
                     picture.facts = replace(picture.facts, decoded=True)
@@ -202,11 +217,9 @@ class Filling:
                 encode(size)
         return broken
 
-    def _skip(self, number: int, index: int, error: Exception) -> None:
-        label = self.sources[number].label(index)
-        self.reasons[number] = f"{label}: {reason(error)}"
-        if label not in self.skipped.unreadable:
-            self.skipped.unreadable.append(label)
+    def _skip(self, number: int, error: PictureError) -> None:
+        self.reasons[number] = str(error)
+        self.tally.leave_out(error.name, error.reason)
 
 
 def _check_shapes(prompt: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -21,7 +21,7 @@ from liftkit.checkpoint.folder import manifest, tree_size
 from liftkit.checkpoint.lock import claim, is_leftover, sweep_inside
 from liftkit.checkpoint.model import ModelFolder, read_json
 from liftkit.conversion.card import versions
-from liftkit.data.captioned import METADATA
+from liftkit.data.captions import METADATA_LINES
 from liftkit.data.images import to_uint8
 from liftkit.errors import UsageError
 from liftkit.guidance import Guidance
@@ -192,7 +192,7 @@ def _sample(loaded: Loaded, prompts: list[str], part: list[int], output: Path, o
     for index, image in zip(part, to_uint8(images)):
         _save(image, _file(output, index))
     # A killed run leaves its images with their captions.
-    with (output / METADATA).open("a", encoding="utf-8") as file:
+    with (output / METADATA_LINES).open("a", encoding="utf-8") as file:
         file.write("".join(_line(index, prompts, options.seed) for index in part))
 
 
@@ -208,7 +208,7 @@ def _save(image: Tensor, path: Path) -> None:
 def _write_metadata(output: Path, prompts: list[str], seed: int) -> None:
     """The captions of all images in the folder, also of those that an interrupted run left without."""
     numbers = sorted(int(path.stem) for path in output.glob("*.png") if path.stem.isdecimal())
-    write_text(output / METADATA, "".join(_line(index, prompts, seed) for index in numbers))
+    write_text(output / METADATA_LINES, "".join(_line(index, prompts, seed) for index in numbers))
 
 
 def _line(index: int, prompts: list[str], seed: int) -> str:

@@ -25,7 +25,7 @@ class Part:
 
     def __init__(self, source: CaptionedSource, indices: Sequence[int]) -> None:
         self.source, self.indices = source, list(indices)
-        self.name = source.name
+        self.name, self.tally, self.texts = source.name, source.tally, source.texts
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -46,6 +46,10 @@ class Part:
         """See :class:`CaptionedSource`."""
         return self.source.size(self.indices[index])
 
+    def remark(self, index: int) -> str:
+        """See :class:`CaptionedSource`."""
+        return self.source.remark(self.indices[index])
+
     def image(self, index: int, size: Size) -> Tensor:
         """See :class:`CaptionedSource`."""
         return self.source.image(self.indices[index], size)
@@ -53,6 +57,10 @@ class Part:
     def caption(self, index: int) -> str:
         """See :class:`CaptionedSource`."""
         return self.source.caption(self.indices[index])
+
+    def has_captions(self) -> bool:
+        """See :class:`CaptionedSource`: of the whole source."""
+        return self.source.has_captions()
 
     def describe(self) -> dict[str, Any]:
         """See :class:`CaptionedSource`."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from liftkit.checkpoint.files import reason
-from liftkit.data.source import EncodedSource, file_stamp, plain_caption
+from liftkit.data.captions import plain_caption
+from liftkit.data.pictures import PictureError, open_picture_file
+from liftkit.data.source import EncodedSource, file_stamp
 from liftkit.errors import UsageError
+from liftkit.tally import Tally
 
 TABLES = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
@@ -42,6 +48,7 @@ class HubDataset(EncodedSource):
         if not len(rows):
             raise UsageError(f"{path}: the split {split!r} holds no row")
         self.name = Path(self.path).name
+        self.tally, self.texts = Tally("images"), []
         self.image_column, self.caption_column = image_column, caption_column
         self.images = _undecoded(rows, image_column)
         self.captions = None if caption_column is None else rows.select_columns([caption_column])
@@ -60,18 +67,22 @@ class HubDataset(EncodedSource):
         """See :class:`CaptionedSource`."""
         value = self.images[index][self.image_column]
         path = self._file(value)
-        return f"{self.fingerprint}|{index}" if path is None else file_stamp(path)
+        return f"{self.fingerprint}|{index}" if path is None else file_stamp(path, self.label(index))
 
-    def content(self, index: int) -> bytes:
+    @contextmanager
+    def open(self, index: int) -> Iterator[IO[bytes]]:
         """See :class:`EncodedSource`."""
         value = self.images[index][self.image_column]
         path = self._file(value)
         if path is not None:
-            return path.read_bytes()
+            with open_picture_file(path, self.label(index)) as file:
+                yield file
+            return
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
-            raise OSError(f"{self.label(index)}: no picture, found {type(content).__name__}")
-        return content
+            found = "nothing" if content is None else type(content).__name__
+            raise PictureError(self.label(index), "no picture in its row", f"found {found}")
+        yield BytesIO(content)
 
     def caption(self, index: int) -> str:
         """See :class:`CaptionedSource`."""

@@ -1,4 +1,4 @@
-"""Images for a fit: any folder that Pillow reads, or the demo data, as tensors of equal size in batches."""
+"""Images for a fit: a folder, or the demo data, as tensors of equal size in batches."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from PIL.Image import DecompressionBombError
 from torch import Tensor
 
+from liftkit.data.picture_files import scan
+from liftkit.data.pictures import READER, TOO_SMALL, PictureError, look, open_picture_file, read_picture
 from liftkit.errors import UsageError
+from liftkit.tally import Tally
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-# Formats that Pillow opens but that are no pictures, or need other programs to draw.
-NO_PICTURES = {".pdf", ".ps", ".eps", ".wmf", ".emf", ".h5", ".hdf", ".grib", ".bufr", ".mpg", ".mpeg", ".fits", ".fit"}
 
 DECODERS = 4
 
@@ -30,30 +28,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass
-class Skipped:
-    """Images that could not be used, by reason."""
-
-    unreadable: list[str] = field(default_factory=list)
-    too_small: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.unreadable) + len(self.too_small)
-
-    def summary(self, show: int = 3) -> str:
-        """One line that counts and names them; empty if there are none."""
-        parts = []
-        for names, what in ((self.unreadable, "unreadable"), (self.too_small, "smaller than a patch")):
-            if names:
-                more = f" and {len(names) - show} more" if len(names) > show else ""
-                parts.append(f"{len(names)} {what} ({', '.join(names[:show])}{more})")
-        return "skipped images: " + "; ".join(parts) if parts else ""
-
-
 class ImageSource(Protocol):
     """Where images come from, in a fixed order."""
 
-    skipped: Skipped
+    tally: Tally
 
     def __len__(self) -> int: ...
 
@@ -63,7 +41,7 @@ class ImageSource(Protocol):
         Args:
             resolution: sides at most, in pixels.
             multiple: sides are divisible by this.
-            which: places to take; all if left out. Images that cannot be used are skipped.
+            which: places to take; all if left out. Images that cannot be used are passed over and counted in ``tally``.
 
         Yields:
             The place, and uint8 (3, H, W).
@@ -81,21 +59,24 @@ class ImageFolder:
         count: how many to use at most; None for all.
         seed: of the order.
 
+    Attributes:
+        tally: of the images that are asked for, and of what lies beside them and is left out.
+
     Raises:
         UsageError: if the folder is missing or holds no image file.
     """
 
     def __init__(self, path: str | Path, count: int | None = None, seed: int = 0) -> None:
         self.path = Path(path).expanduser()
-        if not self.path.is_dir():
-            raise UsageError(f"--images {path}: no such folder; give a folder of images, or 'demo'")
-        files = picture_files(self.path)
-        if not files:
-            raise UsageError(f"--images {path}: no image files (.png, .jpg, .webp, .tif, ...) in this folder")
-        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(files))
-        self.files = [files[index] for index in order[:count]]
-        self.found = len(files)
-        self.skipped = Skipped()
+        check_folder(self.path, f"--images {path}", "give a folder of images, or 'demo'")
+        found = scan(self.path)
+        self.tally = found.tally
+        if not found.pictures:
+            raise UsageError(f"--images {path}: {no_pictures(found.tally)}")
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(found.pictures))
+        self.files = [found.pictures[index] for index in order[:count]]
+        self.found = len(found.pictures)
+        self._used: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -103,26 +84,38 @@ class ImageFolder:
     def images(self, resolution: int, multiple: int, which: range | None = None) -> Iterator[tuple[int, Tensor]]:
         """See :class:`ImageSource`; decodes ahead in threads."""
         places = which if which is not None else range(len(self.files))
-        for place, future in ahead(lambda place: load_image(self.files[place], resolution, multiple), places):
+        for place, future in ahead(lambda place: self._image(place, resolution, multiple), places):
             image = self._result(place, future)
             if image is not None:
                 yield place, image
 
-    def _result(self, place: int, future: Future[Tensor]) -> Tensor | None:
+    def _image(self, place: int, resolution: int, multiple: int) -> tuple[Tensor, str]:
+        """A decoded image, and a remark on it."""
+        path, name = self.files[place], self._name(place)
+        with open_picture_file(path, name) as file:
+            remark = look(file, name).remark
+            return fitted(read_picture(file, name, resolution), name, resolution, multiple), remark
+
+    def _result(self, place: int, future: Future[tuple[Tensor, str]]) -> Tensor | None:
         """A decoded image, or None and a note of why not."""
+        name = self._name(place)
         try:
-            return future.result()
-        except BROKEN as error:
-            names = self.skipped.too_small if isinstance(error, TooSmall) else self.skipped.unreadable
-            name = self.files[place].relative_to(self.path).as_posix()
-            if name not in names:  # a source may be read more than once
-                names.append(name)
+            image, remark = future.result()
+        except PictureError as error:
+            self.tally.leave_out(name, error.reason)
             return None
+        self._used.add(place)  # a source may be read more than once
+        self.tally.used = len(self._used)
+        self.tally.remark(name, remark)
+        return image
+
+    def _name(self, place: int) -> str:
+        return self.files[place].relative_to(self.path).as_posix()
 
     def describe(self) -> dict[str, Any]:
         """See :class:`ImageSource`."""
-        chosen = "".join(f"{path.relative_to(self.path).as_posix()}\n{path.stat().st_size}\n" for path in self.files)
-        digest = hashlib.sha256(chosen.encode(errors="surrogateescape")).hexdigest()
+        chosen = "".join(f"{self._name(place)}\n{path.stat().st_size}\n" for place, path in enumerate(self.files))
+        digest = hashlib.sha256(f"{READER}\n{chosen}".encode(errors="surrogateescape")).hexdigest()
         name = self.path.resolve().name
         return {"source": "folder", "name": name, "files": self.found, "used": len(self.files), "digest": digest}
 
@@ -138,7 +131,7 @@ class DemoImages:
 
     def __init__(self, count: int, split: Any = "train", seed: int = 0) -> None:
         self.count, self.split, self.seed = count, split, seed
-        self.skipped = Skipped()
+        self.tally = Tally("images")
 
     def __len__(self) -> int:
         return self.count
@@ -161,18 +154,28 @@ class DemoImages:
         return {"source": "demo", "split": self.split, "seed": self.seed, "used": self.count}
 
 
-def picture_endings() -> frozenset[str]:
-    """Endings of the picture files that this Pillow opens, with their dots."""
-    from PIL import Image
+def check_folder(path: Path, what: str, instead: str) -> None:
+    """Raise unless a path is a folder.
 
-    Image.init()
-    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN) - NO_PICTURES
+    Args:
+        path: of the folder.
+        what: what to call it in a message.
+        instead: what to do else.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    if not path.exists():
+        raise UsageError(f"{what}: no such folder; {instead}")
+    if not path.is_dir():
+        raise UsageError(f"{what}: a file, not a folder; {instead}")
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """All picture files below a folder, in the order of their names."""
-    endings = picture_endings()
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings and path.is_file())
+def no_pictures(tally: Tally) -> str:
+    """What to tell of a folder that holds no picture that is read."""
+    if tally.lost:
+        return f"no image that is read in this folder; left out: {tally.reasons()}"
+    return "no image files (.png, .jpg, .webp, .tif, ...) in this folder"
 
 
 def ahead(
@@ -202,60 +205,41 @@ def ahead(
             pool.shutdown(cancel_futures=True)
 
 
-class TooSmall(ValueError):
-    """An image smaller than a patch."""
-
-
-# Pillow and its decoders report broken and hostile files by all of these.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, MemoryError, RuntimeError, DecompressionBombError)
+BROKEN = (PictureError,)
+"""What reading a picture raises."""
 
 
 def load_image(path: Path, resolution: int, multiple: int) -> Tensor:
-    """One image file as uint8 (3, S, S): upright, on white where transparent, shrunk (never enlarged) and cropped
-    about its centre.
+    """One image file as uint8 (3, S, S): see :func:`~liftkit.data.pictures.read_picture`, shrunk (never enlarged) and
+    cropped about its center.
 
     Args:
-        path: any file that Pillow reads.
+        path: of the file.
         resolution: the side at most.
         multiple: the side is divisible by this.
 
     Raises:
-        OSError: if Pillow cannot read it.
-        TooSmall: if it is smaller than ``multiple``.
+        PictureError: if it cannot be read, or is smaller than ``multiple``.
     """
-    image = read_picture(path, resolution)
-    side = min(resolution, min(image.size)) // multiple * multiple
+    with open_picture_file(path, str(path)) as file:
+        return fitted(read_picture(file, str(path), resolution), str(path), resolution, multiple)
+
+
+def fitted(image: Image, name: str, resolution: int, multiple: int) -> Tensor:
+    """The largest square of whole tokens of an RGB picture, uint8 (3, S, S).
+
+    Raises:
+        PictureError: if the picture is smaller than ``multiple``.
+    """
+    side = min(resolution, *image.size) // multiple * multiple
     if side == 0:
-        raise TooSmall(f"{path}: {image.width} x {image.height} pixels, smaller than a patch of {multiple}")
+        size = f"{image.width} x {image.height} pixels, a patch is {multiple}"
+        raise PictureError(name, TOO_SMALL, size)
     return covered(image, side, side)
 
 
-def read_picture(file: Path | IO[bytes], resolution: int) -> Image:
-    """A picture in RGB: upright, and on white where transparent.
-
-    Args:
-        file: any that Pillow reads.
-        resolution: a JPEG may be decoded at a reduced size, with neither side under this.
-
-    Raises:
-        OSError: if Pillow cannot read it; see :data:`BROKEN` for all that it raises.
-    """
-    from PIL import Image, ImageOps
-
-    with Image.open(file) as opened:
-        opened.draft("RGB", (resolution, resolution))
-        image: Any = ImageOps.exif_transpose(opened)
-        if "transparency" in image.info or "A" in image.getbands():
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        elif image.mode.startswith("I"):
-            # 16-bit greyscale: Pillow would clip it to white.
-            image = Image.fromarray((np.asarray(image, dtype=np.float64) / 256.0).clip(0, 255).astype(np.uint8))
-        return image.convert("RGB")
-
-
 def covered(image: Image, height: int, width: int) -> Tensor:
-    """An RGB picture resized to cover a size and cropped about its centre, uint8 (3, height, width)."""
+    """An RGB picture resized to cover a size and cropped about its center, uint8 (3, height, width)."""
     from PIL import Image, ImageOps
 
     fitted = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)

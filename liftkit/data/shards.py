@@ -6,102 +6,137 @@ headers, and each picture is then read from its place in the file. The ``webdata
 
 from __future__ import annotations
 
-import json
-import re
+import io
+import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from liftkit.checkpoint.files import reason
-from liftkit.data.images import picture_endings
-from liftkit.data.source import EncodedSource, caption_of, decoded_text, file_stamp
+from liftkit.checkpoint.source import open_regular
+from liftkit.checkpoint.text import decode_text, stream_lines
+from liftkit.data.braces import expand_braces
+from liftkit.data.captions import (
+    CAPTION_LIMIT,
+    Captions,
+    caption_in,
+    looks_like_captions,
+    metadata_kind,
+    plain_name,
+    read_metadata,
+    sidecars,
+)
+from liftkit.data.picture_files import HIDDEN, is_hidden, picture_ending
+from liftkit.data.picture_kinds import ENDINGS, NOT_READ
+from liftkit.data.pictures import PictureError
+from liftkit.data.source import EncodedSource, file_stamp
 from liftkit.errors import UsageError
+from liftkit.tally import Tally
+
+HEADER_LIMIT = 16 * 1024 * 1024
+"""Bytes of a member's header at most."""
+Place = tuple[int, int]
+"""Start and size of a member in its tar file."""
 
 
 @dataclass
-class _Sample:
-    """Where the parts of one key are: start and size in their tar file, by ending."""
+class _Shard:
+    """One tar file.
 
-    tar: Path
-    key: str
-    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    picture: str | None = None
+    Args:
+        path: of the file.
+        pictures, others: places by plain name, in the order of the file.
+        beside: the member that holds the caption, by picture.
+        captions: by metadata.
+    """
+
+    path: Path
+    pictures: dict[str, Place] = field(default_factory=dict)
+    others: dict[str, Place] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
+    captions: Captions = field(default_factory=lambda: Captions([]))
+
+    def label(self, name: str) -> str:
+        """What to call a member in messages."""
+        return f"{self.path.name}:{name}"
 
 
 class WebDataset(EncodedSource):
     """Captioned images in local, uncompressed tar files.
 
+    A member is a picture if its name ends as one. A caption is in the member of the same name with the ending ``txt``,
+    ``caption`` or ``json``, or in a ``metadata.jsonl`` or ``metadata.csv`` in the shard. Of names with several dots the key
+    is all up to the last, unless a picture with a shorter key is there: then ``0001.seg.png`` is a part of the sample
+    ``0001`` and no picture of its own, as webdataset has it.
+
     Args:
         urls: paths; braces, as in ``shards/{000..127}.tar``, and ``*`` are expanded.
 
     Raises:
-        UsageError: if a shard is missing or no tar file, or none holds an image.
+        UsageError: if a shard is missing or no whole tar file, or none holds an image.
     """
 
     def __init__(self, urls: str | Path | Sequence[str | Path]) -> None:
         given = [urls] if isinstance(urls, (str, Path)) else list(urls)
         self.tars = [path for url in given for path in _find(str(url))]
-        endings = picture_endings()
-        self.samples = [sample for tar in self.tars for sample in _index(tar, endings) if sample.picture]
-        if not self.samples:
-            raise UsageError(f"{', '.join(map(str, given))}: no image in these shards")
         self.name = Path(str(given[0])).name
+        self.tally = Tally("images")
+        lines, files = Tally("lines of metadata"), Tally("caption files")
+        self.samples: list[tuple[_Shard, str]] = []
+        for tar in self.tars:
+            shard = _index(tar, self.tally)
+            _find_captions(shard, lines, files)
+            self.samples += [(shard, name) for name in shard.pictures]
+        self.texts = [lines, files]
+        if not self.samples:
+            why = f"; left out: {self.tally.reasons()}" if self.tally.lost else ""
+            raise UsageError(f"{', '.join(map(str, given))}: no image in these shards{why}")
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def label(self, index: int) -> str:
-        """See :class:`CaptionedSource`: the shard and the key."""
-        sample = self.samples[index]
-        return f"{sample.tar.name}:{sample.key}"
+        """See :class:`CaptionedSource`: the shard and the member."""
+        shard, name = self.samples[index]
+        return shard.label(name)
 
     def stamp(self, index: int) -> str:
         """See :class:`CaptionedSource`."""
-        sample = self.samples[index]
-        return f"{file_stamp(sample.tar)}|{sample.key}"
+        shard, name = self.samples[index]
+        return f"{file_stamp(shard.path, self.label(index))}|{name}|{shard.pictures[name][0]}"
 
-    def content(self, index: int) -> bytes:
+    @contextmanager
+    def open(self, index: int) -> Iterator[IO[bytes]]:
         """See :class:`EncodedSource`."""
-        sample = self.samples[index]
-        assert sample.picture is not None
-        return _part(sample, sample.picture)
+        shard, name = self.samples[index]
+        try:
+            with _member(shard.path, shard.pictures[name]) as file:
+                yield file
+        except UsageError as error:
+            raise PictureError(self.label(index), "not readable", str(error)) from error
 
     def caption(self, index: int) -> str:
         """See :class:`CaptionedSource`: ``key.txt``, else ``text``, ``caption`` or ``prompt`` in ``key.json``."""
-        sample = self.samples[index]
-        ending = next((ending for ending in ("txt", "json") if ending in sample.parts), None)
-        if ending is None:
-            return ""
-        where = f"{sample.tar}: {sample.key}.{ending}"
-        text = decoded_text(_part(sample, ending), where)
-        if ending == "txt":
-            return text.strip()
-        try:
-            return caption_of(json.loads(text))
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise UsageError(f"{where}: expected a JSON object, found {text[:60]!r}") from error
+        shard, name = self.samples[index]
+        beside = shard.beside.get(name)
+        if beside is not None:
+            where = f"{shard.path}: {beside}"
+            if shard.others[beside][1] > CAPTION_LIMIT:
+                raise UsageError(f"{where}: larger than {CAPTION_LIMIT / 1e6:.0f} MB, too large for a caption")
+            with _member(shard.path, shard.others[beside]) as file:
+                found = caption_in(decode_text(file.read(CAPTION_LIMIT), where), where)
+            if found is not None:
+                return found
+            self.without_caption(shard.label(beside))
+        return shard.captions.get(name)
 
     def describe(self) -> dict[str, Any]:
         """See :class:`CaptionedSource`."""
         return {"source": "webdataset", "name": self.name, "images": len(self), "shards": len(self.tars)}
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """``a{0..2}`` and ``a{x,y}`` in full, as a shell would."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if numbers is None:
-        values = match[1].split(",")
-    else:
-        values = [f"{number:0{len(numbers[1])}}" for number in range(int(numbers[1]), int(numbers[2]) + 1)]
-    return [
-        text for value in values for text in expand_braces(pattern[: match.start()] + value + pattern[match.end() :])
-    ]
 
 
 def _find(url: str) -> list[Path]:
@@ -116,33 +151,122 @@ def _find(url: str) -> list[Path]:
     return paths
 
 
-def _index(tar: Path, endings: frozenset[str]) -> list[_Sample]:
-    """The samples of a shard in order; keys end at the first dot of a member's name."""
-    samples: dict[str, _Sample] = {}
+class _Part(io.RawIOBase):
+    """A part of an open file. No more is read at once than there is, and than ``most``, whatever number a header names."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int, most: int = 1 << 30) -> None:
+        self._handle, self._start, self._size, self._most, self._at = file.fileno(), start, size, most, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._size - self._at)
+        wanted = left if size is None or size < 0 else min(size, left)
+        content = os.pread(self._handle, min(wanted, self._most), self._start + self._at)
+        self._at += len(content)
+        return content
+
+
+@contextmanager
+def _member(tar: Path, place: Place) -> Iterator[IO[bytes]]:
+    with open_regular(tar) as file:
+        yield _Part(file, *place)  # type: ignore[misc]
+
+
+def _index(tar: Path, tally: Tally) -> _Shard:
+    """The members of a shard that are used, and an account of the pictures that are not."""
+    shard = _Shard(tar)
     try:
-        with tarfile.open(tar, "r:") as file:
-            for member in file:
-                if not member.isfile():
-                    continue
-                path = PurePosixPath(member.name)
-                stem, _, ending = path.name.partition(".")
-                key, ending = str(path.with_name(stem)) if stem else "", ending.lower()
-                if not key or (ending not in ("txt", "json") and f".{ending}" not in endings):
-                    continue
-                sample = samples.setdefault(key, _Sample(tar, key))
-                sample.parts[ending] = member.offset_data, member.size
-                if f".{ending}" in endings:
-                    sample.picture = ending
-    except (OSError, tarfile.TarError) as error:
-        raise UsageError(f"{tar}: no readable, uncompressed tar file ({reason(error)})") from error
-    return list(samples.values())
+        with open_regular(tar) as raw:
+            whole = _Part(raw, 0, os.fstat(raw.fileno()).st_size, HEADER_LIMIT)
+            with tarfile.open(fileobj=whole, mode="r:") as file:  # type: ignore[call-overload]
+                for member in file:
+                    _take(member, shard, tally)
+                    file.members = []  # type: ignore[attr-defined]  # else it keeps them all
+    except (OSError, tarfile.TarError, ValueError, OverflowError, MemoryError, EOFError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"{tar}: no whole, uncompressed tar file ({reason(error)}); fetch it again, or unpack it if it is compressed"
+        ) from error
+    for name in _parts_of_samples(shard):
+        tally.leave_out(shard.label(name), "further pictures of a sample")
+        del shard.pictures[name]
+    return shard
 
 
-def _part(sample: _Sample, ending: str) -> bytes:
-    start, size = sample.parts[ending]
-    with sample.tar.open("rb") as file:
-        file.seek(start)
-        content = file.read(size)
-    if len(content) != size:
-        raise OSError(f"{sample.tar}: truncated in {sample.key}.{ending}")
-    return content
+def _take(member: tarfile.TarInfo, shard: _Shard, tally: Tally) -> None:
+    """Sort one member in."""
+    name = plain_name(member.name)
+    parts = PurePosixPath(name).parts
+    ending = picture_ending(name.rpartition("/")[2])
+    is_picture = ending in ENDINGS
+    if any(is_hidden(part) for part in parts):
+        if is_picture:
+            tally.leave_out(shard.label(name), HIDDEN)
+    elif ending in NOT_READ:
+        tally.leave_out(shard.label(name), NOT_READ[ending])
+    elif not member.isfile():
+        if is_picture and not member.isdir():
+            tally.leave_out(shard.label(name), "links or devices")
+    elif member.sparse is not None:
+        tally.leave_out(shard.label(name), "sparse files: pack them without holes")
+    elif member.offset_data < 0 or member.size < 0:
+        raise ValueError(f"{name} has no place")
+    else:
+        places = shard.pictures if is_picture else shard.others
+        if is_picture and name in places:
+            tally.leave_out(shard.label(name), "packed twice; the later one is taken")
+        places[name] = member.offset_data, member.size
+
+
+def _parts_of_samples(shard: _Shard) -> list[str]:
+    """Pictures with several dots in their names that belong to the sample of another picture: ``0001.seg.png`` beside
+    ``0001.jpg``, where no ``0001.seg.txt`` makes it a sample of its own."""
+    keys = {name.rpartition(".")[0] for name in shard.pictures}
+    beside, _ = sidecars(shard.pictures, shard.others)
+    found = []
+    for name in shard.pictures:
+        folder, slash, base = name.rpartition("/")
+        short = f"{folder}{slash}{base.partition('.')[0]}"
+        if base.count(".") > 1 and short in keys and name not in beside:
+            found.append(name)
+    return found
+
+
+def _find_captions(shard: _Shard, lines: Tally, files: Tally) -> None:
+    """Which members hold the captions of a shard's pictures."""
+    shard.beside, left = sidecars(shard.pictures, shard.others)
+    short: dict[str, list[str]] = {}
+    for name in shard.pictures:
+        folder, slash, base = name.rpartition("/")
+        short.setdefault(f"{folder}{slash}{base.partition('.')[0]}", []).append(name)
+    for text in list(left):
+        # webdataset's own key, all up to the first dot: 0001.txt for 0001.image.jpg.
+        pictures = short.get(text.rpartition(".")[0], [])
+        if len(pictures) == 1 and pictures[0] not in shard.beside:
+            shard.beside[pictures[0]] = text
+            left.remove(text)
+    shard.captions = Captions(list(shard.pictures), lines)
+    tables = [name for name in shard.others if metadata_kind(name)]
+    for name in sorted(tables, key=lambda name: (name.count("/"), name)):
+        with _member(shard.path, shard.others[name]) as file:
+            entries = read_metadata(
+                metadata_kind(name) or "", stream_lines(file, f"{shard.path}: {name}"), f"{shard.path}: {name}"
+            )
+            shard.captions.add(name.rpartition("/")[0], entries, shard.label(name))
+    files.use(len(set(shard.beside.values())) + len(tables))
+    for name in left:
+        if looks_like_captions(name):
+            files.leave_out(shard.label(name), "that belong to no picture")

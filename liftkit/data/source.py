@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from io import BytesIO
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from torch import Tensor
 
-from liftkit.data.images import covered, read_picture
-from liftkit.errors import UsageError
+from liftkit.data.captions import WITHOUT
+from liftkit.data.images import covered
+from liftkit.data.pictures import READER, PictureError, look, read_picture
+from liftkit.tally import Tally
 
 Size = tuple[int, int]
 """Height and width in pixels."""
-CAPTION_KEYS = ("text", "caption", "prompt")
-"""Where metadata keep a caption, the first that is there."""
 
 
 class CaptionedSource(Protocol):
-    """Images with captions, at random access. A picture that cannot be read raises one of :data:`BROKEN
-    <liftkit.data.images.BROKEN>` from ``stamp``, ``key``, ``size`` or ``image``."""
+    """Images with captions, at random access. A picture that cannot be used raises
+    :class:`~liftkit.data.pictures.PictureError` from ``stamp``, ``key``, ``size``, ``remark`` or ``image``.
+
+    Attributes:
+        name: for messages.
+        tally: of images that were left out when the source was opened, such as hidden ones; what is read is counted by
+            whoever reads.
+        texts: accounts of what holds captions: files and lines.
+    """
 
     name: str
+
+    @property
+    def tally(self) -> Tally: ...
+
+    @property
+    def texts(self) -> list[Tally]: ...
 
     def __len__(self) -> int: ...
 
@@ -34,16 +47,26 @@ class CaptionedSource(Protocol):
         """Cheap, and another one wherever the content may be another; None where it cannot change nor be broken."""
 
     def key(self, index: int) -> str:
-        """The content's identity: another content, another key, wherever it lies."""
+        """The content's identity: another content, another key, wherever it lies; another reader, another key."""
 
     def size(self, index: int) -> Size:
         """Height and width of the upright picture, without decoding it."""
 
+    def remark(self, index: int) -> str:
+        """What people may want to know of how a picture is read; empty if nothing."""
+
     def image(self, index: int, size: Size) -> Tensor:
-        """The picture resized to cover ``size`` and cropped about its centre: uint8 (3, height, width)."""
+        """The picture resized to cover ``size`` and cropped about its center: uint8 (3, height, width)."""
 
     def caption(self, index: int) -> str:
-        """Its caption; empty where it has none."""
+        """Its caption; empty where it has none.
+
+        Raises:
+            UsageError: if the text that holds it cannot be read.
+        """
+
+    def has_captions(self) -> bool:
+        """Whether any image of it has a caption."""
 
     def describe(self) -> dict[str, Any]:
         """Plain data for reports."""
@@ -52,75 +75,85 @@ class CaptionedSource(Protocol):
 class EncodedSource(ABC):
     """Pictures as encoded files: subclasses say where their bytes are."""
 
+    tally: Tally
+    texts: list[Tally]
+
     @abstractmethod
-    def content(self, index: int) -> bytes:
-        """The picture's file.
+    def open(self, index: int) -> AbstractContextManager[IO[bytes]]:
+        """The picture's file, at its beginning.
 
         Raises:
-            OSError: if it cannot be read.
+            PictureError: if it cannot be read.
         """
 
+    @abstractmethod
+    def label(self, index: int) -> str:
+        """See :class:`CaptionedSource`."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def caption(self, index: int) -> str:
+        """See :class:`CaptionedSource`."""
+
+    def has_captions(self) -> bool:
+        """See :class:`CaptionedSource`."""
+        return any(self.caption(index) for index in range(len(self)))
+
+    def without_caption(self, name: str) -> None:
+        """Count a caption file that turned out to hold none."""
+        files = self.texts[-1]
+        if name not in files.left_out.get(WITHOUT, {}):
+            files.leave_out(name, WITHOUT)
+            files.use(-1)
+
     def key(self, index: int) -> str:
-        """SHA-256 of the file."""
-        return hashlib.sha256(self.content(index)).hexdigest()
+        """The reader's name and the SHA-256 of the file."""
+        with self.open(index) as file:
+            return f"{READER}/{digest(file, self.label(index))}"
 
     def size(self, index: int) -> Size:
         """See :class:`CaptionedSource`; from the file's header."""
-        from PIL import ExifTags, Image
+        with self.open(index) as file:
+            found = look(file, self.label(index))
+        return found.height, found.width
 
-        with Image.open(BytesIO(self.content(index))) as opened:
-            width, height = opened.size
-            # The base class's, for PNG's own decodes the picture.
-            orientation = Image.Image.getexif(opened).get(ExifTags.Base.Orientation)
-        return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    def remark(self, index: int) -> str:
+        """See :class:`CaptionedSource`; from the file's header."""
+        with self.open(index) as file:
+            return look(file, self.label(index)).remark
 
     def image(self, index: int, size: Size) -> Tensor:
         """See :class:`CaptionedSource`."""
-        # JPEG's own reduction down to twice the size cannot be told from Lanczos over all pixels.
-        return covered(read_picture(BytesIO(self.content(index)), 2 * max(size)), *size)
+        with self.open(index) as file:
+            # JPEG's own reduction down to twice the size cannot be told from Lanczos over all pixels.
+            return covered(read_picture(file, self.label(index), 2 * max(size)), *size)
 
 
-def file_stamp(path: Path) -> str:
+def digest(file: IO[bytes], name: str) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        PictureError: if it cannot be read to its end.
+    """
+    found = hashlib.sha256()
+    try:
+        while part := file.read(1 << 20):
+            found.update(part)
+    except OSError as error:
+        raise PictureError(name, f"not readable ({error.strerror or error})") from error
+    return found.hexdigest()
+
+
+def file_stamp(path: Path, name: str) -> str:
     """A file's place, size and time of change.
 
     Raises:
-        OSError: if it is gone.
-    """
-    status = path.stat()
-    return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-
-
-def caption_of(entry: dict[str, Any]) -> str:
-    """The caption of a line of metadata, empty where it has none; of several in a list, the first."""
-    found = next((entry[key] for key in CAPTION_KEYS if entry.get(key) is not None), "")
-    return plain_caption(found)
-
-
-def plain_caption(value: Any) -> str:
-    """What a column or a file holds as one caption."""
-    if isinstance(value, (list, tuple)):
-        value = value[0] if value else ""
-    return "" if value is None else str(value).strip()
-
-
-def read_text(path: Path) -> str:
-    """A small text file.
-
-    Raises:
-        UsageError: if it is no UTF-8.
-    """
-    return decoded_text(path.read_bytes(), str(path))
-
-
-def decoded_text(raw: bytes, where: str) -> str:
-    """Text from bytes, with or without a byte-order mark.
-
-    Raises:
-        UsageError: naming ``where``, if it is no UTF-8.
+        PictureError: if it is gone.
     """
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{where}: no UTF-8 text ({error.reason} at byte {error.start}); save it in that encoding"
-        ) from error
+        status = path.stat()
+    except OSError as error:
+        raise PictureError(name, f"gone ({error.strerror})") from error
+    return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"

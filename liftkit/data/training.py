@@ -20,11 +20,13 @@ from torch import Tensor
 from liftkit.data.buckets import bucket_sizes, square
 from liftkit.data.cache import FactsTable, TensorCache
 from liftkit.data.filling import Filling, ImageEncoder, Picture, PromptEncoder, load, prompt_key
-from liftkit.data.images import BROKEN, Skipped, ahead
+from liftkit.data.images import ahead
 from liftkit.data.order import DROPOUT, Order, chances
+from liftkit.data.pictures import PictureError
 from liftkit.data.source import CaptionedSource
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.progress import Observer, Silent
+from liftkit.tally import Tally, combined
 
 ALL = slice(None)
 
@@ -83,7 +85,8 @@ class TrainingData:
         workers: threads that decode; with 0, :meth:`ahead` decodes as it goes.
 
     Attributes:
-        skipped: images that could not be read, also those that :meth:`batch` met.
+        tally: of the images, also those that :meth:`batch` could not read any more.
+        lost: names and reasons of those that went away since they were last named; whoever names them empties it.
         digest: tells images, captions and sizes from others; after :meth:`prepare`.
 
     Raises:
@@ -117,7 +120,8 @@ class TrainingData:
         self.sizes = bucket_sizes(resolution, multiple) if buckets else [square(resolution, multiple)]
         self.batch_size, self.seed, self.prompt_dropout = batch_size, seed, prompt_dropout
         self.cache, self.workers = Path(cache), workers
-        self.skipped = Skipped()
+        self.tally = Tally("images")
+        self.lost: list[tuple[str, str]] = []
         self._pictures: dict[tuple[int, int], Picture] = {}
         self._latents: TensorCache | None = None
 
@@ -129,7 +133,7 @@ class TrainingData:
         prompt_fingerprint: str,
         observer: Observer | None = None,
         extra_prompts: Sequence[str] = (),
-    ) -> Skipped:
+    ) -> Tally:
         """Fill the caches and fix the order; needed once before the first batch.
 
         With several processes one prepares alone first; the others find the caches complete.
@@ -145,10 +149,11 @@ class TrainingData:
             extra_prompts: embedded too, for :meth:`prompts`.
 
         Returns:
-            The images that cannot be read, which are left out of the order.
+            The account of images; those that cannot be read are left out of the order.
 
         Raises:
-            UsageError: if a source has no usable image.
+            UsageError: if a source has no usable image, captions cannot be read, or files of captions are there and not one
+                image has a caption.
             LiftkitError: if the disk refuses, latents are not finite, or embeddings differ in shape.
         """
         observer = observer or Silent()
@@ -165,9 +170,11 @@ class TrainingData:
         for picture in pictures:
             groups.setdefault(picture.size, {}).setdefault(picture.source, []).append(picture.index)
         self._order = Order(groups, self.weights, self.batch_size, self.seed)
-        self.skipped = filling.skipped
+        self.tally = sum((source.tally for source in self.sources), filling.tally)
+        for picture in pictures:
+            self.tally.remark(self.sources[picture.source].label(picture.index), picture.facts.remark)
         self.digest = self._digest()
-        return filling.skipped
+        return self.tally
 
     def batch(self, step: int, part: slice = ALL) -> Batch:
         """The batch of a step.
@@ -178,7 +185,7 @@ class TrainingData:
 
         Raises:
             LiftkitError: if an image cannot be read any more, nor any other of its kind. One that cannot be read gives
-                its row to the next of its source and size, and is named in :attr:`skipped`.
+                its row to the next of its source and size, and is named in :attr:`tally`.
         """
         return self._assemble(self._rows(step, range(self.batch_size)[part]))
 
@@ -211,12 +218,12 @@ class TrainingData:
                     waiting = []
 
     def describe(self) -> dict[str, Any]:
-        """Plain data for reports, with the names of all images that are skipped."""
+        """Plain data for reports, with the accounts of images and captions."""
         sizes = Counter(picture.size for picture in self._pictures.values())
         return {
             "sources": [{**source.describe(), "weight": weight} for source, weight in zip(self.sources, self.weights)],
             "images": len(self._pictures),
-            "skipped": self.skipped.unreadable.copy(),
+            "tallies": [tally.to_json() for tally in self.tallies()],
             "sizes": {f"{height}x{width}": count for (height, width), count in sorted(sizes.items())},
             "batch_size": self.batch_size,
             "seed": self.seed,
@@ -231,7 +238,7 @@ class TrainingData:
         return digest.hexdigest()
 
     def _check(self, pictures: list[Picture], reasons: dict[int, str], observer: Observer) -> None:
-        """Whether each source has images; and notes about them."""
+        """Raise unless each source has images and captions that were meant for them; and note what is odd."""
         for damaged in (cache.damaged for cache in (self._latents, self._embeddings) if cache is not None):
             if damaged:
                 observer.note(f"damaged parts of the cache were made anew: {', '.join(damaged)}")
@@ -239,14 +246,37 @@ class TrainingData:
             own = [picture for picture in pictures if picture.source == number]
             if not own:
                 raise UsageError(f"{source.name}: none of its {len(source)} images can be read ({reasons[number]})")
-            silent = sum(not picture.caption for picture in own)
-            if silent:
-                observer.note(f"{source.name}: {silent} of {len(own)} images have no caption")
+            self._check_captions(source, own, observer)
             small = sum(p.facts.height < p.size[0] or p.facts.width < p.size[1] for p in own)
             if small:
                 observer.note(
                     f"{source.name}: {small} of {len(own)} images are smaller than in training, and are enlarged"
                 )
+
+    def tallies(self) -> list[Tally]:
+        """The accounts of images, of lines of metadata and of caption files; without those that counted nothing."""
+        return combined([self.tally, *(text for source in self.sources for text in source.texts)])
+
+    def lose(self, name: str, reason: str) -> None:
+        """Count an image that was used and cannot be read any more."""
+        if name not in self.tally.left_out.get(reason, {}):
+            self.tally.leave_out(name, reason)
+            self.tally.use(-1)
+            self.lost.append((name, reason))
+
+    @staticmethod
+    def _check_captions(source: CaptionedSource, own: list[Picture], observer: Observer) -> None:
+        """Raise unless some image of a source has a caption, or nothing there looks as if it held one."""
+        silent = sum(not picture.caption for picture in own)
+        if not silent:
+            return
+        passed_over = "; ".join(text.summary() for text in source.texts if text.lost)
+        if silent == len(own) and passed_over and not source.has_captions():
+            raise UsageError(
+                f"{source.name}: no image has a caption, though there is what looks like captions: {passed_over}; put each "
+                "into a .txt file of its image's name or into metadata.jsonl, or move these files away to train without"
+            )
+        observer.note(f"{source.name}: {silent} of {len(own)} images have no caption")
 
     def _rows(self, step: int, rows: range) -> list[_Row]:
         return [self._row(step, row) for row in rows]
@@ -265,22 +295,17 @@ class TrainingData:
         source = self.sources[picture.source]
         try:
             return picture, load(source, picture)
-        except BROKEN:
-            self._skip(picture)
+        except PictureError as error:
+            self.lose(error.name, error.reason)
         for index in self._order.after(picture.size, picture.source, picture.index):
             other = self._pictures[picture.source, index]
             try:
                 return other, load(source, other)
-            except BROKEN:
-                self._skip(other)
+            except PictureError as error:
+                self.lose(error.name, error.reason)
         raise LiftkitError(
             f"{source.name}: none of its images of {picture.size} can be read any more; is the disk there?"
         )
-
-    def _skip(self, picture: Picture) -> None:
-        label = self.sources[picture.source].label(picture.index)
-        if label not in self.skipped.unreadable:
-            self.skipped.unreadable.append(label)
 
     @staticmethod
     def _assemble(rows: list[_Row]) -> Batch:

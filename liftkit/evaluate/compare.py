@@ -188,10 +188,7 @@ def _notes(work: Work, real: Real) -> list[str]:
         )
     if real.scenes is None:
         notes.append("The prompts are not the demo data's, so that its oracle's figures do not apply.")
-    if names := real.description["left_out"]["names"]:
-        count = real.description["left_out"]["count"]
-        notes.append(f"{count} images could not be used, unreadable or too small, such as {names[0]}.")
-    return notes
+    return [*notes, *(f"Real images: {summary}." for tally in real.tallies if (summary := tally.summary()))]
 
 
 def _settings(options: CompareOptions) -> dict[str, Any]:

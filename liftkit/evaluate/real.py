@@ -14,8 +14,9 @@ from torch import Tensor
 from liftkit.conversion.fitting import read_prompts
 from liftkit.data import demo
 from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaptioned
-from liftkit.data.images import BROKEN
+from liftkit.data.pictures import PictureError
 from liftkit.errors import UsageError
+from liftkit.tally import Tally, combined
 
 REFERENCE = 1024
 """Images to score against, where there are so many: more make the figures of few samples no better."""
@@ -32,6 +33,7 @@ class Real:
         prompts: n captions of the shown images, or the user's own in turn.
         scenes: what the prompts ask for, where all are the demo data's; else None.
         description: plain data for reports.
+        tallies: accounts of images and captions.
     """
 
     shown: Tensor
@@ -39,6 +41,7 @@ class Real:
     prompts: tuple[str, ...]
     scenes: list[demo.Scene] | None
     description: dict[str, Any]
+    tallies: tuple[Tally, ...] = ()
 
 
 def open_real(name: str, count: int, size: int, seed: int, prompts: Path | None) -> Real:
@@ -70,40 +73,43 @@ def open_real(name: str, count: int, size: int, seed: int, prompts: Path | None)
             raise UsageError(f"--real {name}: no such folder; give a folder of images with captions, or 'demo'")
         source = CaptionedFolder(name)
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(source)).tolist()
-    images, places, left_out = _load(source, order, most, size)
+    images, places, tally = _load(source, order, most, size)
     if len(images) < 2 * count:
         raise UsageError(
             f"--real {name}: {len(images)} images of at least {size} x {size} pixels; {2 * count} are needed, {count} "
             f"to paint the prompts of and {count} others to score against"
+            + (f"; left out: {tally.reasons()}" if tally.lost else "")
         )
     texts = _prompts(source, places[:count], prompts, name)
+    tallies = tuple(combined([tally, *source.texts]))
     description = {
         **source.describe(),
         "size": size,
         "shown": count,
         "reference": len(images) - count,
-        "left_out": {"count": len(left_out), "names": left_out[:3]},
+        "tallies": [each.to_json() for each in tallies],
     }
-    return Real(images[:count], images[count:], texts, _scenes(texts), description)
+    return Real(images[:count], images[count:], texts, _scenes(texts), description, tallies)
 
 
-def _load(source: CaptionedSource, order: Sequence[int], most: int, size: int) -> tuple[Tensor, list[int], list[str]]:
-    """The first images of an order that can be used, their places, and the names of those passed over."""
-    images, places, left_out = [], [], []
+def _load(source: CaptionedSource, order: Sequence[int], most: int, size: int) -> tuple[Tensor, list[int], Tally]:
+    """The first images of an order that can be used, their places, and the account of them."""
+    images, places, tally = [], [], source.tally + Tally("images")
     for place in order:
         try:
-            image = source.image(place, (size, size)) if min(source.size(place)) >= size else None
-        except BROKEN:
-            image = None
-        if image is None:
-            left_out.append(source.label(place))
+            if min(source.size(place)) < size:
+                raise PictureError(source.label(place), f"smaller than {size} x {size}")
+            images.append(source.image(place, (size, size)))
+        except PictureError as error:
+            tally.leave_out(error.name, error.reason)
             continue
-        images.append(image)
+        tally.use()
+        tally.remark(source.label(place), source.remark(place))
         places.append(place)
         if len(images) == most:
             break
     empty = torch.empty(0, 3, size, size, dtype=torch.uint8)
-    return torch.stack(images) if images else empty, places, left_out
+    return torch.stack(images) if images else empty, places, tally
 
 
 def _prompts(source: CaptionedSource, places: list[int], given: Path | None, name: str) -> tuple[str, ...]:
@@ -115,9 +121,10 @@ def _prompts(source: CaptionedSource, places: list[int], given: Path | None, nam
     texts = tuple(source.caption(place) for place in places)
     missing = [source.label(place) for place, text in zip(places, texts) if not text]
     if missing:
+        passed_over = "".join(f" ({text.summary()})" for text in source.texts if text.lost)
         raise UsageError(
-            f"--real {name}: {len(missing)} images without a caption, such as {missing[0]}; put one in a .txt file beside "
-            "each image, or give --prompts FILE, one a line"
+            f"--real {name}: {len(missing)} images without a caption, such as {missing[0]}{passed_over}; put one in a .txt "
+            "file beside each image, or give --prompts FILE, one a line"
         )
     return texts
 

@@ -91,7 +91,7 @@ def _missing_of(source: dict[str, Any]) -> Iterator[tuple[Location, str]]:
         if not local.exists():
             yield ("path",), f"no folder {path}{near(local)}"
     if kind == "webdataset":
-        from liftkit.data.shards import expand_braces
+        from liftkit.data.braces import expand_braces
 
         for place, url in enumerate(urls if isinstance(urls, list) else [urls]):
             names = expand_braces(os.path.expanduser(url)) if _is_text(url) and is_local(url) else []

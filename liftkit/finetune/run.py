@@ -26,6 +26,7 @@ from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Outcome, Trainer
 from liftkit.models.latents import LatentSpace
 from liftkit.progress import Observer, Silent
+from liftkit.tally import Tally
 
 SMALL_BATCH = 32
 ENCODING = timedelta(hours=24)
@@ -40,13 +41,13 @@ class Finetuned:
         outcome: how it ended.
         result: the folder it left; None where it was stopped before its last step.
         trainer: with everything still in memory.
-        skipped: images that could not be read, in words; empty if none.
+        tallies: accounts of images, lines of metadata and caption files.
     """
 
     outcome: Outcome
     result: Path | None
     trainer: Trainer
-    skipped: str
+    tallies: list[Tally]
 
 
 def finetune(recipe: Recipe, *, resume: str | None = None, observer: Observer | None = None) -> Finetuned:
@@ -76,7 +77,7 @@ def _finetune(recipe: Recipe, resume: str | None, observer: Observer) -> Finetun
     if not outcome.stopped:
         result = _write_result(trainer, folder, observer)
     trainer.accelerator.end_training()
-    return Finetuned(outcome, result, trainer, trainer.skipped.summary())
+    return Finetuned(outcome, result, trainer, trainer.tallies())
 
 
 def prepare(recipe: Recipe, folder: RunFolder, observer: Observer, resumption: Resumption | None = None) -> Trainer:
@@ -107,8 +108,9 @@ def prepare(recipe: Recipe, folder: RunFolder, observer: Observer, resumption: R
     accelerator.wait_for_everyone()
     if accelerator.log_with:
         accelerator.init_trackers("liftkit")
-    if trainer.skipped and accelerator.is_main_process:
-        observer.note(trainer.skipped.summary())
+    if accelerator.is_main_process:
+        for summary in filter(None, (tally.summary() for tally in trainer.tallies())):
+            observer.note(summary)
     return trainer
 
 

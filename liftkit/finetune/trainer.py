@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from liftkit.checkpoint.files import atomic_file
-from liftkit.data.images import Skipped
 from liftkit.data.training import Batch, TrainingData
 from liftkit.errors import LiftkitError
 from liftkit.finetune.adversary import Adversary
@@ -42,6 +41,7 @@ from liftkit.finetune.step import Objective, draw, step_seed
 from liftkit.finetune.trainee import COMPUTE, Trainee
 from liftkit.finetune.watch import preview, preview_prompts, validate
 from liftkit.progress import Observer
+from liftkit.tally import Tally, combined
 
 STEMS = ["parameters", "optimizer"]
 
@@ -74,9 +74,6 @@ class Trainer:
         folder: of the run.
         observer: hears of the progress.
         model: what tells it from others, plain; checkpoints keep it.
-
-    Attributes:
-        skipped: images that could not be read, in any process, before training or since.
     """
 
     def __init__(
@@ -96,8 +93,6 @@ class Trainer:
         self.model_record = model
         self.step = 0
         self.speed = Speed()
-        self._named = len(data.skipped.unreadable)
-        self.skipped = Skipped([*data.skipped.unreadable, *(held_out.skipped.unreadable if held_out else ())])
         self._wrap(vae)
 
     def _wrap(self, vae: Any) -> None:
@@ -238,8 +233,9 @@ class Trainer:
     def _status(self, row: dict[str, Any]) -> str:
         """What a user watches; the other figures are in the log."""
         parts = [f"loss {row['loss']:.3f}", f"{self.recipe.batch_size / self.speed.per_step:.1f} images/s"]
-        if self.skipped:
-            parts.append("1 image skipped" if len(self.skipped) == 1 else f"{len(self.skipped)} images skipped")
+        lost = sum(data.tally.lost for data in self._data())
+        if lost:
+            parts.append("1 image left out" if lost == 1 else f"{lost} images left out")
         return "  ".join(parts)
 
     # -- between steps ----------------------------------------------------------------------------------------------
@@ -250,7 +246,7 @@ class Trainer:
         last = step == recipe.steps
         save, stop, lost = self._told(interrupt)
         if lost:
-            self._name_skipped()
+            self._name_lost()
         if _due(recipe.previews.every, step) or (recipe.previews.every and last):
             self._preview()
         if _due(recipe.validation.every, step) or (recipe.validation.every and last):
@@ -261,25 +257,33 @@ class Trainer:
 
     def _told(self, interrupt: Interrupt) -> tuple[bool, bool, bool]:
         """Whether anybody asks for a checkpoint or the end, or lost an image; all processes hear the same."""
-        said = [False, interrupt.heard, len(self.data.skipped.unreadable) > self._named]
+        said = [False, interrupt.heard, bool(self.data.lost)]
         if self.accelerator.is_main_process:
             said[0], said[1] = self.folder.asked("save"), self.folder.asked("stop") or said[1]
         said_here = torch.tensor(said, dtype=torch.float32, device=self.accelerator.device)
         save, stop, lost = self.accelerator.reduce(said_here, "sum").tolist()
         return save > 0, stop > 0, lost > 0
 
-    def _name_skipped(self) -> None:
+    def _name_lost(self) -> None:
         """Name the images that any process could no longer read; the others of their kind take their rows."""
         from accelerate.utils import gather_object
 
-        here = self.data.skipped.unreadable.copy()
-        new = gather_object(here[self._named :])
-        self._named = len(here)
-        new = [name for name in dict.fromkeys(new) if name not in self.skipped.unreadable]
-        self.skipped.unreadable += new
-        if new and self.accelerator.is_main_process:
-            self.folder.log({"step": self.step, "skipped": new})
-            self.observer.note(f"step {self.step}: {Skipped(new).summary()}")
+        gathered = gather_object(self.data.lost)
+        new = Tally("images")
+        for name, reason in gathered:
+            new.leave_out(name, reason)
+            self.data.lose(name, reason)
+        self.data.lost = []
+        if new.lost and self.accelerator.is_main_process:
+            self.folder.log({"step": self.step, "left_out": new.to_json(show=new.lost)["left_out"]})
+            self.observer.note(f"step {self.step}: images that can no longer be used: {new.reasons()}")
+
+    def tallies(self) -> list[Tally]:
+        """Accounts of the images and captions that are trained on or held out, each kind once."""
+        return combined(tally for data in self._data() for tally in data.tallies())
+
+    def _data(self) -> list[TrainingData]:
+        return [self.data, *([self.held_out] if self.held_out else [])]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -159,8 +159,8 @@ def fit_collected(
         UsageError: if the moments do not determine a lift, or the Jacobian is asked for without a source.
     """
     if collection.any.total.images == 0:
-        skipped = source.skipped.summary() if source is not None else ""
-        raise UsageError(f"no usable image: {skipped or 'the source is empty'}")
+        left_out = source.tally.reasons() if source is not None else ""
+        raise UsageError(f"no usable image: {left_out or 'the source is empty'}")
     try:
         name, reason = _choose_color(collection, options)
         space, fixed = COLORS[name]
@@ -225,7 +225,7 @@ def source_jacobian(
             total = mean if total is None else total + mean
             done += len(latents)
     if total is None:
-        raise UsageError(f"no usable image among the first {count}: {source.skipped.summary()}")
+        raise UsageError(f"no usable image among the first {count}: {source.tally.reasons()}")
     return total / done
 
 

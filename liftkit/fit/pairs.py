@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from liftkit.data.images import ImageSource, Skipped, batches, to_signed
+from liftkit.data.images import ImageSource, batches, to_signed
 from liftkit.models.latents import LatentSpace
+from liftkit.tally import Tally
 
 PIXELS_AT_ONCE = 1024 * 1024
 Pair = tuple[Tensor, Tensor, Tensor]
@@ -21,8 +22,8 @@ class PairSource(Protocol):
     space: LatentSpace
 
     @property
-    def skipped(self) -> Skipped:
-        """What could not be used."""
+    def tally(self) -> Tally:
+        """The account of images."""
 
     def __len__(self) -> int: ...
 
@@ -48,9 +49,9 @@ class EncodedImages:
         self.side = space.factor * latent_patch
 
     @property
-    def skipped(self) -> Skipped:
-        """Images that could not be used."""
-        return self.source.skipped
+    def tally(self) -> Tally:
+        """The account of images."""
+        return self.source.tally
 
     def __len__(self) -> int:
         return len(self.source)
@@ -97,9 +98,9 @@ class DecodedLatents:
         self.space, self.draw, self.count, self.description = space, draw, count, description
 
     @property
-    def skipped(self) -> Skipped:
-        """Nothing: every place has its latents."""
-        return Skipped()
+    def tally(self) -> Tally:
+        """Of nothing: every place has its latents."""
+        return Tally("images")
 
     def __len__(self) -> int:
         return self.count
