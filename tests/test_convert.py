@@ -325,7 +325,7 @@ def test_images_that_will_not_do(cli: Cli, model: Path, tmp_path: Path) -> None:
     failed(convert(tmp_path / "empty"), "no image files")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"not a picture")
-    failed(convert(tmp_path / "broken"), "1 unreadable (a.png)")
+    failed(convert(tmp_path / "broken"), "1 text, not a picture (a.png)")
     (tmp_path / "small").mkdir()
     Image.new("RGB", (3, 3)).save(tmp_path / "small" / "b.png")
     failed(convert(tmp_path / "small"), "1 smaller than a patch (b.png)")
@@ -348,8 +348,8 @@ def test_unreadable_images_among_good_ones_are_counted_named_and_skipped(
     (mixed / "notes.txt").write_text("no picture")
     code, _, err = cli("convert", model, "--images", mixed, "-o", tmp_path / "out", "--device", "cpu")
     assert code == 0
-    assert "1 unreadable (inner/broken.jpg)" in err
-    assert "1 smaller than a patch (tiny.png)" in err
+    assert "1 truncated (inner/broken.jpg)" in " ".join(err.split())
+    assert "1 smaller than a patch (tiny.png)" in " ".join(err.split())
     assert json.loads((tmp_path / "out" / "alignment.json").read_text())["alignment"]["images"] == 40
 
 

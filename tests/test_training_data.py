@@ -31,11 +31,12 @@ from liftkit.data import demo
 from liftkit.data.buckets import assign_buckets, bucket_sizes, nearest_bucket
 from liftkit.data.cache import TensorCache
 from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaptioned, HubDataset, WebDataset
-from liftkit.data.images import Skipped, to_signed
+from liftkit.data.images import to_signed
 from liftkit.data.order import Mixture
 from liftkit.data.training import Batch, TrainingData
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.progress import Silent
+from liftkit.tally import Tally
 
 SIDE = 16
 
@@ -121,7 +122,7 @@ def training(
     return data
 
 
-def prepare(data: TrainingData, encoders: Encoders, vae: str = "vae", observer: Any = None) -> Skipped:
+def prepare(data: TrainingData, encoders: Encoders, vae: str = "vae", observer: Any = None) -> Tally:
     return data.prepare(encoders.image, vae, encoders.prompt, "text", observer)
 
 
@@ -456,15 +457,16 @@ def test_corrupt_images_are_named_and_left_out(folder: Path, tmp_path: Path) -> 
     raw = (folder / "004.png").read_bytes()
     (folder / "004.png").write_bytes(raw[: len(raw) // 2])
     (folder / "009.png").write_bytes(b"no picture")
-    (folder / "020.txt").write_bytes(b"\xff\xfe\xff")
     data = training(CaptionedFolder(folder), cache=tmp_path / "cache", ready=False)
-    skipped = prepare(data, Encoders())
-    assert sorted(skipped.unreadable) == ["004.png", "009.png", "020.png"]
-    assert "3 unreadable" in skipped.summary()
+    (folder / "020.png").write_bytes(b"<!DOCTYPE html><html>404</html>")
+    tally = prepare(data, Encoders())
+    reasons = {"truncated": ["004.png"], "text, not a picture": ["009.png"], "HTML, not a picture": ["020.png"]}
+    assert {reason: list(names) for reason, names in tally.left_out.items()} == reasons
+    assert (tally.found, tally.used) == (40, 37)
     seen = {index for batch in data.ahead(0, 20) for _, index in batch.indices}
     assert seen == set(range(40)) - {4, 9, 20}
     again = training(CaptionedFolder(folder), cache=tmp_path / "cache", ready=False)
-    assert sorted(prepare(again, Encoders()).unreadable) == ["004.png", "009.png", "020.png"]
+    assert prepare(again, Encoders()).left_out.keys() == tally.left_out.keys()
     assert again.describe() == data.describe()
 
 
@@ -492,7 +494,8 @@ def test_an_image_that_went_away_gives_its_row_to_another(
     change(folder / f"{gone:03d}.png")
     after = data.batch(2)
     assert after.indices[row] == (0, (gone + 1) % 40)
-    assert data.skipped.unreadable == [f"{gone:03d}.png"]
+    assert [name for names in data.tally.left_out.values() for name in names] == [f"{gone:03d}.png"]
+    assert (data.tally.used, data.tally.lost) == (39, 1)
     assert after.latents is not None
     assert torch.allclose(after.latents, F.avg_pool2d(to_signed(after.images), 2), atol=1e-3)
     for other in {0, 1, 2, 3} - {row}:
@@ -652,7 +655,7 @@ def test_webdataset_shards(tmp_path: Path) -> None:
     source = WebDataset(f"{tmp_path}/part-{{000..001}}.tar")
     assert len(source) == 10
     assert [source.caption(index) for index in (0, 4, 6)] == ["text 0 0", "from json", "text 1 1"]
-    assert source.label(6) == "part-001.tar:a/1"
+    assert source.label(6) == "part-001.tar:a/1.png"
     assert np.array_equal(source.image(6, (SIDE, SIDE)).numpy(), np.asarray(picture(11)).transpose(2, 0, 1))
     assert len(WebDataset(f"{tmp_path}/*.tar")) == len(
         WebDataset([f"{tmp_path}/part-00{{0,1}}.tar", tmp_path / "part-002.tar"])
@@ -689,7 +692,10 @@ def test_webdataset_shards_that_cannot_be_used(tmp_path: Path) -> None:
     with shard(tmp_path / "part-001.tar", "a") as add:
         add("c/broken.png", encoded(2)[:100])
     data = training(WebDataset(tmp_path / "part-001.tar"), cache=tmp_path / "cache", ready=False)
-    assert prepare(data, Encoders()).unreadable == ["part-001.tar:c/broken"]
+    assert prepare(data, Encoders()).left_out == {
+        "truncated": {"part-001.tar:c/broken.png": None},
+        "further pictures of a sample": {"part-001.tar:b/last.v1.png": None},
+    }
 
 
 def test_datasets_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -716,7 +722,7 @@ def test_datasets_in_all_their_forms(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert len(source) == 6
         assert [source.caption(i) for i in range(6)] == [f"c {i}" for i in range(6)]
         assert np.array_equal(source.image(4, (SIDE, SIDE)).numpy(), np.asarray(picture(4)).transpose(2, 0, 1))
-        assert source.key(4) == hashlib.sha256((files / "004.png").read_bytes()).hexdigest()
+        assert source.key(4).rpartition("/")[2] == hashlib.sha256((files / "004.png").read_bytes()).hexdigest()
         assert source.stamp(4) == HubDataset(tmp_path / place).stamp(4) != source.stamp(5)
     assert len(HubDataset(tmp_path / "two", split="test", caption_column=None)) == 1
     for changes, message in (

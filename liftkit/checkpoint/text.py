@@ -51,9 +51,12 @@ def decode_text(raw: bytes, where: str) -> str:
     """
     encoding = "utf-16" if raw.startswith(_UTF16) else "utf-8-sig"
     try:
-        return raw.decode(encoding)
+        text = raw.decode(encoding)
     except UnicodeDecodeError as error:
         raise UsageError(_no_text(where, error.reason, f"at byte {error.start}")) from error
+    if "\0" in text:
+        raise UsageError(_no_text(where, "zero bytes, as UTF-16 without a byte-order mark has them", "inside"))
+    return text
 
 
 def lines(text: str) -> Iterator[tuple[int, str]]:
@@ -95,6 +98,8 @@ def stream_lines(file: IO[bytes], where: str, limit: int = LINE_LIMIT) -> Iterat
             raise UsageError(f"{where}: line {number + 1} is longer than {limit / 1e6:.0f} MB; is it the right file?")
         if not part:
             break
+        if "\0" in text:
+            raise UsageError(_no_text(where, "zero bytes, as UTF-16 without a byte-order mark has them", "inside"))
         done += len(part)
         part = file.read(_CHUNK)
     if length:

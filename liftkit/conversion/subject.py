@@ -10,6 +10,7 @@ from liftkit.checkpoint.classes import pipeline_parts
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.checkpoint.source import PICKLES, list_files
+from liftkit.data.images import check_folder
 from liftkit.errors import UsageError
 from liftkit.fit.engine import FitOptions, color_names
 from liftkit.models.latents import vae_geometry
@@ -90,8 +91,10 @@ def check_sources(options: FitOptions) -> None:
         raise UsageError(
             "--images is missing: give a folder of images, or 'demo'; or fit without any by --latents normal"
         )
-    if options.images != "demo" and not Path(options.images).expanduser().is_dir():
-        raise UsageError(f"--images {options.images}: no such folder; give a folder of images, or 'demo'")
+    if options.images != "demo":
+        check_folder(
+            Path(options.images).expanduser(), f"--images {options.images}", "give a folder of images, or 'demo'"
+        )
 
 
 def _check_components(folder: ModelFolder) -> None:

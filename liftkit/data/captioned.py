@@ -158,6 +158,8 @@ class CaptionedFolder(EncodedSource):
         beside = self._beside.get(name)
         if beside is not None:
             found = caption_in(read_text(beside, CAPTION_LIMIT), str(beside))
+            if not found and found is not None:
+                self.empty_caption(self._plain(beside))
             if found is not None:
                 return found
             self.without_caption(self._plain(beside))

@@ -114,6 +114,9 @@ class Filling:
                 advance(1)
         self.table.save()
         if texts:
+            for summary in (text.summary() for source in self.sources for text in source.texts):
+                if summary:
+                    self.observer.note(summary)
             texts = list(dict.fromkeys(texts))
             more = f"; and {len(texts) - TEXTS_NAMED} more" if len(texts) > TEXTS_NAMED else ""
             raise UsageError("; ".join(texts[:TEXTS_NAMED]) + more)

@@ -189,7 +189,7 @@ def _opened(file: IO[bytes], name: str) -> Iterator[Any]:
         if early is not None:
             _check_size(early, MOST_PIXELS, name)
             stack.enter_context(_in_flight.hold(early[0] * early[1]))
-        with _explained(name):
+        with _explained(name, unidentified=NO_PICTURE if known is None else f"damaged {known}"):
             register(known)
             # The limits here are tighter than Pillow's own, except for JPEG, which may be decoded smaller.
             with _opening:
@@ -229,18 +229,16 @@ def _check_size(size: tuple[int, int], most: int, name: str) -> None:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str, unidentified: str = NO_PICTURE) -> Iterator[None]:
     """Turn whatever Pillow and its decoders raise on a file into a reason."""
     from PIL import UnidentifiedImageError
 
     try:
         yield
-    except PictureError:
-        raise
     except MemoryError as error:
         raise PictureError(name, NO_MEMORY) from error
     except UnidentifiedImageError as error:
-        raise PictureError(name, NO_PICTURE) from error
+        raise PictureError(name, unidentified) from error
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM):
             raise PictureError(name, NO_PERMISSION) from error

@@ -129,6 +129,8 @@ class WebDataset(EncodedSource):
                 raise UsageError(f"{where}: larger than {CAPTION_LIMIT / 1e6:.0f} MB, too large for a caption")
             with _member(shard.path, shard.others[beside]) as file:
                 found = caption_in(decode_text(file.read(CAPTION_LIMIT), where), where)
+            if not found and found is not None:
+                self.empty_caption(shard.label(beside))
             if found is not None:
                 return found
             self.without_caption(shard.label(beside))

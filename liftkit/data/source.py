@@ -101,6 +101,10 @@ class EncodedSource(ABC):
         """See :class:`CaptionedSource`."""
         return any(self.caption(index) for index in range(len(self)))
 
+    def empty_caption(self, name: str) -> None:
+        """Count a caption file that is empty: its image is trained with the empty prompt."""
+        self.texts[-1].remark(name, "empty")
+
     def without_caption(self, name: str) -> None:
         """Count a caption file that turned out to hold none."""
         files = self.texts[-1]
@@ -155,5 +159,5 @@ def file_stamp(path: Path, name: str) -> str:
     try:
         status = path.stat()
     except OSError as error:
-        raise PictureError(name, f"gone ({error.strerror})") from error
+        raise PictureError(name, "gone") from error
     return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"

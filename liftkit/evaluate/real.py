@@ -14,6 +14,7 @@ from torch import Tensor
 from liftkit.conversion.fitting import read_prompts
 from liftkit.data import demo
 from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaptioned
+from liftkit.data.images import check_folder
 from liftkit.data.pictures import PictureError
 from liftkit.errors import UsageError
 from liftkit.tally import Tally, combined
@@ -69,8 +70,7 @@ def open_real(name: str, count: int, size: int, seed: int, prompts: Path | None)
         source = DemoCaptioned(most, split="heldout", seed=seed)
         order: Sequence[int] = range(len(source))
     else:
-        if not Path(name).expanduser().is_dir():
-            raise UsageError(f"--real {name}: no such folder; give a folder of images with captions, or 'demo'")
+        check_folder(Path(name).expanduser(), f"--real {name}", "give a folder of images with captions, or 'demo'")
         source = CaptionedFolder(name)
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(source)).tolist()
     images, places, tally = _load(source, order, most, size)
