@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from liftkit.cli.bars import Bars, Stage, clock_text
 from liftkit.cli.terminal import SafeConsole
 
-STATUS = "loss 2.727  20.2 images/s  1 image skipped"
+STATUS = "loss 2.727  20.2 images/s  1 image left out"
 
 
 class Clock:

@@ -736,4 +736,4 @@ def test_datasets_in_all_their_forms(tmp_path: Path, monkeypatch: pytest.MonkeyP
         HubDataset(tmp_path / "table.csv", split="none")
     os.remove(files / "003.png")
     data = training(HubDataset(tmp_path / "table.csv"), cache=tmp_path / "cache", ready=False)
-    assert prepare(data, Encoders()).unreadable == ["table.csv[3]"]
+    assert prepare(data, Encoders()).left_out == {"gone": {"table.csv[3]": None}}

@@ -107,7 +107,7 @@ def _generate(
         loaded = load_pipeline(model, options.device)
         check_size(loaded, options.height, options.width)
         _begin(output, {"schema": SCHEMA, "settings": settings, "device": options.device, "versions": versions()})
-        if (output / METADATA).exists():
+        if (output / METADATA_LINES).exists():
             # A killed run may have left half a line, on which nothing can follow.
             _write_metadata(output, prompts, options.seed)
         try:
