@@ -16,10 +16,10 @@ import torch.utils.checkpoint
 import liftkit
 from liftkit.conversion.surgery import native_basis
 from liftkit.conversion.verify import TiedRun
-from liftkit.models.registry import ARCHITECTURES, lifted_class
+from liftkit.models.registry import architectures, lifted_class
 from tests import tiny
 
-NAMES = sorted(ARCHITECTURES)
+NAMES = sorted(architectures())
 CHANGES: dict[str, list[dict[str, Any]]] = {
     "Flux2Transformer2DModel": [{}, {"guidance_embeds": True}],
     "SD3Transformer2DModel": [{}, {"qk_norm": "rms_norm"}],
@@ -206,7 +206,7 @@ def test_signature_is_the_stock_one() -> None:
     import inspect
 
     for name in NAMES:
-        stock, lifted = getattr(diffusers, name), lifted_class(ARCHITECTURES[name])
+        stock, lifted = getattr(diffusers, name), lifted_class(architectures()[name])
         assert inspect.signature(lifted.forward) == inspect.signature(stock.forward)
         own = inspect.signature(lifted.__init__).parameters
         assert [*inspect.signature(stock.__init__).parameters, "lift_rank", "lift_dim", "lift_scale"] == list(own)

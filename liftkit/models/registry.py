@@ -1,17 +1,47 @@
-"""Which architectures liftkit knows, and their Asym classes, made when first asked for."""
+"""Which architectures liftkit knows, and their Asym classes, made when first asked for.
+
+Others are added from outside: by :func:`register`, or by packages through the entry point group ``liftkit.architectures``, each
+entry an :class:`Architecture <liftkit.models.spec.Architecture>`.
+"""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any
 
-from liftkit.errors import UsageError
+from liftkit.errors import LiftkitError, UsageError
 from liftkit.models.flux2 import FLUX2
 from liftkit.models.sd3 import SD3
 from liftkit.models.spec import Architecture
 
-ARCHITECTURES: dict[str, Architecture] = {each.name: each for each in (FLUX2, SD3)}
-_LIFTED = {each.lifted_name: each for each in ARCHITECTURES.values()}
+GROUP = "liftkit.architectures"
+_KNOWN: dict[str, Architecture] = {each.name: each for each in (FLUX2, SD3)}
+
+
+def architectures() -> dict[str, Architecture]:
+    """All architectures by the name of their stock class: liftkit's own, those of installed packages, and registered ones.
+
+    Raises:
+        LiftkitError: if a package's entry point cannot be loaded.
+    """
+    _load_packages()
+    return dict(_KNOWN)
+
+
+def register(architecture: Architecture) -> None:
+    """Add an architecture: from then on every command converts, proves, samples and finetunes models of its class.
+
+    Args:
+        architecture: of a class of diffusers that is not known yet; registering the same object again does nothing.
+
+    Raises:
+        UsageError: if another architecture has that name.
+    """
+    known = _KNOWN.setdefault(architecture.name, architecture)
+    if known is not architecture:
+        raise UsageError(f"{architecture.name}: an architecture of this name is registered already; names are unique")
 
 
 def architecture(class_name: str) -> Architecture:
@@ -20,27 +50,44 @@ def architecture(class_name: str) -> Architecture:
     Raises:
         UsageError: if it is not supported; names those that are, and the nearest.
     """
-    found = ARCHITECTURES.get(class_name) or _LIFTED.get(class_name)
+    known = architectures()
+    found = known.get(class_name) or _lifted().get(class_name)
     if found is None:
-        near = get_close_matches(class_name, ARCHITECTURES, n=1, cutoff=0.5)
+        near = get_close_matches(class_name, known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(
-            f"transformer class {class_name!r} is not supported; supported: {', '.join(sorted(ARCHITECTURES))}{hint}"
+            f"transformer class {class_name!r} is not supported; supported: {', '.join(sorted(known))}{hint}"
         )
     return found
 
 
 def is_lifted(class_name: str) -> bool:
-    """Whether this is the name of an Asym class."""
-    return class_name in _LIFTED
+    """True for the name of an Asym class."""
+    return class_name in _lifted()
+
+
+def _lifted() -> dict[str, Architecture]:
+    return {each.lifted_name: each for each in architectures().values()}
+
+
+@cache
+def _load_packages() -> None:
+    """Register what installed packages offer."""
+    for entry in entry_points(group=GROUP):
+        try:
+            register(entry.load())
+        except (ImportError, AttributeError) as error:
+            raise LiftkitError(
+                f"architecture {entry.name!r} of an installed package cannot be loaded ({error})"
+            ) from error
 
 
 def __getattr__(name: str) -> Any:
     """``Asym*`` classes are attributes of this module, built on first use."""
-    if name in _LIFTED:
+    if name.startswith("Asym") and name in _lifted():
         from liftkit.models.mixin import make_class
 
-        lifted = make_class(_LIFTED[name])
+        lifted = make_class(_lifted()[name])
         globals()[name] = lifted
         return lifted
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
