@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from liftkit.adapter import Adapter, load_pixel_pipeline
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.errors import UsageError
 from liftkit.guidance import Guidance
+from liftkit.models import load
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.progress import Observer
 
@@ -57,14 +57,10 @@ def load_pipeline(
     Raises:
         UsageError: if diffusers cannot load it, or the adapter is not for it.
     """
-    from diffusers import DiffusionPipeline
-
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(folder.path, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, AttributeError, ImportError, SafetensorError) as error:
-        raise UsageError(f"{folder.source}: diffusers cannot load it ({str(error).splitlines()[0]})") from error
+    load.check_prompts(folder)
+    pipeline = load.load_pipeline(folder, dtype)
     pipeline.set_progress_bar_config(disable=True)
     pipeline = pipeline.to(device)
     if adapter is not None:

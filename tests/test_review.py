@@ -15,13 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import liftkit
+from liftkit.checkpoint.components import read_components
 from liftkit.checkpoint.header import Header
 from liftkit.checkpoint.model import STEM, Weights, find_model
 from liftkit.conversion import verify
 from liftkit.conversion.card import model_card
+from liftkit.conversion.plan import copied_files
 from liftkit.conversion.surgery import convert_transformer, lifted_tensors, native_basis
 from liftkit.conversion.verify import Proof, full_precision, prove
-from liftkit.conversion.write import plain_names, write_components, write_transformer
+from liftkit.conversion.write import write_components, write_transformer
 from liftkit.models.registry import architecture
 from liftkit.progress import Silent
 from tests import tiny
@@ -46,6 +48,7 @@ def plan_of(folder: Path, dtype: str = "auto") -> Any:
 def write(folder: Path, dtype: str = "auto") -> tuple[Any, Path]:
     """Write the pixel twin of a folder beside it, unproved."""
     plan = plan_of(folder, dtype)
+    plan.brought, plan.made, _ = copied_files(plan.model, read_components(plan.model))
     plan.output.mkdir()
     write_components(plan, tiny.lift(), plan.output)
     write_transformer(plan, tiny.lift(), plan.output, Silent())
@@ -158,14 +161,19 @@ def test_variants_and_indexes_of_one_shard(
     [
         ("fp16", [f"{STEM}.fp16.safetensors"], [FILE]),
         ("fp16", [f"{STEM}.fp16-00001-of-00002.safetensors"], [f"{STEM}-00001-of-00002.safetensors"]),
-        ("fp16", ["a-b.fp16.safetensors", f"{STEM}.bf16-1-of-2.safetensors"], None),
+        (
+            "fp16",
+            ["a-b.fp16.safetensors", f"{STEM}.bf16-1-of-2.safetensors"],
+            ["a-b.safetensors", f"{STEM}.bf16-1-of-2.safetensors"],
+        ),
+        ("fp16", ["model-1-of-2.fp16.safetensors"], ["model-1-of-2.safetensors"]),
         ("fp16", [f"{STEM}.fp16-1-of-2.safetensors", f"{STEM}-1-of-2.safetensors"], None),
         (None, [f"{STEM}.a-1-of-2.safetensors", f"{STEM}.b-1-of-2.safetensors"], None),
     ],
 )
 def test_plain_names_are_never_one(variant: str | None, names: list[str], expected: list[str] | None) -> None:
     headers = {name: Header(Path(name), {}, {}, 0) for name in names}
-    assert plain_names(Weights(headers, {}, True, variant)) == dict(zip(names, expected or names))
+    assert Weights(headers, {}, True, variant).plain_names() == dict(zip(names, expected or names))
 
 
 def test_full_precision_switches_tf32_off_and_on_again() -> None:

@@ -90,7 +90,7 @@ def test_a_whole_folder_passes(
     assert code == 0
     found = json.loads(out)
     assert found["ok"] is True
-    assert [check["name"] for check in found["checks"]] == ["manifest", "weights", "basis", "lift"]
+    assert [check["name"] for check in found["checks"]] == ["manifest", "weights", "components", "basis", "lift"]
     assert all(check["ok"] and check["detail"] for check in found["checks"])
 
 
@@ -164,7 +164,7 @@ def test_damage_is_told_with_exit_code_1(cli: Cli, folder: Path) -> None:
     assert "manifest: scheduler/scheduler_config.json: missing" in err
     assert "truncated" in err
     assert "Traceback" not in err
-    assert out.count("FAILED") == 4
+    assert out.count("FAILED") == 5
     code, out, _ = cli("verify", folder, "--json")
     assert code == 1
     assert json.loads(out)["ok"] is False
@@ -216,8 +216,22 @@ def drop(tensors: dict[str, torch.Tensor]) -> None:
         (nudge, {"lift": "'x_embedder.weight' is not source times lift"}),
         (stretch, {"basis": "not orthonormal", "lift": "'lift.basis' is not source times lift"}),
         (other_norm, {"lift": "'norm_out.linear.weight' is not the source's"}),
-        (reshape, {"weights": "'norm_out.linear.weight': found", "lift": "is not the source's"}),
-        (drop, {"weights": "'norm_out.linear.weight': found none", "lift": "is not the source's"}),
+        (
+            reshape,
+            {
+                "weights": "'norm_out.linear.weight': found",
+                "components": "cannot be loaded",
+                "lift": "is not the source's",
+            },
+        ),
+        (
+            drop,
+            {
+                "weights": "'norm_out.linear.weight': found none",
+                "components": "1 tensors of the",
+                "lift": "is not the source's",
+            },
+        ),
     ],
 )
 def test_a_manifest_that_lies_along_does_not_help(

@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from liftkit.checkpoint.classes import check_classes
-from liftkit.checkpoint.contents import quantization
 from liftkit.checkpoint.files import reason
-from liftkit.checkpoint.header import Header, no_duplicates, read_header
 from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
-from liftkit.checkpoint.rewrite import read_tensor
-from liftkit.checkpoint.source import open_regular, stamp_of
+from liftkit.checkpoint.text import read_json as read_json
+from liftkit.checkpoint.weights import STEM as STEM
+from liftkit.checkpoint.weights import Weights, read_weights
 from liftkit.embedded import DEMO, TINY_KLEIN
 from liftkit.errors import UsageError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-STEM = "diffusion_pytorch_model"
-# As diffusers names them, the preferred kind first; a shard's own name is neither.
-_INDEX = re.compile(rf"{STEM}\.safetensors\.index(?:\.(?P<variant>[^.]+))?\.json")
-_SINGLE = re.compile(rf"{STEM}(?:\.(?P<variant>(?![^.]*-\d+-of-\d+\.)[^.]+))?\.safetensors")
 LONG_PROMPT = 512
 """Text tokens that a pipeline asks of its tokenizer by itself."""
 DEFAULT_SIZE = 1024
-MAX_JSON = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The weight files of one component.
-
-    Args:
-        headers: one per shard, by file name, in order.
-        where: the shard of each tensor.
-        sharded: whether there is an index, were it of one shard.
-        variant: of the files' names, such as ``fp16``; what diffusers needs to find them.
-    """
-
-    headers: dict[str, Header]
-    where: dict[str, str]
-    sharded: bool = False
-    variant: str | None = None
-
-    def read(self, name: str) -> Tensor | None:
-        """One tensor, read alone, in its own dtype; None where there is none of that name."""
-        return read_tensor(self.headers[self.where[name]], name) if name in self.where else None
 
 
 @dataclass(frozen=True)
@@ -145,87 +114,6 @@ def find_model(
         hint = "" if path.exists() else "; 'demo' is the embedded model"
         raise UsageError(f"{model}: {misplaced(model)}{hint}")
     return _open(path, model)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        UsageError: if it is missing, huge, ambiguous or no object.
-    """
-    with open_regular(path) as file:
-        if stamp_of(file).size > MAX_JSON:
-            raise UsageError(f"{path}: {stamp_of(file).size} bytes of JSON, {MAX_JSON} at most; fetch the file again")
-        raw = file.read()
-    try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: no valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-def read_weights(folder: Path) -> Weights:
-    """See :meth:`ModelFolder.weights`; the plain weights, or the only variant where there are none."""
-    weights = _read_weights(folder)
-    for header in weights.headers.values():
-        found = quantization(header.tensors)
-        if found is not None:
-            raise UsageError(f"{header.path}: quantized: {found}; liftkit needs the full-precision weights")
-    return weights
-
-
-def _read_weights(folder: Path) -> Weights:
-    files = _weight_files(folder)
-    variant = None if None in files or len(files) != 1 else next(iter(files))
-    if variant not in files:
-        raise UsageError(_no_weights(folder, [path.name for path in files.values()]))
-    path = files[variant]
-    if path.suffix == ".json":
-        return _read_sharded(folder, path, variant)
-    header = read_header(path)
-    return Weights({path.name: header}, dict.fromkeys(header.tensors, path.name), sharded=False, variant=variant)
-
-
-def _weight_files(folder: Path) -> dict[str | None, Path]:
-    """The index, or else the single file, of every variant; that of the plain weights under None."""
-    names = sorted(path.name for path in folder.glob(f"{STEM}*"))
-    found: dict[str | None, Path] = {}
-    for pattern in (_INDEX, _SINGLE):
-        for match in filter(None, map(pattern.fullmatch, names)):
-            found.setdefault(match["variant"], folder / match[0])
-    return found
-
-
-def _read_sharded(folder: Path, index: Path, variant: str | None) -> Weights:
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not where:
-        raise UsageError(f"{index}: it has no weight_map; fetch the file again")
-    names = sorted(set(map(str, where.values())))
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors") or "\\" in name or not name.isprintable():
-            raise UsageError(f"{index}: {name!r} is no plain name of a .safetensors file; refused")
-    headers = {name: read_header(folder / name) for name in names}
-    found = {key: name for name, header in headers.items() for key in header.tensors}
-    if sum(len(header.tensors) for header in headers.values()) != len(found):
-        raise UsageError(f"{index}: a tensor stands in two shards; fetch the model again")
-    wrong = sorted(key for key in found.keys() | where.keys() if found.get(key) != where.get(key))
-    if wrong:
-        key = wrong[0]
-        raise UsageError(
-            f"{index}: tensor {key!r} should be in {where.get(key, 'no shard')}, it is in {found.get(key, 'none')}"
-        )
-    return Weights(headers, found, sharded=True, variant=variant)
-
-
-def _no_weights(folder: Path, variants: list[str]) -> str:
-    if variants:
-        return f"{folder}: several variants of the weights ({', '.join(variants)}); keep one in the folder"
-    pickles = [path.name for ending in ("bin", "pt", "ckpt", "pth") for path in sorted(folder.glob(f"*.{ending}"))]
-    if pickles:
-        return f"{folder}: only pickled weights ({pickles[0]}), which liftkit never opens; save as safetensors first"
-    return f"{folder}: {STEM}.safetensors is missing; is the model folder complete?"
 
 
 def is_hub_id(model: str) -> bool:

@@ -7,11 +7,13 @@ not): other characters that Unicode calls line ends, such as U+2028 and U+0085, 
 from __future__ import annotations
 
 import codecs
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from liftkit.checkpoint.source import open_regular
+from liftkit.checkpoint.header import no_duplicates
+from liftkit.checkpoint.source import open_regular, stamp_of
 from liftkit.errors import UsageError
 
 TEXT_LIMIT = 64 * 1024 * 1024
@@ -19,6 +21,7 @@ TEXT_LIMIT = 64 * 1024 * 1024
 LINE_LIMIT = 64 * 1024 * 1024
 """Characters of one line of a file that is streamed, at most."""
 _CHUNK = 1 << 20
+MAX_JSON = 64 * 1024 * 1024
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -57,6 +60,25 @@ def decode_text(raw: bytes, where: str) -> str:
     if "\0" in text:
         raise UsageError(_no_text(where, "zero bytes, as UTF-16 without a byte-order mark has them", "inside"))
     return text
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UsageError: if it is missing, huge, ambiguous or no object.
+    """
+    with open_regular(path) as file:
+        if stamp_of(file).size > MAX_JSON:
+            raise UsageError(f"{path}: {stamp_of(file).size} bytes of JSON, {MAX_JSON} at most; fetch the file again")
+        raw = file.read()
+    try:
+        content = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: no valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 def lines(text: str) -> Iterator[tuple[int, str]]:

@@ -148,4 +148,6 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "needed_bytes": plan.needed_bytes,
         "parts": plan.parts,
         "proof": plan.proof,
+        "limits": plan.limits,
+        "files": plan.left_out.to_json(),
     }

@@ -219,6 +219,8 @@ def print_plan(plan: Plan) -> None:
             ("disk", f"{console.size(plan.needed_bytes)} for {plan.output}: {_parts(plan)}"),
             ("proof", f"on the {plan.proof} ({plan.reasons['proof']})"),
             ("device", f"{options.device} ({plan.reasons['device']})"),
+            *(("limit", limit) for limit in plan.limits),
+            *([("files", plan.left_out.summary())] if plan.left_out.left_out else []),
         ],
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.checkpoint.components import LATENT_VAE
 from liftkit.checkpoint.folder import RECORD
 from liftkit.checkpoint.follow import Digest, digest_file
 from liftkit.checkpoint.header import read_header
@@ -21,6 +22,7 @@ from liftkit.conversion.surgery import BASIS, check_lift, lifted_tensors
 from liftkit.conversion.verify import EXACT_TOLERANCE, STORED_TOLERANCE, check_copied, mismatch, stored_dtype
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift
+from liftkit.models.load import cannot_load, limits
 from liftkit.models.registry import architecture, is_lifted, lifted_class
 from liftkit.models.spec import Architecture
 from liftkit.progress import Observer, Silent
@@ -98,6 +100,7 @@ class _Auditor:
         steps: list[tuple[str, Callable[[Check], None]]] = [
             ("manifest", self._manifest),
             ("weights", self._weights),
+            ("components", self._components),
             ("basis", self._basis),
             ("lift", self._lift),
         ]
@@ -155,6 +158,13 @@ class _Auditor:
                 text = f"found {_list(found.get(name))}, {spec.lifted_name} has {_list(expected.get(name))}"
                 check.problems.append(f"transformer: tensor {name!r}: {text}")
         check.detail = f"{count} tensors, {len(found)} of them the {spec.lifted_name}'s, of its names and shapes"
+
+    def _components(self, check: Check) -> None:
+        """Whether the whole pipeline and the VAE of its source would load: everything is built, no weight is read."""
+        model = find_model(str(self.folder))
+        missing = cannot_load(model)
+        names = [*model.components, *([LATENT_VAE] if (self.folder / LATENT_VAE).is_dir() else [])]
+        check.detail = "; ".join([f"{', '.join(names)} load", *limits(model), *missing])
 
     def _basis(self, check: Check) -> None:
         """max |A^T A - I| in float64, of the lift and of what the transformer holds; the two are one."""

@@ -9,14 +9,16 @@ from typing import Any
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, digests
 from liftkit.checkpoint.follow import Ledger
+from liftkit.checkpoint.model import find_model
 from liftkit.checkpoint.source import check_unchanged
 from liftkit.conversion.card import model_card, versions
 from liftkit.conversion.plan import ConvertOptions, Plan, make_plan
 from liftkit.conversion.result import Conversion
 from liftkit.conversion.verify import prove
 from liftkit.conversion.write import Carrier, write_components, write_transformer
-from liftkit.errors import UsageError
+from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift
+from liftkit.models.load import try_loading
 from liftkit.progress import Observer, Silent
 from liftkit.report.data import Report
 from liftkit.report.pages import alignment_page
@@ -76,10 +78,21 @@ def execute(plan: Plan, observer: Observer) -> Conversion:
                 seed=plan.options.seed,
                 observer=observer,
             )
+            _check_loads(building)
             result = Conversion(plan, lift, proof, tallies)
             _write_report(result, building, ledger, observer)
         check_unchanged(plan.sources)
     return result
+
+
+def _check_loads(building: Path) -> None:
+    """Raise unless the result is a pipeline that loads, or lacks a package alone, which the plan said."""
+    try:
+        try_loading(find_model(str(building)))
+    except UsageError as error:
+        raise LiftkitError(
+            f"the result would not load: {str(error).replace(str(building), '')}; the output was discarded"
+        ) from error
 
 
 def _lift(plan: Plan, observer: Observer) -> tuple[Lift, list[Tally]]:

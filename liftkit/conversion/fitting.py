@@ -17,6 +17,7 @@ from liftkit.fit.engine import FitOptions, fit_collected, fit_pass
 from liftkit.fit.pairs import EncodedImages, PairSource, given_latents, normal_latents
 from liftkit.lift import Lift
 from liftkit.models.latents import LatentSpace
+from liftkit.models.load import load_component
 from liftkit.progress import Observer
 from liftkit.sampling import latent_samples
 from liftkit.tally import Tally
@@ -78,12 +79,5 @@ def open_latents(subject: Subject, device: str) -> LatentSpace:
     Raises:
         UsageError: if diffusers cannot load it.
     """
-    import diffusers
-
-    vae_class = getattr(diffusers, subject.model.class_of("vae") or "")
-    try:
-        variant = subject.model.weights("vae").variant
-        vae = vae_class.from_pretrained(subject.model.path, subfolder="vae", dtype=torch.float32, variant=variant)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{subject.model.path / 'vae'}: cannot be loaded ({str(error).splitlines()[0]})") from error
-    return LatentSpace(vae.to(device).eval().requires_grad_(False))
+    vae = load_component(subject.model, "vae", torch.float32)
+    return LatentSpace(vae.to(device).requires_grad_(False))

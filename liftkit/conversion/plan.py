@@ -6,17 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from liftkit.checkpoint.components import LATENT_VAE, Component
 from liftkit.checkpoint.folder import check_space, check_target
 from liftkit.checkpoint.header import Header, TensorEntry, tensor_bytes
 from liftkit.checkpoint.model import ModelFolder, Weights
 from liftkit.checkpoint.rewrite import casts, rewritten_size
-from liftkit.checkpoint.source import PICKLES, Stamp, check_at_home, list_files, stamps
+from liftkit.checkpoint.source import Stamp, check_at_home, stamps
 from liftkit.conversion.memory import ProofKind, choose_proof
 from liftkit.conversion.subject import Subject, check_sources, choose, inspect_model
 from liftkit.errors import UsageError
 from liftkit.fit.engine import FitOptions
 from liftkit.fit.gallery import ROWS, SHOWN, SHOWN_SIDE
 from liftkit.lift import Lift
+from liftkit.models.load import limits, try_loading
+from liftkit.tally import Tally
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 REPORT_BYTES = 1_500_000
@@ -64,6 +67,9 @@ class Plan(Subject):
             needs of the source's projections, and the report.
         lift: a given lift, checked.
         brought: the source's files that come along, by their path in the output.
+        made: texts of files that are written anew beside them: indexes that name shards without their variant.
+        left_out: the source's files that stay behind.
+        limits: what cannot be done with the result, and why.
         sources: what every file that is read looked like, to be sure at the end that it is still the same.
         proof: how the conversion will be proved; the reason is among the reasons.
     """
@@ -78,6 +84,9 @@ class Plan(Subject):
     parts: dict[str, int] = field(default_factory=dict)
     lift: Lift | None = None
     brought: dict[str, Path] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
+    left_out: Tally = field(default_factory=lambda: Tally("files"))
+    limits: list[str] = field(default_factory=list)
     sources: dict[Path, Stamp] = field(default_factory=dict)
     proof: ProofKind = "model"
 
@@ -121,34 +130,14 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
         plan.parts = {"projections": changed, "reference": _size_of(plan, plan.spec.reference)}
         plan.needed_bytes = sum(plan.parts.values())
     check_space(output, plan.needed_bytes)
+    plan.limits = [*limits(plan.model, plan.components), *try_loading(plan.model)]
     return plan
-
-
-def brought_files(model: ModelFolder) -> dict[str, Path]:
-    """The source's files that come along, by their path in the output: every component that is not made anew, the
-    original VAE beside the new model, and the licence; pickles stay behind.
-
-    Raises:
-        UsageError: see :func:`liftkit.checkpoint.source.list_files`.
-    """
-    folders = {name: name for name in model.components if name not in ("transformer", "scheduler")}
-    folders["vae"] = "latent/vae"
-    found = {
-        f"{place}/{path.relative_to(model.path / name).as_posix()}": path
-        for name, place in folders.items()
-        for path in list_files(model.path / name, model.home)
-        if path.suffix not in PICKLES
-    }
-    licences = [path for path in sorted(model.path.glob("LICENSE*")) if path.is_file()]
-    for path in licences:
-        check_at_home(path, model.home)
-    return found | {path.name: path for path in licences}
 
 
 def _plan_files(plan: Plan) -> None:
     """Which files come along, what each looks like now, and what the output takes."""
     model = plan.model
-    plan.brought = brought_files(model)
+    plan.brought, plan.made, plan.left_out = copied_files(model, plan.components)
     transformer = [header.path for header in plan.weights.headers.values()]
     configs = [model.path / "transformer" / "config.json", model.path / "scheduler" / "scheduler_config.json"]
     plan.sources = stamps([model.path / "model_index.json", *configs, *transformer, *plan.brought.values()])
@@ -172,6 +161,34 @@ def _report_size(plan: Plan) -> int:
     side = min(SHOWN_SIDE, plan.options.resolution or SHOWN_SIDE)
     pictures = len(ROWS) * SHOWN * 3 * side**2
     return 8 * plan.dim * plan.rank + pictures + pictures * 4 // 3 + REPORT_BYTES
+
+
+def copied_files(model: ModelFolder, parts: list[Component]) -> tuple[dict[str, Path], dict[str, str], Tally]:
+    """What comes along of a source: every component that is not made anew, the original VAE beside the new model, and the
+    licence.
+
+    Returns:
+        Files by their path in the output, texts of those that are written anew (indexes of shards whose names change), and
+        what was left out.
+
+    Raises:
+        UsageError: naming a licence that is a link out of the model.
+    """
+    files: dict[str, Path] = {}
+    texts: dict[str, str] = {}
+    tally = Tally("files")
+    for part in parts:
+        tally += part.left_out
+        if part.name not in ("transformer", "scheduler"):
+            place = LATENT_VAE if part.name == "vae" else part.name
+            files |= {f"{place}/{name}": path for name, path in part.files.items()}
+            texts |= {f"{place}/{name}": text for name, text in part.index.items()}
+    licences = [path for path in sorted(model.path.glob("LICENSE*")) if path.is_file()]
+    for path in licences:
+        check_at_home(path, model.home)
+    files |= {path.name: path for path in licences}
+    tally.use(len(files) + len(texts))
+    return files, texts, tally
 
 
 def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:

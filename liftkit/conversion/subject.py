@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from liftkit.checkpoint.classes import pipeline_parts
-from liftkit.checkpoint.header import read_header
+from liftkit.checkpoint.components import Component, read_components
 from liftkit.checkpoint.model import ModelFolder, find_model
-from liftkit.checkpoint.source import PICKLES, list_files
 from liftkit.data.images import check_folder
 from liftkit.errors import UsageError
 from liftkit.fit.engine import FitOptions, color_names
@@ -32,6 +31,7 @@ class Subject:
         spec: its architecture.
         config: the transformer's config.
         factor: f of the VAE.
+        components: its components, checked.
         reasons: why an automatic choice fell as it did, by name.
     """
 
@@ -39,6 +39,7 @@ class Subject:
     spec: Architecture
     config: dict[str, Any]
     factor: int
+    components: list[Component] = field(default_factory=list, kw_only=True)
     reasons: dict[str, str] = field(default_factory=dict, kw_only=True)
 
     @property
@@ -70,9 +71,8 @@ def inspect_model(model: str) -> Subject:
     """
     folder = find_model(model, check=_check_model)
     spec, config, factor = _check_model(folder)
-    _check_components(folder)
-    folder.weights("vae")
-    return Subject(folder, spec, config, factor)
+    parts = read_components(folder)
+    return Subject(folder, spec, config, factor, components=parts)
 
 
 def check_sources(options: FitOptions) -> None:
@@ -95,23 +95,6 @@ def check_sources(options: FitOptions) -> None:
         check_folder(
             Path(options.images).expanduser(), f"--images {options.images}", "give a folder of images, or 'demo'"
         )
-
-
-def _check_components(folder: ModelFolder) -> None:
-    """Whether every component is there and its weights are whole: they are copied as they are."""
-    for name in folder.components:
-        path = folder.path / name
-        if not path.is_dir():
-            raise UsageError(f"{path}: missing, though model_index.json lists it; is the model folder complete?")
-        files = list_files(path, folder.home)
-        weights = [file for file in files if file.suffix == ".safetensors"]
-        pickles = [file for file in files if file.suffix in PICKLES]
-        if pickles and not weights:
-            raise UsageError(
-                f"{pickles[0]}: a pickle, which liftkit never opens; save the model with safe_serialization=True"
-            )
-        for file in weights:
-            read_header(file)
 
 
 def _check_model(folder: ModelFolder) -> tuple[Architecture, dict[str, Any], int]:

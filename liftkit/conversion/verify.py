@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.model import Weights, read_json, read_weights
+from liftkit.checkpoint.model import Weights, find_model, read_json, read_weights
 from liftkit.checkpoint.rewrite import compare_files, torch_dtype
 from liftkit.conversion.memory import ProofKind
 from liftkit.conversion.standin import deviations
@@ -34,7 +34,7 @@ from liftkit.conversion.tied import GRID, TiedRun
 from liftkit.errors import LiftkitError, ProofError
 from liftkit.lift import Lift
 from liftkit.models.flow import open_flow
-from liftkit.models.registry import lifted_class
+from liftkit.models.load import load_component
 from liftkit.models.spec import Architecture
 from liftkit.progress import Observer, Silent
 
@@ -144,13 +144,13 @@ def _on_model(
     """Deviations in full precision and as stored, of the assembled models in float32."""
     spec, steps, stored = case.spec, case.steps, case.stored
     with full_precision(), observer.stage("prove: sampling both models", 3 * steps, "steps") as advance:
-        latent = _load(_stock(spec), source, device, case.source.variant)
+        latent = _load(source, device)
         round_as_stored(latent, stored, changed)
         run = TiedRun(spec, dict(latent.config), case.lift, steps, case.seed, device)
         reference = run.sample_latent(open_flow(latent))
         advance(steps)
         del latent
-        twin = _load(lifted_class(spec), converted, device, stored.variant)
+        twin = _load(converted, device)
         as_stored = run.deviation(open_flow(twin), reference)
         advance(steps)
         full = lifted_tensors(spec, case.source.read, case.lift, torch.float32)
@@ -248,12 +248,5 @@ def full_precision() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
-def _stock(spec: Architecture) -> Any:
-    import diffusers
-
-    return getattr(diffusers, spec.name)
-
-
-def _load(model: Any, folder: Path, device: str, variant: str | None) -> Any:
-    loaded = model.from_pretrained(folder, subfolder="transformer", dtype=torch.float32, variant=variant)
-    return loaded.to(device).eval()
+def _load(folder: Path, device: str) -> Any:
+    return load_component(find_model(str(folder)), "transformer", torch.float32).to(device)

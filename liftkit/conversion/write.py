@@ -6,7 +6,6 @@ Nothing here builds a model: the transformer's headers are read, its bytes go fr
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -20,11 +19,11 @@ from liftkit.checkpoint.copying import copy_file, extract_file, link_file
 from liftkit.checkpoint.files import write_safetensors, write_text
 from liftkit.checkpoint.follow import Ledger
 from liftkit.checkpoint.header import Header, read_header
-from liftkit.checkpoint.model import STEM, Weights
+from liftkit.checkpoint.model import STEM
 from liftkit.checkpoint.rewrite import casts, dtype_name, rewrite_file
 from liftkit.checkpoint.source import Stamp
 from liftkit.conversion.card import pipeline_file
-from liftkit.conversion.plan import Plan, brought_files
+from liftkit.conversion.plan import Plan
 from liftkit.conversion.surgery import BASIS, lifted_config, lifted_tensors
 from liftkit.lift import Lift
 from liftkit.progress import Observer
@@ -71,10 +70,12 @@ class Carrier:
 def write_components(plan: Plan, lift: Lift, building: Path, carrier: Carrier | None = None) -> None:
     """Everything but the transformer: index, pixel autoencoder, scheduler, and the source's other parts and licence."""
     source, carrier = plan.model, carrier or Carrier()
-    for name, path in brought_files(source).items():
+    for name, path in plan.brought.items():
         target = building / name
         target.parent.mkdir(parents=True, exist_ok=True)
         carrier.bring(path, target)
+    for name, text in plan.made.items():
+        write_text(building / name, text)
     (building / "vae").mkdir()
     config, tensors = autoencoder_files(lift, source.image_size())
     write_text(building / "vae" / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -109,7 +110,7 @@ def write_transformer(
     extract_file(reference, building / "latent" / "reference.safetensors")
     home = plan.weights.where[f"{plan.spec.inputs[0].path}.weight"]
     where = {**plan.weights.where, BASIS: home}
-    names = plain_names(plan.weights)
+    names = plan.weights.plain_names()
     with observer.stage("write: transformer", plan.transformer_bytes, "bytes") as advance:
         for name, header in plan.weights.headers.items():
             here = {key: tensor for key, tensor in changed.items() if where[key] == name}
@@ -152,16 +153,6 @@ def autoencoder_files(lift: Lift, sample_size: int) -> tuple[dict[str, Any], dic
         "bn.running_var": torch.ones(numbers),
     }
     return config, tensors
-
-
-def plain_names(weights: Weights) -> dict[str, str]:
-    """New names of weight files, by their old ones: without the variant of ``stem.fp16-00001-of-2.safetensors``, for
-    which nobody will ask; as they are where two would get the same name."""
-    if weights.variant is None:
-        return {name: name for name in weights.headers}
-    tag = re.compile(rf"^({STEM})\.{re.escape(weights.variant)}(?=(-\d+-of-\d+)?\.safetensors$)")
-    names = {name: tag.sub(r"\1", name) for name in weights.headers}
-    return names if len(set(names.values())) == len(names) else {name: name for name in names}
 
 
 def _reference(plan: Plan) -> list[str]:

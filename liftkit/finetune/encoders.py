@@ -10,23 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.model import ModelFolder, read_json
+from liftkit.checkpoint.model import ModelFolder
 from liftkit.data.cache import held_cache
 from liftkit.data.training import TrainingData
-from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.trainee import Trainee
+from liftkit.models import load
 from liftkit.models.latents import LatentSpace
 from liftkit.progress import Observer
 
 
 def load_vae(folder: ModelFolder) -> Any:
-    """The VAE of the latent model: a latent folder's own, or what a converted one keeps of its source."""
-    import diffusers
-
-    place = folder.path / "latent" / "vae" if (folder.path / "latent").is_dir() else folder.path / "vae"
-    made = getattr(diffusers, read_json(place / "config.json")["_class_name"])
-    return made.from_pretrained(place, dtype=torch.float32, use_safetensors=True).eval().requires_grad_(False)
+    """The VAE of the latent model, in float32 and frozen."""
+    return load.load_latent_vae(folder).requires_grad_(False)
 
 
 def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], observer: Observer, device: str) -> None:
@@ -68,16 +64,8 @@ def load_text_side(folder: ModelFolder, device: str) -> Any:
     Raises:
         UsageError: if it has none.
     """
-    from diffusers import DiffusionPipeline
-
-    if not any(name.startswith("text_encoder") and folder.class_of(name) for name in folder.index):
-        raise UsageError(
-            f"{folder.source}: no text encoder in this folder; finetuning needs the embeddings of its captions"
-        )
-    pipeline = DiffusionPipeline.from_pretrained(
-        folder.path, transformer=None, vae=None, dtype=text_dtype(device), use_safetensors=True
-    )
-    return pipeline.to(device)
+    load.check_prompts(folder)
+    return load.load_pipeline(folder, text_dtype(device), without=("transformer", "vae")).to(device)
 
 
 def text_dtype(device: str) -> torch.dtype:

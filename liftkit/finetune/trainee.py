@@ -20,7 +20,8 @@ from liftkit.finetune.network import Network, original_modules
 from liftkit.finetune.opening import opening_columns
 from liftkit.finetune.recipe import Recipe
 from liftkit.lift import Lift
-from liftkit.models.registry import architecture, is_lifted, lifted_class
+from liftkit.models.load import load_component
+from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
 
 COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
@@ -63,7 +64,7 @@ def open_trainee(recipe: Recipe, folder: ModelFolder) -> Trainee:
     name = folder.class_of("transformer") or ""
     spec = architecture(name)
     _check_space(recipe, folder, is_lifted(name))
-    transformer = _load(recipe, folder, spec, name)
+    transformer = _load(recipe, folder, name)
     lift = Lift.load(folder.path / "lift.safetensors") if recipe.space == "pixel" else None
     originals: dict[str, nn.Module] | None = None
     frozen = None
@@ -120,16 +121,13 @@ def _check_space(recipe: Recipe, folder: ModelFolder, lifted: bool) -> None:
         raise UsageError(f"model: {folder.path / 'latent'}: missing; finetuning needs it: convert the model again")
 
 
-def _load(recipe: Recipe, folder: ModelFolder, spec: Architecture, name: str) -> Any:
-    import diffusers
-
-    made = lifted_class(spec) if is_lifted(name) else getattr(diffusers, name)
+def _load(recipe: Recipe, folder: ModelFolder, name: str) -> Any:
     full = recipe.trainable.mode == "full"
     dtype = torch.float32 if full else COMPUTE[recipe.precision]
-    transformer = made.from_pretrained(folder.path, subfolder="transformer", dtype=dtype, use_safetensors=True)
+    transformer = load_component(folder, "transformer", dtype)
     if recipe.init == "random":
         torch.manual_seed(recipe.seed)
-        fresh = made.from_config(transformer.config)
+        fresh = type(transformer).from_config(transformer.config)
         if is_lifted(name):
             fresh.lift = transformer.lift
         transformer = fresh

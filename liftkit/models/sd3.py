@@ -72,5 +72,7 @@ SD3 = Architecture(
     ),
     guidance="batch",
     original=ORIGINAL,
+    # T5, the third, may be left out.
+    encoders=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
     prompts=_prompts,
 )

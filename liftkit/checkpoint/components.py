@@ -1,0 +1,171 @@
+"""The components of a pipeline folder: which files each is made of, and what an interrupted download left out of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from liftkit.checkpoint.model import ModelFolder
+from liftkit.checkpoint.source import PICKLES, list_files, open_regular
+from liftkit.checkpoint.text import read_json
+from liftkit.checkpoint.weights import STEMS, Library, Weights, read_weights
+from liftkit.errors import UsageError
+from liftkit.tally import Tally
+
+SCHEDULER, CONFIG = "scheduler_config.json", "config.json"
+LATENT_VAE = "latent/vae"
+"""Where a converted folder keeps the VAE of its source."""
+# Any one of these groups is a vocabulary.
+VOCABULARIES = (
+    ("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",), ("vocab.txt",),
+    ("sentencepiece.bpe.model",), ("tekken.json",), ("tiktoken.model",),
+)  # fmt: skip
+BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
+"""Tokenizers whose vocabulary is the bytes or the characters themselves."""
+_LFS = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component, checked.
+
+    Args:
+        name: its folder, below that of the pipeline.
+        library: whose class it is, such as ``diffusers``.
+        class_name: its class.
+        path: the folder.
+        weights: of a model; None for tokenizers, schedulers and processors.
+        files: what belongs to it, by the names under which every loader finds it: without a variant.
+        index: the text of the weights' index, where it has to name the shards anew.
+        left_out: files that no loader reads, such as pickles and other variants.
+    """
+
+    name: str
+    library: str
+    class_name: str
+    path: Path
+    weights: Weights | None
+    files: dict[str, Path]
+    index: dict[str, str] = field(default_factory=dict)
+    left_out: Tally = field(default_factory=lambda: Tally("files"))
+
+    @property
+    def quantized(self) -> str:
+        """How its weights are quantized, as its config says; empty if they are not."""
+        if self.weights is None:
+            return ""
+        found = read_json(self.path / CONFIG).get("quantization_config")
+        return str(found.get("quant_method") or "in a way of its own") if isinstance(found, dict) else ""
+
+
+def read_components(folder: ModelFolder) -> list[Component]:
+    """Every component that ``model_index.json`` lists; those that it sets to null are none.
+
+    Raises:
+        UsageError: naming the component and the file that is missing or broken.
+    """
+    return [read_component(folder, name) for name in folder.components]
+
+
+def read_component(folder: ModelFolder, name: str) -> Component:
+    """One component of a pipeline, or :data:`LATENT_VAE`.
+
+    Raises:
+        UsageError: naming the file that is missing or broken.
+    """
+    path = folder.path / name
+    if not path.is_dir():
+        raise UsageError(f"{path}: missing, though model_index.json lists it; is the model folder complete?")
+    files = {file.relative_to(path).as_posix(): file for file in list_files(path, folder.home)}
+    library, class_name = _class_of(folder, name)
+    if "Scheduler" in class_name or name == "scheduler":
+        read_json(path / SCHEDULER)
+    elif "Tokenizer" in class_name or "Processor" in class_name or "FeatureExtractor" in class_name:
+        if "Tokenizer" in class_name or "tokenizer_config.json" in files:
+            _check_vocabulary(path, class_name)
+        elif not any(file.endswith(".json") for file in files):
+            raise UsageError(f"{path}: no configuration of the {class_name}; is the model folder complete?")
+    elif library in STEMS:
+        return _model(name, library, class_name, path, files)
+    kept = {relative: file for relative, file in files.items() if file.suffix not in PICKLES}
+    component = Component(name, library, class_name, path, None, kept)
+    for relative in sorted(files.keys() - kept.keys()):
+        component.left_out.leave_out(f"{name}/{relative}", "pickles")
+    return component
+
+
+def _class_of(folder: ModelFolder, name: str) -> tuple[str, str]:
+    if name != LATENT_VAE:
+        return str(folder.index[name][0]), str(folder.class_of(name))
+    return "diffusers", str(read_json(folder.path / name / CONFIG).get("_class_name"))
+
+
+def _model(name: str, library: Library | str, class_name: str, path: Path, files: dict[str, Path]) -> Component:
+    config = read_json(path / CONFIG)
+    weights = read_weights(path, library, quantized="quantization_config" in config)  # type: ignore[arg-type]
+    names = weights.plain_names()
+    component = Component(name, library, class_name, path, weights, {}, {})
+    for relative, file in files.items():
+        if relative in names:
+            component.files[names[relative]] = file
+        elif relative == weights.index:
+            _add_index(component, file, names)
+        elif why := _unread(relative, STEMS[library]):  # type: ignore[index]
+            component.left_out.leave_out(f"{name}/{relative}", why)
+        else:
+            component.files[relative] = file
+    return component
+
+
+def _add_index(component: Component, file: Path, names: dict[str, str]) -> None:
+    """The index of the weights, under its plain name; its text where the shards' names change."""
+    index = read_json(file)
+    stem = STEMS[component.library]  # type: ignore[index]
+    if all(old == new for old, new in names.items()):
+        component.files[f"{stem}.safetensors.index.json"] = file
+        return
+    index["weight_map"] = {key: names[shard] for key, shard in index["weight_map"].items()}
+    component.index[f"{stem}.safetensors.index.json"] = json.dumps(index, indent=2) + "\n"
+
+
+def _unread(relative: str, stem: str) -> str:
+    """Why a file beside the weights is left out; empty if it is not."""
+    if relative.endswith(PICKLES):
+        return "pickles"
+    if relative.endswith((".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf")):
+        return "weights of another format"
+    if relative.startswith(f"{stem}.") or (relative.startswith(f"{stem}-") and relative.endswith(".safetensors")):
+        return "weights of another variant"
+    return ""
+
+
+def _check_vocabulary(path: Path, class_name: str) -> None:
+    """Raise unless a tokenizer's folder holds a vocabulary: without one, prompts mean nothing, and no library complains."""
+    found = [group for group in VOCABULARIES if all((path / name).is_file() for name in group)]
+    if not found and not any(path.glob("*.tiktoken")) and class_name not in BYTES:
+        halves = [name for group in VOCABULARIES for name in group if (path / name).is_file()]
+        beside = f" ({halves[0]} alone does not do)" if halves else ""
+        raise UsageError(
+            f"{path}: no vocabulary{beside}: expected {', or '.join(' and '.join(group) for group in VOCABULARIES[:5])}; "
+            "fetch the model again"
+        )
+    for group in found:
+        for name in group:
+            _check_content(path / name)
+
+
+def _check_content(file: Path) -> None:
+    if file.suffix == ".json":
+        content = read_json(file)
+        model = content.get("model") if file.name == "tokenizer.json" else content
+        vocabulary = model.get("vocab") if file.name == "tokenizer.json" and isinstance(model, dict) else model
+        if not vocabulary:
+            raise UsageError(f"{file}: it holds no vocabulary; fetch the file again")
+        return
+    with open_regular(file) as opened:
+        start = opened.read(len(_LFS))
+    if not start:
+        raise UsageError(f"{file}: empty; fetch the file again")
+    if start == _LFS:
+        raise UsageError(f"{file}: a git-lfs pointer, not the file itself; run 'git lfs pull'")

@@ -1,0 +1,250 @@
+"""Where models are loaded: the only caller of ``from_pretrained``.
+
+It knows what the libraries do not say: the variant of each component's weights, components that a pipeline goes without,
+tensors that a file lacks (which the libraries fill with random numbers and a warning), and what they print.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from liftkit.checkpoint.classes import pipeline_parts
+from liftkit.checkpoint.components import LATENT_VAE, Component, read_component, read_components
+from liftkit.checkpoint.files import reason
+from liftkit.checkpoint.model import ModelFolder, find_model
+from liftkit.errors import LiftkitError, UsageError
+from liftkit.models.registry import architecture
+
+TEXT = ("text_encoder", "tokenizer")
+# A library raises whatever its file readers do.
+_BROKEN = (OSError, ValueError, AttributeError, RuntimeError, KeyError, TypeError, AssertionError)
+
+
+class MissingPackageError(UsageError):
+    """A component needs a package that is not installed here."""
+
+
+def load_pipeline(
+    folder: ModelFolder, dtype: torch.dtype | None = None, *, without: tuple[str, ...] = (), device: str | None = None
+) -> Any:
+    """The stock pipeline of a folder, on the CPU unless a device is given.
+
+    Args:
+        folder: latent or converted.
+        dtype: of the weights; modules that a library keeps in float32 stay there.
+        without: components that are not loaded and not looked at.
+        device: ``meta`` builds everything and reads no weight.
+
+    Raises:
+        UsageError: if a component is incomplete, or the libraries cannot load it.
+    """
+    from diffusers import DiffusionPipeline
+
+    parts = [read_component(folder, name) for name in folder.components if name not in without]
+    with _explained(folder.source), _quiet():
+        loaded = {
+            part.name: _load(part, dtype, device) for part in parts if part.library in ("diffusers", "transformers")
+        }
+        given = {**dict.fromkeys((*absent(folder), *without)), **loaded}
+        return DiffusionPipeline.from_pretrained(folder.path, use_safetensors=True, **given)
+
+
+def load_component(folder: ModelFolder, name: str, dtype: torch.dtype | None = None, device: str | None = None) -> Any:
+    """One component of a folder, or the VAE that a converted one keeps of its source (:data:`LATENT_VAE`).
+
+    Arguments as :func:`load_pipeline`.
+
+    Raises:
+        UsageError: if it is incomplete, or its library cannot load it.
+    """
+    part = read_component(folder, name)
+    with _explained(folder.source), _quiet():
+        return _load(part, dtype, device)
+
+
+def load_latent_vae(folder: ModelFolder, dtype: torch.dtype = torch.float32) -> Any:
+    """The VAE of the latent model: a latent folder's own, or what a converted one keeps of its source."""
+    return load_component(folder, LATENT_VAE if (folder.path / "latent").is_dir() else "vae", dtype)
+
+
+def try_loading(folder: ModelFolder) -> list[str]:
+    """What :func:`cannot_load` says; of another process where the libraries are not in this one's memory yet, for they take
+    more of it than a conversion does.
+
+    Raises:
+        UsageError: see :func:`cannot_load`.
+        LiftkitError: if the other process was killed.
+    """
+    if "diffusers" in sys.modules:
+        return cannot_load(folder)
+    asked = [sys.executable, "-P", "-m", "liftkit.models.load", str(folder.path.absolute()), folder.source]
+    done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise LiftkitError(f"{folder.source}: the process that tries to load it ended with {done.returncode} ({last})")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "error" in answer:
+        raise UsageError(answer["error"])
+    return list(answer["lacks"])
+
+
+def cannot_load(folder: ModelFolder) -> list[str]:
+    """Build everything that a folder holds, without reading its weights, to find out what would not load.
+
+    Returns:
+        What this machine lacks to load it, each on one line; nothing if all is well.
+
+    Raises:
+        UsageError: naming the component that is incomplete, or that its library cannot load.
+    """
+    quantized = tuple(part.name for part in read_components(folder) if part.quantized)
+    try:
+        load_pipeline(folder, device="meta", without=quantized)
+        if (folder.path / LATENT_VAE).is_dir():
+            load_component(folder, LATENT_VAE, device="meta")
+    except MissingPackageError as error:
+        return [f"it cannot be sampled or finetuned on this machine: {error}"]
+    return []
+
+
+def absent(folder: ModelFolder) -> list[str]:
+    """Text and image encoders that the pipeline's class takes and the folder goes without, by a null entry or none."""
+    taken = pipeline_parts(str(folder.index.get("_class_name")))
+    optional = (*TEXT, "image_encoder", "feature_extractor")
+    return [name for name in (taken[1] if taken else ()) if name.startswith(optional) and folder.class_of(name) is None]
+
+
+def limits(folder: ModelFolder, parts: list[Component] | None = None) -> list[str]:
+    """What cannot be done with a model, or with its conversion, though it converts: each on one line, with the reason."""
+    name = folder.class_of("transformer") or ""
+    needed = architecture(name).encoders
+    gone = [each for each in needed if folder.class_of(each) is None]
+    found = []
+    if gone:
+        found.append(
+            f"it cannot be sampled, finetuned or compared: {' and '.join(gone)} missing (null in model_index.json), which "
+            "prompts need; converting, verifying and exporting work"
+        )
+    optional = [each for each in absent(folder) if each not in needed and each.startswith(TEXT)]
+    if optional:
+        found.append(
+            f"it goes without {' and '.join(optional)}, as its source does: with diffusers alone, load it by "
+            f"from_pretrained(folder, {', '.join(f'{each}=None' for each in optional)})"
+        )
+    for part in read_components(folder) if parts is None else parts:
+        if part.quantized:
+            found.append(f"{part.name} is quantized: sampling and finetuning need the package of {part.quantized}")
+    return found
+
+
+def check_prompts(folder: ModelFolder) -> None:
+    """Raise unless the pipeline has the text encoders and tokenizers that prompts need.
+
+    Raises:
+        UsageError: naming what it goes without.
+    """
+    name = folder.class_of("transformer") or ""
+    gone = [each for each in architecture(name).encoders if folder.class_of(each) is None]
+    if gone:
+        raise UsageError(
+            f"{folder.source}: no {' and '.join(gone)} (null or missing in model_index.json), so that prompts mean nothing "
+            "to it; give a model folder with its text encoders"
+        )
+
+
+def _load(part: Component, dtype: torch.dtype | None, device: str | None = None) -> Any:
+    made = _class(part)
+    if part.weights is None:
+        return made.from_pretrained(part.path)
+    more: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if device is not None:
+        more["device_map"] = device
+    model, found = made.from_pretrained(
+        part.path, variant=part.weights.variant, use_safetensors=True, output_loading_info=True, **more
+    )
+    _check_complete(part, found)
+    return model.eval()
+
+
+def _class(part: Component) -> Any:
+    # liftkit's own classes are attributes of diffusers too: liftkit._diffusers.
+    made = getattr(importlib.import_module(part.library), part.class_name, None)
+    if made is None or not hasattr(made, "from_pretrained"):
+        raise UsageError(f"{part.path}: {part.library} has no class {part.class_name}; is the library recent enough?")
+    return made
+
+
+def _check_complete(part: Component, found: Mapping[str, Any]) -> None:
+    """Raise if a library had to make up a tensor that the files lack or have in another shape."""
+    missing = sorted(map(str, found["missing_keys"]))
+    if missing:
+        raise UsageError(
+            f"{part.path}: {len(missing)} tensors of the {part.class_name} are missing, such as {missing[0]!r}; "
+            "fetch the model again"
+        )
+    wrong = sorted(map(str, found["mismatched_keys"]))
+    if wrong or found.get("error_msgs"):
+        what = wrong[0] if wrong else " ".join(map(str, found["error_msgs"]))[:200]
+        raise UsageError(f"{part.path}: not the weights of its config.json ({what}); fetch the model again")
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """What a library raises, as one line about the model."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UsageError:
+        raise
+    except ImportError as error:
+        raise MissingPackageError(f"{source}: cannot be loaded ({reason(error)[:300]})") from error
+    except (*_BROKEN, SafetensorError) as error:
+        raise UsageError(f"{source}: cannot be loaded ({reason(error)[:300]})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries' notices and bars off: they speak of classes that are ours on purpose, and of what is checked here."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    levels = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
+    try:
+        for library in libraries:
+            library.set_verbosity(logging.ERROR)
+            library.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for library, level, bar in zip(libraries, levels, bars):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()
+
+
+def _main(path: str, source: str) -> None:
+    """The other process of :func:`try_loading`: one line of JSON."""
+    try:
+        answer: dict[str, Any] = {"lacks": cannot_load(replace(find_model(path), source=source))}
+    except UsageError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

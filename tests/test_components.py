@@ -1,0 +1,268 @@
+"""Components as people have them: variants, shards, null entries, and what an interrupted download left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import liftkit
+from liftkit.checkpoint.components import read_component
+from liftkit.checkpoint.model import find_model
+from liftkit.conversion.audit import audit
+from liftkit.conversion.plan import ConvertOptions, make_plan
+from liftkit.embedded import TINY_KLEIN, TINY_PIXEL
+from liftkit.errors import UsageError
+from liftkit.models import load
+from liftkit.sampling import load_pipeline, sample
+from tests import tiny
+
+WORDS = [
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "a</w>",
+    "red</w>",
+    "seven</w>",
+    *"ardsevn",
+    *(f"{c}</w>" for c in "ardsevn"),
+]
+
+
+def clip_side(folder: Path, number: str, width: int) -> None:
+    """A CLIP text encoder and a tokenizer of vocab.json and merges.txt, as they lie in SD3's folders."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(WORDS), hidden_size=width, intermediate_size=16, projection_dim=width, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=77, eos_token_id=1, bos_token_id=0,
+    )  # fmt: skip
+    CLIPTextModelWithProjection(config).save_pretrained(folder / f"text_encoder{number}")
+    tokenizer = folder / f"tokenizer{number}"
+    tokenizer.mkdir()
+    (tokenizer / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(WORDS)}))
+    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+    (tokenizer / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "unk_token": "<|endoftext|>"})
+    )
+
+
+@pytest.fixture(scope="module")
+def sd3_without_t5(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny SD3 with two CLIP encoders and a null T5; not to be changed."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("sd3") / "model"
+    shutil.copytree(model_folders["sd3"], folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    for number in ("", "_2"):
+        clip_side(folder, number, 8)
+        index[f"text_encoder{number}"] = ["transformers", "CLIPTextModelWithProjection"]
+        index[f"tokenizer{number}"] = ["transformers", "CLIPTokenizer"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture
+def klein(tmp_path: Path) -> Path:
+    """The embedded model, to be changed."""
+    return Path(shutil.copytree(TINY_KLEIN, tmp_path / "klein"))
+
+
+def to_variant(folder: Path, component: str, shards: bool = False, keep: bool = False) -> None:
+    """Give the weights of a component the names of an fp16 variant, in two shards where asked for."""
+    from safetensors.torch import load_file, save_file
+
+    single = next((folder / component).glob("*.safetensors"))
+    stem, tensors = single.name.removesuffix(".safetensors"), load_file(single)
+    if not keep:
+        single.unlink()
+    if not shards:
+        save_file(tensors, folder / component / f"{stem}.fp16.safetensors", {"format": "pt"})
+        return
+    names = sorted(tensors)
+    where = {name: f"{stem}.fp16-0000{1 + place % 2}-of-00002.safetensors" for place, name in enumerate(names)}
+    for shard in set(where.values()):
+        part = {name: tensors[name] for name in names if where[name] == shard}
+        save_file(part, folder / component / shard, {"format": "pt"})
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (folder / component / f"{stem}.safetensors.index.fp16.json").write_text(json.dumps(index))
+
+
+def convert(folder: Path, output: Path, **more: Any) -> Path:
+    if (folder / "tokenizer" / "chat_template.jinja").is_file():
+        more["lift"] = TINY_PIXEL / "lift.safetensors"
+    liftkit.convert(str(folder), output, images="demo", num_images=8, device="cpu", proof="projections", **more)
+    return output
+
+
+def is_plain(folder: Path) -> bool:
+    return not [path for path in folder.rglob("*") if "fp16" in path.name]
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        {"text_encoder": {}},
+        {"vae": {}, "text_encoder": {"shards": True}},
+        {"transformer": {"shards": True}, "vae": {"shards": True}, "text_encoder": {"shards": True}},
+        {"vae": {"keep": True}, "transformer": {}},
+    ],
+)
+def test_variants_of_any_components_load_before_and_after(
+    variants: dict[str, dict[str, bool]], klein: Path, tmp_path: Path
+) -> None:
+    from diffusers import DiffusionPipeline
+
+    for component, how in variants.items():
+        to_variant(klein, component, **how)
+    stock = load.load_pipeline(find_model(str(klein)), torch.float32)
+    output = convert(klein, tmp_path / "out")
+    assert is_plain(output)
+    found = DiffusionPipeline.from_pretrained(output)
+    for name in ("text_encoder",):
+        want, have = getattr(stock, name).state_dict(), getattr(found, name).state_dict()
+        assert want.keys() == have.keys()
+        assert all(torch.equal(have[key], value) for key, value in want.items())
+    assert load.load_latent_vae(find_model(str(output))).state_dict().keys() == stock.vae.state_dict().keys()
+    assert audit(output, str(klein)).ok
+
+
+def test_another_variant_beside_the_plain_weights_stays_behind_and_is_named(klein: Path, tmp_path: Path) -> None:
+    to_variant(klein, "text_encoder", keep=True)
+    (klein / "text_encoder" / "pytorch_model.bin").write_bytes(b"PK")
+    plan = make_plan(str(klein), tmp_path / "out", ConvertOptions(images="demo", device="cpu"))
+    assert plan.left_out.to_json()["left_out"] == [
+        {"reason": "weights of another variant", "count": 1, "examples": ["text_encoder/model.fp16.safetensors"]},
+        {"reason": "pickles", "count": 1, "examples": ["text_encoder/pytorch_model.bin"]},
+    ]
+    assert "text_encoder/model.safetensors" in plan.brought
+
+
+def test_sd3_without_t5_converts_samples_and_says_how_it_loads(sd3_without_t5: Path, tmp_path: Path) -> None:
+    plan = make_plan(str(sd3_without_t5), tmp_path / "out", ConvertOptions(images="demo", device="cpu"))
+    assert len(plan.limits) == 1
+    assert "text_encoder_3=None" in plan.limits[0]
+    assert "tokenizer_3=None" in plan.limits[0]
+    output = convert(sd3_without_t5, tmp_path / "out")
+    images = sample(load_pipeline(find_model(str(output))), ["a red seven"], steps=1, height=16, width=16)
+    assert images.shape == (1, 3, 16, 16)
+    assert audit(output).ok
+
+
+def test_a_model_without_what_prompts_need_converts_and_the_plan_says_what_it_cannot(
+    model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    plan = make_plan(str(model_folders["sd3"]), tmp_path / "out", ConvertOptions(images="demo", device="cpu"))
+    assert plan.limits[0].startswith("it cannot be sampled, finetuned or compared: text_encoder and tokenizer")
+    with pytest.raises(UsageError, match="no text_encoder and tokenizer"):
+        load_pipeline(find_model(str(model_folders["sd3"])))
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+def without_a_shard(component: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        to_variant(folder, component, shards=True)
+        next((folder / component).glob("*-00002-of-00002.safetensors")).unlink()
+
+    return change
+
+
+def without_an_index(folder: Path) -> None:
+    to_variant(folder, "text_encoder", shards=True)
+    (folder / "text_encoder" / "model.safetensors.index.fp16.json").unlink()
+
+
+def half_of_the_tensors(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensors[name] for name in sorted(tensors)[::2]}, path, {"format": "pt"})
+
+
+def half_a_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    (folder / "tokenizer" / "vocab.json").write_text('{"a": 0}')
+
+
+def quantized(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "text_encoder" / "model.safetensors"
+    save_file(load_file(path) | {"lm_head.weight_scale": torch.ones(1)}, path, {"format": "pt"})
+
+
+def float8(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v.to(torch.float8_e4m3fn) for k, v in load_file(path).items()}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (remove("text_encoder/model.safetensors"), "text_encoder: model.safetensors is missing"),
+        (remove("text_encoder/config.json"), "text_encoder/config.json: cannot be read"),
+        (
+            without_a_shard("text_encoder"),
+            "text_encoder/model.fp16-00002-of-00002.safetensors: missing, 1 of the 2 shards",
+        ),
+        (without_a_shard("vae"), "vae/diffusion_pytorch_model.fp16-00002-of-00002.safetensors: missing"),
+        (without_an_index, "neither model.safetensors nor an index"),
+        (half_of_the_tensors, "tensors of the Qwen3ForCausalLM are missing, such as"),
+        (remove("tokenizer/tokenizer.json"), "tokenizer: no vocabulary"),
+        (half_a_vocabulary, "vocab.json alone does not do"),
+        (write("tokenizer/tokenizer.json", ""), "tokenizer.json: no valid JSON"),
+        (write("tokenizer/tokenizer.json", "{}"), "tokenizer.json: it holds no vocabulary"),
+        (write("tokenizer/tokenizer.json", "version https://git-lfs.github.com/spec/v1\n"), "tokenizer.json"),
+        (remove("scheduler/scheduler_config.json"), "scheduler_config.json"),
+        (quantized, "quantized"),
+        (float8, "quantized"),
+    ],
+)
+def test_what_is_incomplete_is_named_before_anything_is_written(
+    change: Callable[[Path], None], said: str, klein: Path, tmp_path: Path
+) -> None:
+    change(klein)
+    with pytest.raises(UsageError) as caught:
+        make_plan(str(klein), tmp_path / "out", ConvertOptions(images="demo", device="cpu"))
+    assert said in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", [remove("tokenizer/tokenizer.json"), half_of_the_tensors])
+def test_sampling_and_verifying_look_at_the_same(change: Callable[[Path], None], klein: Path, tmp_path: Path) -> None:
+    output = convert(klein, tmp_path / "out")
+    change(output)
+    with pytest.raises(UsageError):
+        load_pipeline(find_model(str(output)))
+    checks = {check.name: check for check in audit(output).checks}
+    assert checks["components"].problems
+
+
+def test_tied_weights_are_not_missing(tmp_path: Path) -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    folder = tmp_path / "model"
+    tiny.save(tiny.flux2_pipeline(), folder)
+    T5EncoderModel(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(
+        folder / "text_encoder"
+    )
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "text_encoder": ["transformers", "T5EncoderModel"]}))
+    part = read_component(find_model(str(folder)), "text_encoder")
+    assert part.weights is not None
+    assert "encoder.embed_tokens.weight" not in part.weights.where
+    assert load.load_component(find_model(str(folder)), "text_encoder").shared.weight.shape == (8, 8)
