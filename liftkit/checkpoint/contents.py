@@ -82,8 +82,10 @@ def part_of(key: str) -> Part | None:
 def kinds_of_change(names: Iterable[str]) -> list[str]:
     """The kinds of change of weights that names of tensors belong to, such as ``["LoRA"]``; empty for a checkpoint."""
     names = list(names)
-    found = {part.kind for part in map(part_of, names) if part is not None and part.kind not in ("alpha", "GLoRA")}
-    if not found and any("lora" in name.lower() for name in names):
+    parts = [part for part in map(part_of, names) if part is not None]
+    found = {part.kind for part in parts if part.kind not in ("alpha", "GLoRA")}
+    alone = bool(names) and len(parts) == len(names)
+    if not found and (alone or any("lora" in name.lower() for name in names)):
         found = {"LoRA"}
     return sorted(found)
 

@@ -1,0 +1,430 @@
+"""LoRA files as other trainers write them: names, kinds, strengths, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import liftkit
+from liftkit.errors import UsageError
+from liftkit.formats.lora_names import ModuleNames
+from liftkit.lift import Lift
+from liftkit.models.registry import architecture as spec_of
+from tests import tiny
+from tests.test_convert import failed
+from tests.test_lora import NAMES, attach, tied
+from tests.test_pipelines import load
+from tests.test_single_file import original
+
+Cli = Callable[..., tuple[int, str, str]]
+Run = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+IMAGE, QUERY = "double_blocks.0.img_attn.qkv", "transformer_blocks.0.attn.to_q"
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + 31 * sum(shape)))
+
+
+def product(found: dict[str, Tensor], module: str) -> Tensor:
+    return found[f"transformer.{module}.lora_B.weight"].flatten(1) @ found[
+        f"transformer.{module}.lora_A.weight"
+    ].flatten(1)
+
+
+@pytest.fixture
+def run(converted: dict[str, Path], cli: Cli, tmp_path: Path) -> Run:
+    """Import a file for the tiny FLUX.2; its tensors."""
+
+    def imported(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        save_file(state, tmp_path / "style.safetensors")
+        output = tmp_path / "out.safetensors"
+        code, _, err = cli(
+            "import", tmp_path / "style.safetensors", "--base", converted["flux2"], "-o", output, "--overwrite"
+        )
+        assert code == 0, err
+        return load_file(output)
+
+    return imported
+
+
+def test_original_names_mean_the_rows_that_diffusers_itself_gives_them(architecture: str) -> None:
+    model = tiny.TRANSFORMERS[NAMES[architecture]]()
+    state = {key: tensor for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    names = ModuleNames(spec_of(NAMES[architecture]), {key: tuple(tensor.shape) for key, tensor in state.items()})
+    seen = set()
+    for key, tensor in original(architecture, state).items():
+        stem = key.removesuffix(".weight")
+        if stem == key or tensor.ndim < 2:
+            continue
+        for spelling in (stem, f"lora_unet_{stem.removeprefix('model.diffusion_model.').replace('.', '_')}"):
+            places = names.find(spelling)
+            assert places is not None, spelling
+            sizes = [names.height(place.module) for place in places] if len(places) > 1 else [len(tensor)]
+            for place in places:
+                assert torch.equal(place.rows(tensor, sizes), state[f"{place.module}.weight"]), spelling
+                seen.add(place.module)
+    assert seen == names.shapes.keys()
+
+
+@pytest.mark.parametrize("dotted", [True, False])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "diffusion_model.",
+        "transformer.",
+        "base_model.model.",
+        "unet.",
+        "lora_unet_",
+        "lora_transformer_",
+        "lycoris_",
+    ],
+)
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up"), ("lora_A.default", "lora_B.default")],
+)
+def test_every_spelling_is_the_same_lora(prefix: str, dotted: bool, down: str, up: str) -> None:
+    from liftkit.checkpoint.contents import A, B, part_of
+
+    shapes = {key: tuple(tensor.shape) for key, tensor in tiny.flux2_transformer().state_dict().items()}
+    names = ModuleNames(spec_of(NAMES["flux2"]), shapes)
+    for module, stem in (
+        (QUERY, QUERY),
+        ("proj_out", "final_layer.linear"),
+        ("single_stream_modulation.linear", "single_stream_modulation.lin"),
+    ):
+        spelt = f"{prefix}{stem if dotted else stem.replace('.', '_')}"
+        parts = [part_of(f"{spelt}.{half}.weight") for half in (down, up)]
+        assert [part and part.name for part in parts] == [A, B]
+        places = names.find(spelt)
+        assert places is not None
+        assert [place.module for place in places] == [module]
+
+
+def test_a_fused_matrix_is_split_and_alpha_goes_into_each(run: Run) -> None:
+    down, up = rand(4, 32), rand(96, 4)
+    name = f"lora_unet_{IMAGE.replace('.', '_')}"
+    found = run({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(2.0)})
+    whole = torch.cat([product(found, f"transformer_blocks.0.attn.to_{each}") for each in "qkv"])
+    assert torch.allclose(whole, 0.5 * up @ down, atol=1e-5)
+
+
+def test_the_last_modulation_has_its_halves_the_other_way_round(run: Run) -> None:
+    name, down, up = "diffusion_model.final_layer.adaLN_modulation.1", rand(2, 32), rand(64, 2)
+    found = run({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up})
+    assert torch.allclose(product(found, "norm_out.linear"), torch.cat((up @ down).chunk(2)[::-1]), atol=1e-5)
+
+
+def test_a_loha_is_the_same_product(run: Run) -> None:
+    name = f"lycoris_{QUERY.replace('.', '_')}"
+    for rank in (2, 8):
+        a1, b1, a2, b2 = rand(32, rank), rand(rank, 32), rand(32, rank, seed=1), rand(rank, 32, seed=2)
+        parts = {"hada_w1_a": a1, "hada_w1_b": b1, "hada_w2_a": a2, "hada_w2_b": b2, "alpha": torch.tensor(1.0)}
+        found = run({f"{name}.{part}": tensor for part, tensor in parts.items()})
+        assert torch.allclose(product(found, QUERY), (a1 @ b1) * (a2 @ b2) / rank, atol=1e-4)
+        assert len(found[f"transformer.{QUERY}.lora_A.weight"]) == min(rank**2, 32)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("second", [True, False])
+def test_a_lokr_is_the_same_product(first: bool, second: bool, run: Run) -> None:
+    w1, w2 = (
+        ((rand(4, 2), rand(2, 8)) if first else (rand(4, 8),)),
+        ((rand(8, 2), rand(2, 4)) if second else (rand(8, 4),)),
+    )
+    parts = {}
+    for name, factors in (("lokr_w1", w1), ("lokr_w2", w2)):
+        parts |= (
+            {f"{name}_{end}": each for end, each in zip("ab", factors)} if len(factors) == 2 else {name: factors[0]}
+        )
+    parts["alpha"] = torch.tensor(1.0)
+    found = run({f"diffusion_model.{QUERY}.{part}": tensor for part, tensor in parts.items()})
+    whole = torch.kron(
+        math.prod(w1[1:], start=w1[0]) if len(w1) == 1 else w1[0] @ w1[1], w2[0] if len(w2) == 1 else w2[0] @ w2[1]
+    )
+    assert torch.allclose(product(found, QUERY), whole * (0.5 if first or second else 1.0), atol=1e-4)
+
+
+def test_a_difference_is_the_same_matrix_on_a_projection_too(run: Run, converted: dict[str, Path]) -> None:
+    lift = Lift.load(converted["flux2"] / "lift.safetensors")
+    found = run({"diffusion_model.img_in.diff": rand(32, 16), f"diffusion_model.{IMAGE}.diff": rand(96, 32)})
+    lifted = liftkit.lift_lora({"x_embedder.lora_A.weight": torch.eye(16)}, spec_of(NAMES["flux2"]), lift)
+    assert torch.allclose(product(found, "x_embedder"), rand(32, 16) @ lifted["x_embedder.lora_A.weight"], atol=1e-5)
+    assert torch.equal(product(found, "transformer_blocks.0.attn.to_k"), rand(96, 32)[32:64])
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_pefts_folder_has_its_strengths(rslora: bool, converted: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    modules = {QUERY: (4, 32, 32), "transformer_blocks.0.attn.to_k": (2, 32, 32), "x_embedder": (4, 16, 32)}
+    state = {}
+    for module, (rank, width, height) in modules.items():
+        state |= {
+            f"base_model.model.{module}.lora_A.weight": rand(rank, width),
+            f"base_model.model.{module}.lora_B.weight": rand(height, rank),
+        }
+    (tmp_path / "peft").mkdir()
+    save_file(state, tmp_path / "peft" / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 16,
+        "rank_pattern": {"to_k": 2},
+        "alpha_pattern": {"^x_embedder": 8},
+        "use_rslora": rslora,
+    }
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    code, _, err = cli("import", tmp_path / "peft", "--base", converted["flux2"], "-o", tmp_path / "out.safetensors")
+    assert code == 0, err
+    assert "adapter_config.json" in err
+    found = load_file(tmp_path / "out.safetensors")
+    for module, alpha in ((QUERY, 16), ("transformer_blocks.0.attn.to_k", 16)):
+        rank, width, height = modules[module]
+        scale = alpha / (math.sqrt(rank) if rslora else rank)
+        assert torch.allclose(product(found, module), scale * rand(height, rank) @ rand(rank, width), atol=1e-4)
+    for change, expected in (
+        ({"r": 5}, "rank 5"),
+        ({"peft_type": "OFT"}, "'OFT', not LoRA"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"r": "x"}, "r should be a number"),
+        ({"alpha_pattern": {"(a+)+$": 1}}, "no name of modules"),
+    ):
+        (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({**config, **change}))
+        failed(
+            cli("import", tmp_path / "peft", "--base", converted["flux2"], "-o", tmp_path / "no.safetensors"),
+            "adapter_config.json",
+            expected,
+        )
+    (tmp_path / "peft" / "adapter_model.safetensors").rename(tmp_path / "peft" / "adapter_model.bin")
+    failed(
+        cli("import", tmp_path / "peft", "--base", converted["flux2"], "-o", tmp_path / "no.safetensors"), "a pickle"
+    )
+
+
+def test_narrow_floats_and_odd_alphas_lose_nothing(run: Run) -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2):
+        down, up = rand(3, 32).to(dtype), rand(32, 3).to(dtype)
+        found = run(
+            {
+                f"transformer.{QUERY}.lora_A.weight": down,
+                f"transformer.{QUERY}.lora_B.weight": up,
+                f"transformer.{QUERY}.alpha": torch.tensor(1),
+            }
+        )
+        expected = up.double() @ down.double() / 3
+        found = {key: tensor.double() for key, tensor in found.items()}
+        assert torch.allclose(product(found, QUERY), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_theorem_1_holds_with_a_dora_on_the_input(architecture: str) -> None:
+    lift, spec = tiny.lift(scale=1.0), spec_of(NAMES[architecture])
+    latent, source = (tiny.TRANSFORMERS[NAMES[architecture]]().double() for _ in range(2))
+    state = {}
+    for path in (QUERY, spec.inputs[0].path):
+        weight = latent.get_submodule(path).weight
+        rows, *columns = weight.shape
+        state[f"transformer.{path}.lora_A.weight"] = rand(2, *columns).double()
+        state[f"transformer.{path}.lora_B.weight"] = rand(rows, 2, *(1,) * (len(columns) - 1)).double()
+        state[f"transformer.{path}.lora_magnitude_vector"] = 1.5 * weight.flatten(1).norm(dim=1).detach()
+        if len(columns) > 1:
+            state[f"transformer.{path}.lora_magnitude_vector"] = state[
+                f"transformer.{path}.lora_magnitude_vector"
+            ].reshape(1, -1, 1, 1)
+    pixel = liftkit.convert_transformer(source, lift)
+    plain = tied(architecture, lift, latent, pixel)
+    attach(latent, state)
+    assert tied(architecture, lift, latent, pixel) > 1e-2
+    attach(pixel, liftkit.lift_lora(state, spec, lift))
+    assert tied(architecture, lift, latent, pixel) < max(1e-9, 2 * plain)
+    with pytest.raises(UsageError, match="DoRA on an output projection cannot be lifted"):
+        liftkit.lift_lora({"proj_out.lora_magnitude_vector": torch.ones(16)}, spec, lift)
+
+
+def test_kohyas_dora_is_loaded_as_one(run: Run, converted: dict[str, Path], tmp_path: Path) -> None:
+    name = f"lora_unet_{IMAGE.replace('.', '_')}"
+    found = run(
+        {
+            f"{name}.lora_down.weight": rand(2, 32),
+            f"{name}.lora_up.weight": rand(96, 2),
+            f"{name}.dora_scale": rand(96, 1).abs(),
+        }
+    )
+    pipeline = load(converted["flux2"])
+    pipeline.load_lora_weights(tmp_path / "out.safetensors")
+    layer = pipeline.transformer.get_submodule("transformer_blocks.0.attn.to_v")
+    assert torch.equal(layer.lora_magnitude_vector["default_0"].weight, rand(96, 1).abs()[64:].flatten())
+    assert torch.equal(
+        found["transformer.transformer_blocks.0.attn.to_v.lora_magnitude_vector"], rand(96, 1).abs()[64:].flatten()
+    )
+
+
+A, B, ALPHA = (f"transformer.{QUERY}.{end}" for end in ("lora_A.weight", "lora_B.weight", "alpha"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({A: None}, "has no lora_A.weight"),
+        ({B: None}, "has no lora_B.weight"),
+        ({A: None, B: None, ALPHA: torch.tensor(1.0)}, "alpha has no LoRA"),
+        ({A: rand(3, 32)}, "ranks differ"),
+        ({A: rand(0, 32), B: rand(32, 0)}, "are 0"),
+        ({A: rand(2, 31)}, "expected to take 32 numbers, found 31"),
+        ({A: torch.full((2, 32), math.inf)}, "NaN or infinite"),
+        ({A: torch.ones(2, 32, dtype=torch.int64)}, "dtype int64"),
+        ({A: torch.ones(64)}, "expected a matrix"),
+        ({ALPHA: torch.tensor(0.0)}, "alpha is 0"),
+        ({ALPHA: torch.tensor(math.nan)}, "alpha is nan"),
+        ({ALPHA: torch.ones(3)}, "alpha should be one number"),
+        (
+            {
+                f"diffusion_model.{QUERY}.lora_down.weight": rand(2, 32),
+                f"diffusion_model.{QUERY}.lora_up.weight": rand(32, 2),
+            },
+            "which is meant?",
+        ),
+        ({A.replace(".weight", ".default.weight"): rand(2, 32)}, "same part twice"),
+        ({f"transformer.{QUERY}.hada_w1_a": rand(32, 2)}, "both LoRA and LoHa"),
+        ({"transformer.x_embedder.hada_w1_a": rand(32, 2)}, "a LoHa without hada_w1_b"),
+        ({"transformer.x_embedder.lokr_w1": rand(4, 2)}, "a LoKr has lokr_w2"),
+        ({f"transformer.{QUERY}.oft_blocks": rand(4, 8, 8)}, "OFT"),
+        ({f"transformer.{QUERY}.ia3_l": rand(32)}, "IA3"),
+        ({f"transformer.{QUERY}.lora_mid.weight": rand(2, 2, 3, 3)}, "Tucker"),
+        ({"transformer.transformer_blocks.0.attn.norm_q.diff": rand(16)}, "not in this transformer"),
+        ({"transformer.x_embedder.diff": rand(32)}, "cannot be in a LoRA file"),
+        ({"transformer.proj_out.weight": rand(16, 32)}, "whole weights (modules_to_save)"),
+        ({"something.else": rand(2)}, "no part of a LoRA"),
+        (
+            {"lora_unet_double_blocks_7_img_attn_qkv.lora_down.weight": rand(2, 32)},
+            "1 of 2 modules are not in this transformer",
+        ),
+    ],
+)
+def test_what_cannot_be_is_named(
+    changes: dict[str, Tensor | None], expected: str, cli: Cli, converted: dict[str, Path], tmp_path: Path
+) -> None:
+    state: dict[str, Tensor | None] = {A: rand(2, 32), B: rand(32, 2), **changes}
+    save_file({key: tensor for key, tensor in state.items() if tensor is not None}, tmp_path / "style.safetensors")
+    output = tmp_path / "out.safetensors"
+    failed(
+        cli("import", tmp_path / "style.safetensors", "--base", converted["flux2"], "-o", output),
+        "style.safetensors",
+        expected,
+    )
+    assert not output.exists()
+
+
+def test_what_is_left_out_is_counted(cli: Cli, converted: dict[str, Path], tmp_path: Path) -> None:
+    extra = {
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": rand(2, 3),
+        "bundle_emb.cat.string_to_param.*": rand(1, 3),
+    }
+    save_file({A: rand(2, 32), B: rand(32, 2), **extra}, tmp_path / "style.safetensors")
+    output = tmp_path / "out.safetensors"
+    code, out, err = cli("--json", "import", tmp_path / "style.safetensors", "--base", converted["flux2"], "-o", output)
+    assert code == 0, err
+    tally = json.loads(out)["tally"]
+    assert (tally["found"], tally["used"], [each["count"] for each in tally["left_out"]]) == (4, 2, [1, 1])
+    assert "2 of 4 keys used" in err
+    save_file(extra, tmp_path / "style.safetensors")
+    failed(
+        cli("import", tmp_path / "style.safetensors", "--base", converted["flux2"], "-o", tmp_path / "no.safetensors"),
+        "nothing here is for the transformer",
+        "lora_te1",
+    )
+
+
+STEMS = (
+    QUERY,
+    f"transformer.{QUERY}",
+    f"lora_unet_{IMAGE.replace('.', '_')}",
+    f"diffusion_model.{IMAGE}",
+    "x_embedder",
+    "proj_out",
+    "lora_te1_x",
+    "text_encoder.x",
+    "\x1b[31m",
+    "",
+)
+ENDS = (
+    "lora_A.weight",
+    "lora_B.weight",
+    "lora_down.weight",
+    "lora_up.weight",
+    "alpha",
+    "dora_scale",
+    "diff",
+    "diff_b",
+    "hada_w1_a",
+    "hada_w1_b",
+    "hada_w2_a",
+    "hada_w2_b",
+    "lokr_w1",
+    "lokr_w2_a",
+    "lokr_w2_b",
+    "lora_B.bias",
+    "weight",
+    "oft_blocks",
+)
+SHAPES = ((), (1,), (32,), (2, 32), (32, 2), (96, 2), (2, 16), (16, 2), (0, 32), (2, 32, 1, 1), (32, 1), (32, 32))
+KEYS = st.tuples(st.sampled_from(STEMS), st.sampled_from(ENDS)).map(".".join) | st.text(min_size=1, max_size=20)
+TENSORS = st.builds(
+    lambda shape, dtype, value: torch.full(shape, value, dtype=torch.float32).to(dtype),
+    st.sampled_from(SHAPES),
+    st.sampled_from((torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int32, torch.bool)),
+    st.sampled_from((0.0, 1.0, -0.5, math.nan)),
+)
+METADATA = (
+    st.none()
+    | st.text(max_size=30)
+    | st.dictionaries(
+        st.sampled_from(("transformer.r", "transformer.lora_alpha", "transformer.rank_pattern", "r")),
+        st.integers(-3, 3) | st.text(max_size=3) | st.none() | st.floats(),
+    ).map(json.dumps)
+)
+
+
+@settings(
+    max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(state=st.dictionaries(KEYS, TENSORS, min_size=1, max_size=6), metadata=METADATA)
+def test_any_set_of_keys_is_read_or_named(
+    state: dict[str, Tensor], metadata: str | None, converted: dict[str, Path], tmp_path: Path
+) -> None:
+    """Never another error, and never an output after one."""
+    from liftkit.formats.lora import import_lora
+
+    output = tmp_path / "out.safetensors"
+    output.unlink(missing_ok=True)
+    save_file(state, tmp_path / "style.safetensors", None if metadata is None else {"lora_adapter_metadata": metadata})
+    try:
+        done = import_lora(tmp_path / "style.safetensors", str(converted["flux2"]), output)
+    except UsageError as error:
+        assert not output.exists()
+        assert "\x1b" not in str(error)
+        assert "\n" not in str(error)
+    else:
+        assert done.tally.found == len(state)
+        assert done.modules
+        assert all(tensor.isfinite().all() for tensor in load_file(output).values())
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(key=st.text(max_size=60) | KEYS | st.tuples(KEYS, KEYS).map(".".join))
+def test_any_name_is_a_part_or_is_none(key: str) -> None:
+    from liftkit.checkpoint.contents import kinds_of_change, part_of, shown
+
+    part: Any = part_of(key)
+    assert part is None or (key.startswith(part.stem) and part.stem)
+    assert isinstance(kinds_of_change([key]), list)
+    assert "\n" not in shown(key)
