@@ -394,9 +394,7 @@ METADATA = (
 )
 
 
-@settings(
-    max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(state=st.dictionaries(KEYS, TENSORS, min_size=1, max_size=6), metadata=METADATA)
 def test_any_set_of_keys_is_read_or_named(
     state: dict[str, Tensor], metadata: str | None, converted: dict[str, Path], tmp_path: Path
