@@ -220,12 +220,11 @@ def test_auto_stops_when_halves_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         def note(self, text: str) -> None:
             heard.append(text)
 
-    monkeypatch.setattr(engine, "CONVERGED_DEGREES", 8.0)
-    monkeypatch.setattr(engine.Convergence.__init__, "__defaults__", (8.0,))
+    monkeypatch.setattr(engine.Convergence.__init__, "__defaults__", (0.99,))
     collection = fit_pass(demo_source(512), FitOptions(num_images="auto"), 2, observer=Ears())
     assert 64 < collection.any.total.images < 512
     assert "converged" in heard[-1]
-    assert "stops below" in heard[0]
+    assert "(stops: at least 0.99)" in heard[0]
 
 
 def test_values_that_are_not_finite_name_the_image(tmp_path: Path) -> None:

@@ -252,13 +252,15 @@ def lift_rows(lift: Lift) -> list[tuple[str, str]]:
     alignment = lift.figures.get("alignment")
     if alignment is None:
         return rows
+    from liftkit.fit.verdict import share
+
     figures = {name: entry["value"] for name, entry in alignment["figures"].items()}
     if alignment["color_reason"] != "as asked":
         rows.append(("colour", alignment["color_reason"]))
     return rows + [
         ("energy captured", f"{figures['energy_captured']:.2%} of the pixels' (best subspace: {figures['energy_best']:.2%})"),
-        ("explained", f"{figures['r2_pixels']:.1%} of pixel variance by the lift, "
-                      f"{figures['r2_pixels_linear']:.1%} by any linear map"),
+        ("explained", f"{share(figures['r2_pixels'])} of pixel variance by the lift alone, "
+                      f"{share(figures['r2_pixels_linear'])} by the best linear map"),
         ("verdict", alignment["verdict"]["text"]),
         *(("to try", advice) for advice in alignment["verdict"]["advice"]),
     ]  # fmt: skip

@@ -38,6 +38,9 @@ def figures(lift: Lift, moments: TokenMoments, seen: TokenMoments | None = None)
         * ``r2_pixels_linear`` <= 1: by an unconstrained affine map of z, the ceiling of any lift;
         * ``r2_latents`` <= 1: latent variance explained by an affine map of A^T x, mean over the r numbers;
         * ``cosine`` in [-1, 1]: tr(A C) / sqrt(tr(A^T G_x A) tr(G_z)), the mean alignment of A^T x and z;
+        * ``cosine_chance`` in [0, 1]: the root mean square of that cosine if A is turned at random inside its subspace;
+        * ``pixel_detail`` in [0, 1]: share of pixel variance inside patches, about each patch's mean color;
+        * ``latent_rms`` >= 0: root mean square of the latents, 1 where a pipeline normalizes its latents;
         * ``scale`` > 0: s, as used; ``scale_lsq``: the one that minimises E|x - s A z|^2;
         * ``scale_gap`` in [0, 1]: 1 - scale_lsq / scale, which is 1 - cosine for the norm-matching scale.
 
@@ -55,6 +58,9 @@ def figures(lift: Lift, moments: TokenMoments, seen: TokenMoments | None = None)
         "r2_pixels_linear": (1 - linear_map(seen).residual(moments).sum() / variance).item(),
         "r2_latents": latent_r2(lift, moments, seen).mean().item(),
         "cosine": (terms.aligned / (terms.captured * terms.latent_energy).sqrt()).item(),
+        "cosine_chance": (terms.turned / (terms.captured * terms.latent_energy).sqrt()).item(),
+        "pixel_detail": (_inside_patches(moments) / variance).clamp(min=0).item(),
+        "latent_rms": (terms.latent_energy / (moments.count * moments.latent_dim)).sqrt().item(),
         "scale": lift.scale,
         "scale_lsq": scale_lsq,
         "scale_gap": 1 - scale_lsq / lift.scale,
@@ -68,13 +74,23 @@ def pixel_variance(moments: TokenMoments, seen: TokenMoments) -> Tensor:
     return moments.count * variance.clamp(min=1e-12 * total.pixel_gram.trace().item() / total.count / total.pixel_dim)
 
 
+def _inside_patches(moments: TokenMoments) -> Tensor:
+    """sum |x - mean|^2 with the mean color of each patch."""
+    side = moments.pixel_dim // 3
+    colors = moments.pixel_gram.view(3, side, 3, side).diagonal(dim1=0, dim2=2)
+    return moments.pixel_gram.trace() - colors.sum() / side
+
+
 class _Terms:
     """The traces that the figures are made of."""
 
     def __init__(self, lift: Lift, moments: TokenMoments) -> None:
         basis = lift.basis.double()
         self.pixel_energy, self.latent_energy = moments.pixel_gram.trace(), moments.latent_gram.trace()
-        self.aligned = (moments.cross * basis.T).sum()
+        projected = moments.cross @ basis
+        self.aligned = projected.trace()
+        # E tr(M R)^2 = |M|_F^2 / r over rotations R.
+        self.turned = projected.norm() / basis.shape[1] ** 0.5
         self.captured = (basis * (moments.pixel_gram @ basis)).sum()
 
     def residual(self, scale: float) -> Tensor:
@@ -180,6 +196,35 @@ def lift_angle(a: Tensor, b: Tensor, latent_gram: Tensor) -> float:
     return degrees(acos(max(-1.0, min(1.0, cosine.item()))))
 
 
+def alignment_kept(folded: FoldedMoments, fit: Fit) -> list[float]:
+    """How much of its alignment a half of the images keeps under the fit of the other: tr(A_a C_b) / tr(A_b C_b).
+
+    It is 1 where both halves determine the same lift, and counts no direction in which latents and pixels have nothing
+    in common, which no number of images determines.
+
+    Args:
+        folded: moments of at least two images.
+        fit: makes a lift of moments.
+
+    Returns:
+        A share <= 1 (up to what a fit that is not the best of its half leaves) for each half of each halving.
+    """
+    result = []
+    for halves in folded.halvings():
+        bases = [fit(half).basis.double() for half in halves]
+        for half, own, other in zip(halves, bases, reversed(bases)):
+            kept, best = ((half.cross * basis.T).sum().item() for basis in (other, own))
+            result.append(kept / best if best > 0 else 0.0)
+    return result
+
+
+def latent_spread(moments: TokenMoments, latent_patch: int) -> list[float]:
+    """Standard deviation >= 0 of each latent channel, C numbers, about the channel's mean."""
+    channels = (moments.latent_gram.diagonal(), moments.latent_sum)
+    square, middle = ((value / moments.count).view(-1, latent_patch**2).mean(dim=1) for value in channels)
+    return (square - middle.square()).clamp(min=0).sqrt().tolist()
+
+
 def alignment(folded: FoldedMoments, fit: Fit) -> dict[str, Any]:
     """Everything that moments say about a fit: held out, with spread, per channel, and against PCA and itself.
 
@@ -198,6 +243,7 @@ def alignment(folded: FoldedMoments, fit: Fit) -> dict[str, Any]:
     rows = [figures(*each) for each in held_out]
     fitted = figures(lift, total)
     first, second = (fit(half) for half in folded.halves())
+    kept = alignment_kept(folded, fit)
     latents = [latent_r2(*each).view(-1, lift.latent_patch**2).mean(dim=1) for each in held_out]
     by_lift, by_map = zip(*(pixel_r2(*each) for each in held_out))
     pca = top_eigenvectors(total.pixel_gram, lift.rank)
@@ -212,8 +258,12 @@ def alignment(folded: FoldedMoments, fit: Fit) -> dict[str, Any]:
                 "fitted": fitted[name],
             }
             for name in fitted
+        }
+        | {"alignment_kept": {"value": mean(kept), "spread": spread(kept), "fitted": 1.0}},
+        "channels": {
+            **_channels({"latents": latents, "colors_lift": by_lift, "colors_linear": by_map}),
+            "latents_std": latent_spread(total, lift.latent_patch),
         },
-        "channels": _channels({"latents": latents, "colors_lift": by_lift, "colors_linear": by_map}),
         "spectrum": spectrum(total),
         "angles": {
             "pca": principal_angles(lift.basis, pca),

@@ -12,7 +12,7 @@ import torch
 
 from liftkit.color import SRGB, ColorSpace, Oklab
 from liftkit.errors import UsageError
-from liftkit.fit.alignment import Fit, alignment, energy_angle, lift_angle, linear_map
+from liftkit.fit.alignment import Fit, alignment, alignment_kept, linear_map, mean, spread
 from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.gallery import PER_FOLD, Gallery, HeldOut, make_gallery
 from liftkit.fit.jacobian import fit_jacobian, mean_jacobian
@@ -22,7 +22,7 @@ from liftkit.fit.pca import fit_pca
 from liftkit.fit.procrustes import fit_procrustes
 from liftkit.fit.scale import ScaleRule
 from liftkit.fit.stream import Collection, Pass, collect, fitted_color, normalised
-from liftkit.fit.verdict import verdict
+from liftkit.fit.verdict import KEPT, verdict
 from liftkit.lift import Lift
 from liftkit.progress import Observer, Silent
 
@@ -34,7 +34,6 @@ COLORS: dict[str, tuple[type[ColorSpace], ColorSpace | None]] = {
 }
 """``--color``: the space, and its published normalisation where that is asked for by name."""
 
-CONVERGED_DEGREES = 2.0
 FIRST_CHECK = 64
 JACOBIAN_IMAGES = 16
 
@@ -107,39 +106,35 @@ def fit_pass(
 
 
 class Convergence:
-    """Whether two halves of the images give the same lift, looked at whenever their number has doubled by half.
+    """Ends a pass when fits on two halves of the images agree; asked whenever the number of images has doubled.
 
-    The halves' subspaces and maps are compared where there is energy: directions without any are never determined.
+    They agree when the alignment that a half keeps under the other's fit, less its spread over halvings, is good by the
+    verdict's own bound.
     """
 
-    def __init__(self, latent_patch: int, observer: Observer, degrees: float = CONVERGED_DEGREES) -> None:
-        self.latent_patch, self.observer, self.degrees = latent_patch, observer, degrees
+    def __init__(self, latent_patch: int, observer: Observer, bound: float = KEPT.good) -> None:
+        self.latent_patch, self.observer, self.bound = latent_patch, observer, bound
         self.next, self.reached = FIRST_CHECK, False
 
     def __call__(self, collection: Collection) -> bool:
         """True when the fit has converged."""
         total = collection.any.total
-        if total.images < self.next or min(half.count for half in collection.any.halves()) < total.latent_dim:
+        fewest = min((half.count for half, _ in collection.any.halvings()), default=0)
+        if total.images < self.next or fewest < total.latent_dim:
             return False
-        self.next = total.images * 3 // 2
-        angle = half_angle(collection.any, self.latent_patch)
-        self.reached = angle < self.degrees
+        while self.next <= total.images:
+            self.next *= 2
+        color = fitted_color(Oklab, total)
+        kept = alignment_kept(
+            collection.any.map(lambda moments: normalised(moments, color)),
+            partial(fit_procrustes, latent_patch=self.latent_patch),
+        )
+        self.reached = mean(kept) - spread(kept) >= self.bound
         self.observer.note(
-            f"after {total.images} images two halves differ by {angle:.2f} degrees "
-            + (f"(below {self.degrees}: converged)" if self.reached else f"(stops below {self.degrees})")
+            f"after {total.images} images two halves keep {mean(kept):.4f} ± {spread(kept):.4f} of each other's "
+            f"alignment ({'converged' if self.reached else 'stops'}: at least {self.bound})"
         )
         return self.reached
-
-
-def half_angle(folds: FoldedMoments, latent_patch: int) -> float:
-    """How far Procrustes fits of two halves of the images are apart, in degrees: the larger of the angle between their
-    subspaces and of that between their maps, both weighted by energy."""
-    color = fitted_color(Oklab, folds.total)
-    first, second = (fit_procrustes(normalised(half, color), latent_patch=latent_patch) for half in folds.halves())
-    gram = normalised(folds.total, color).pixel_gram
-    return max(
-        energy_angle(first.basis, second.basis, gram), lift_angle(first.basis, second.basis, folds.total.latent_gram)
-    )
 
 
 def fit_collected(
@@ -180,7 +175,7 @@ def fit_collected(
     report |= {"pictures": gallery.figures if gallery else None, "color_reason": reason}
     report["source"] = source.describe() if source is not None else None
     # One Jacobian serves every fold: that its halves agree says nothing.
-    without = ("halves_lift",) if options.kind == "jacobian" else ()
+    without = ("alignment_kept",) if options.kind == "jacobian" else ()
     report["verdict"] = verdict(report, without)
     figures = {**lift.figures, "alignment": report}
     return replace(lift, figures=figures, pictures=gallery.pictures if gallery else {})

@@ -72,6 +72,13 @@ class FoldedMoments:
         """Two halves that share no image: even and odd folds."""
         return _sum(self.folds[::2]), _sum(self.folds[1::2])
 
+    def halvings(self) -> Iterator[tuple[TokenMoments, TokenMoments]]:
+        """Ways to part the images into two halves that share none, fold by fold: as many as folds that have images."""
+        used = [fold for fold in self.folds if fold.count]
+        for start in range(len(used) if len(used) > 2 else len(used) - 1):
+            turned = [*used[start:], *used[:start]]
+            yield _sum(turned[: len(used) // 2]), _sum(turned[len(used) // 2 :])
+
     def map(self, change: Any) -> FoldedMoments:
         """The same folds with each one's moments changed by a function."""
         first = self.folds[0]

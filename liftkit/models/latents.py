@@ -54,8 +54,17 @@ class LatentSpace:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (B, C, h, w) to sRGB (B, 3, h f, w f) in [-1, 1], clamped."""
-        return self.decode_raw(latents).float().clamp(-1.0, 1.0)
+        """Normalized latents (B, C, h, w) to sRGB (B, 3, h f, w f) in [-1, 1], clamped.
+
+        Raises:
+            UsageError: if the decoder makes something that is not finite.
+        """
+        images = self.decode_raw(latents).float()
+        if not torch.isfinite(images.sum()):
+            raise UsageError(
+                "the VAE's decoder makes NaN or infinity of its latents; are its weights whole? On a GPU, try --device cpu"
+            )
+        return images.clamp(-1.0, 1.0)
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """The same without clamping, and differentiable."""

@@ -46,6 +46,10 @@ FIGURES = (
     ("r2_pixels_linear", "... by an unconstrained linear map", "the ceiling of any lift"),
     ("r2_latents", "Latent variance explained by the projected pixels", "linear regression on A^T x; 1 is perfect"),
     ("cosine", "Alignment of A^T x and z", "mean cosine, -1 to 1"),
+    ("cosine_chance", "... by chance", "if A is turned at random inside its subspace"),
+    ("alignment_kept", "Alignment kept", "share that one half of the images keeps under the fit of the other, up to 1"),
+    ("pixel_detail", "Detail of the images", "share of pixel variance inside patches, 0 to 1"),
+    ("latent_rms", "Size of the latents", "root mean square; 1 is what flow models expect"),
     ("scale", "Scale s", "as used"),
     ("scale_lsq", "Least-squares scale", "minimises the squared error"),
     ("scale_gap", "Gap between the scales", "0 is perfect; 1 minus the alignment"),
@@ -89,7 +93,7 @@ def verdict_block(verdict: dict[str, Any]) -> str:
     """The verdict in words, and what to try."""
     advice = "".join(f"<li>{escape(text)}</li>" for text in verdict["advice"])
     rows = "".join(
-        f'<tr><td>{escape(reason["meaning"])}</td><td class="number">{reason["value"]:.2f}</td>'
+        f'<tr><td>{escape(reason["meaning"])}</td><td class="number">{_number(reason["value"])}</td>'
         f'<td>{reason["level"]}</td><td class="number">{reason["good"]:g}</td><td class="number">{reason["poor"]:g}</td></tr>'
         for reason in verdict["reasons"]
     )
@@ -101,6 +105,10 @@ def verdict_block(verdict: dict[str, Any]) -> str:
     )
 
 
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
 def figures_table(alignment: dict[str, Any]) -> str:
     """The figures, held out with their spread over folds, and as the fit sees its own images."""
     rows = "".join(
@@ -109,6 +117,8 @@ def figures_table(alignment: dict[str, Any]) -> str:
         f'<td class="number">± {alignment["figures"][name]["spread"]:.4f}</td>'
         f'<td class="number">{alignment["figures"][name]["fitted"]:.4f}</td></tr>'
         for name, label, meaning in FIGURES
+        # Lifts of earlier versions lack some.
+        if name in alignment["figures"]
     )
     return (
         f'<div class="scroll"><table><tr><th>{alignment["images"]} images, {alignment["tokens"]} tokens, '
