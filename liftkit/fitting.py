@@ -7,7 +7,7 @@ from pathlib import Path
 
 from liftkit.checkpoint.files import check_file, output_file
 from liftkit.conversion.fitting import open_source
-from liftkit.conversion.subject import Subject, check_sources, choose, inspect_model
+from liftkit.conversion.subject import Subject, check_sources, choose, inspect_model, note_images
 from liftkit.errors import UsageError
 from liftkit.fit.distributed import Processes
 from liftkit.fit.engine import FitOptions, color_names, fit_collected, fit_pass
@@ -97,6 +97,8 @@ def prepare(job: FitJob) -> FitJob:
     options = choose(job.options, subject)
     if options.rank is not None and options.rank > subject.dim:
         raise UsageError(f"--rank {options.rank}: pixel tokens of this model have {subject.dim} numbers")
+    if not job.merge or _needs_source(job):
+        note_images(subject, options)
     return replace(job, options=options, subject=subject)
 
 

@@ -471,3 +471,22 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_the_plan_says_what_it_found_among_the_images(cli: Cli, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    for index in range(3):
+        Image.new("RGB", (24, 20), (40 * index, 90, 30)).save(tmp_path / f"{index}.png")
+    Image.new("RGB", (2, 2)).save(tmp_path / "small.png")
+    (tmp_path / "page.jpg").write_text("<html>")
+    model = model_folders["flux2"]
+    code, out, _ = cli("--json", "convert", model, "--images", tmp_path, "--dry-run", "-o", tmp_path / "out")
+    found = json.loads(out)["plan"]["reasons"]["images"]
+    assert code == 0
+    assert found.startswith("3 of 5 images used; left out: ")
+    assert "small.png" in found
+    assert "page.jpg" in found
+    (tmp_path / "none").mkdir()
+    (tmp_path / "page.jpg").rename(tmp_path / "none" / "page.jpg")
+    code, _, err = cli("convert", model, "--images", tmp_path / "none", "--dry-run", "-o", tmp_path / "out")
+    assert code == 2
+    assert "none of 1 images can be used" in err

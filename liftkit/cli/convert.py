@@ -240,6 +240,7 @@ def data_rows(subject: Subject, options: ConvertOptions | FitOptions, reused: bo
     return [
         ("fit", f"{options.kind}, {options.scale} scale, {options.color}"),
         ("data", f"{what[options.latents]}, {count} ({subject.reasons['num_images']})"),
+        *([("found", subject.reasons["images"])] if "images" in subject.reasons else []),
         ("resolution", f"{options.resolution} ({subject.reasons['resolution']})"),
     ]
 

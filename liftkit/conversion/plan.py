@@ -13,7 +13,7 @@ from liftkit.checkpoint.model import ModelFolder, Weights
 from liftkit.checkpoint.rewrite import casts, rewritten_size
 from liftkit.checkpoint.source import Stamp, check_at_home, stamps
 from liftkit.conversion.memory import ProofKind, choose_proof
-from liftkit.conversion.subject import Subject, check_sources, choose, inspect_model
+from liftkit.conversion.subject import Subject, check_sources, choose, inspect_model, note_images
 from liftkit.errors import UsageError
 from liftkit.fit.engine import FitOptions
 from liftkit.fit.gallery import ROWS, SHOWN, SHOWN_SIDE
@@ -121,6 +121,7 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
         check_lift(plan.spec, plan.config, plan.factor, plan.lift)
     else:
         check_sources(chosen)
+        note_images(plan, chosen)
     _plan_tensors(plan)
     _plan_files(plan)
     plan.proof, plan.reasons["proof"] = choose_proof(chosen.proof, weights, chosen.device)

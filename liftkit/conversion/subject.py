@@ -10,6 +10,7 @@ from liftkit.checkpoint.classes import pipeline_parts
 from liftkit.checkpoint.components import Component, read_components
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.data.images import check_folder
+from liftkit.data.survey import survey
 from liftkit.errors import UsageError
 from liftkit.fit.engine import FitOptions, color_names
 from liftkit.models.latents import vae_geometry
@@ -95,6 +96,23 @@ def check_sources(options: FitOptions) -> None:
         check_folder(
             Path(options.images).expanduser(), f"--images {options.images}", "give a folder of images, or 'demo'"
         )
+
+
+def note_images(subject: Subject, options: FitOptions) -> None:
+    """Look at the headers of the pictures of ``--images``, and keep what was found among the subject's reasons, for the plan.
+
+    Raises:
+        UsageError: if none of them can be used.
+    """
+    if options.latents != "images" or options.images in (None, "demo"):
+        return
+    count = MOST_IMAGES if options.num_images == "auto" else options.num_images
+    assert options.images is not None
+    assert isinstance(count, int)
+    found = survey(options.images, count, options.seed, subject.side)
+    if not found.used:
+        raise UsageError(f"--images {options.images}: none of {found.found} images can be used: {found.reasons()}")
+    subject.reasons["images"] = found.summary() or f"{found.used} images, all can be used"
 
 
 def _check_model(folder: ModelFolder) -> tuple[Architecture, dict[str, Any], int]:
