@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from liftkit.evaluate.comparison import CompareOptions, Comparison
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
 from liftkit.finetune.run_folder import RunFolder
+from liftkit.interrupt import Stopped
 from liftkit.progress import Observer
 from liftkit.report.compare_page import compare_page
 from liftkit.report.pictures import Row, gallery_rows, labelled
@@ -130,7 +132,7 @@ def _finetune(run_folder: Path, model: Path, seed: int, observer: Observer) -> P
     recipe = load_recipe("tiny-klein", [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
     done = finetune(recipe, observer=observer)
     if done.result is None:
-        raise KeyboardInterrupt
+        raise Stopped(done.outcome.signal or signal.SIGINT)
     return done.result
 
 

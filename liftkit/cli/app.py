@@ -1,6 +1,6 @@
 """``liftkit``: the commands, and the one place where errors become a line and an exit code.
 
-Exit codes: 0 done, 2 usage, 1 anything else that failed, 130 interrupted.
+Exit codes: 0 done, 2 usage, 1 anything else that failed; 130, 143 and 129 ended by Ctrl-C, SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import MutableMapping
+from types import FrameType
 from typing import Annotated
 
 import typer
 
+from liftkit.checkpoint.lock import remove_begun
 from liftkit.cli import console, scripting, terminal
 from liftkit.cli.compare import compare
 from liftkit.cli.convert import convert
@@ -26,8 +28,7 @@ from liftkit.cli.recipes import recipes
 from liftkit.cli.report import report
 from liftkit.cli.sample import sample
 from liftkit.cli.verify import verify
-
-INTERRUPTED = 130
+from liftkit.interrupt import ENDING, Stopped, exit_code, listening, stopped_by
 
 app = typer.Typer(
     name="liftkit",
@@ -92,26 +93,47 @@ def run() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     console.begin()
-    with terminal.guarded():
+    with terminal.guarded(), listening(_Ending()):
+        failure: BaseException | None = None
         try:
             app()
             code = 0
         except SystemExit as exit_:  # how typer ends, well or not
+            failure = exit_
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-            if code == INTERRUPTED:
+            # typer has one exit code for all signals.
+            number = stopped_by(exit_)
+            code = exit_code(number) if number is not None else code
+            if code in map(exit_code, ENDING):
                 console.interrupted()
-            scripting.finish(code, exit_)
-            raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             console.interrupted()
-            code = INTERRUPTED
+            code = exit_code(stopped_by(error))
         except Exception as error:  # the edge of the program: everything becomes one line
             code = _tell(error)
             if console.settings.debug:
                 scripting.finish(code)
                 raise
-        scripting.finish(code)
+        scripting.finish(code, failure)
+        lost = terminal.lost()
+        if lost is not None:
+            console.fail(f"stdout: {lost}; not everything was printed")
+            code = code or 1
         sys.exit(code)
+
+
+class _Ending:
+    """A signal once: unwind, so that everything is cleaned up. Twice: clean up without unwinding, and end."""
+
+    ended = False
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        if self.ended:
+            remove_begun()
+            os.write(2, b"error: interrupted\n")
+            os._exit(exit_code(number))
+        self.ended = True
+        raise Stopped(number)
 
 
 def set_waiting(environment: MutableMapping[str, str]) -> None:
@@ -127,11 +149,16 @@ def set_waiting(environment: MutableMapping[str, str]) -> None:
 
 def _tell(error: Exception) -> int:
     """What happened, on one line; the exit code."""
+    from liftkit.checkpoint.files import reason
     from liftkit.errors import LiftkitError
 
     if isinstance(error, LiftkitError):
         console.fail(str(error))
         return error.exit_code
+    if isinstance(error, OSError):
+        what = f"{error.filename}: " if error.filename is not None else ""
+        console.fail(f"{what}{reason(error)}")
+        return 1
     hint = "" if console.settings.debug else "; run with --debug for the traceback"
     console.fail(f"{type(error).__name__}: {error} (this is a fault of liftkit{hint})")
     return 1

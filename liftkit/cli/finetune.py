@@ -14,6 +14,7 @@ from liftkit.cli import console
 from liftkit.cli.completion import complete_recipe
 from liftkit.cli.push import Public, Push, check, send
 from liftkit.errors import UsageError
+from liftkit.interrupt import exit_code
 from liftkit.progress import Silent
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def finetune(
         if done.result is not None:
             send(done.result, push, public)
     if done.outcome.stopped:
-        raise typer.Exit(130)
+        raise typer.Exit(exit_code(done.outcome.signal))
 
 
 def _recipe(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -70,12 +72,69 @@ class Guarded:
         return getattr(self.under, name)
 
 
+class Sturdy:
+    """A stream whose reader may go away, whose disk may fill and whose encoding may not know a character: the work goes on.
+
+    Args:
+        under: the stream that it writes to.
+
+    Attributes:
+        error: why it prints no more, in words; None if it does, or where the reader of a pipe has gone.
+    """
+
+    def __init__(self, under: IO[str]) -> None:
+        self.under = under
+        self.error: str | None = None
+        self._closed = False
+        if isinstance(under, io.TextIOWrapper):
+            under.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        """Write text, and say how much of it that was; nothing is written any more once that failed."""
+        self._attempt(lambda: self.under.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        self._attempt(self.under.flush)
+
+    def _attempt(self, act: Callable[[], Any]) -> None:
+        if self._closed:
+            return
+        try:
+            act()
+        except OSError as error:
+            self._closed = True
+            self.error = None if isinstance(error, BrokenPipeError) else error.strerror or str(error)
+            # What is in its buffer still would fail again at the end of the program.
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.under.fileno())
+                os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.under, name)
+
+
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Guard what anybody prints in the block, on stdout and stderr."""
+    """Guard what anybody prints in the block, on stdout and stderr; a stream that is closed stays so."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Guarded(sys.stdout), Guarded(sys.stderr)  # type: ignore[assignment]
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None:
+            setattr(sys, name, Guarded(Sturdy(stream)))  # type: ignore[arg-type]
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def lost() -> str | None:
+    """Why stdout could not take everything, in words; None if it could, or nobody reads it any more."""
+    stream = sys.stdout
+    if stream is None:
+        return None
+    stream.flush()
+    under = getattr(stream, "under", None)
+    return under.error if isinstance(under, Sturdy) else None

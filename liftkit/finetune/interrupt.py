@@ -1,28 +1,43 @@
-"""Ctrl-C in the middle of a run."""
+"""Ctrl-C, SIGTERM and SIGHUP in the middle of a run."""
 
 from __future__ import annotations
 
-import signal
+from contextlib import ExitStack
+from types import FrameType
 from typing import Any
+
+from liftkit.interrupt import Stopped, listening
 
 
 class Interrupt:
-    """Ctrl-C once: finish the step, save and stop. Twice: at once."""
+    """A signal once: finish the step, save and stop. Twice: at once.
 
-    heard = False
+    Attributes:
+        number: of the first signal; None before there is one.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._stack = ExitStack()
+        self._before: dict[int, Any] = {}
+
+    @property
+    def heard(self) -> bool:
+        """Whether there was a signal."""
+        return self.number is not None
 
     def __enter__(self) -> Interrupt:
-        try:
-            self._before = signal.signal(signal.SIGINT, self._hear)
-        except ValueError:  # not in the main thread: nobody can interrupt here
-            self._before = None
+        self._before = self._stack.enter_context(listening(self._hear))
         return self
 
-    def _hear(self, *_: Any) -> None:
-        if self.heard:
-            raise KeyboardInterrupt
-        self.heard = True
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.number is None:
+            self.number = number
+            return
+        before = self._before.get(number)
+        if callable(before):
+            before(number, frame)
+        raise Stopped(number)
 
     def __exit__(self, *_: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        self._stack.close()

@@ -70,8 +70,10 @@ class RunFolder:
             resume: ``latest``, the path of a checkpoint, or None.
             note: hears of a run that begins again.
         """
-        if resume != "latest" or self.has_work or not self.begun:
+        if resume not in (None, "latest") or self.has_work or not self.begun:
             return resume
+        if not self.log_file.exists() and resume is None:
+            return None
         note(f"{self.path}: the run there ended before its first checkpoint; it begins again at step 0")
         if os.environ.get("RANK", "0") == "0":
             self.rewind(0)
@@ -85,7 +87,8 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"output: {self.path}: is a file; the output is a folder")
-        if not resuming and self.log_file.exists():
+        # A run that saved nothing may be begun again.
+        if not resuming and self.log_file.exists() and (self.has_work or not run_record(self.path)):
             raise UsageError(
                 f"output: {self.path}: holds a run already; go on with it by {resume_command(self.path)}, "
                 "or choose another output"

@@ -53,12 +53,14 @@ class Outcome:
     Args:
         step: steps done in all.
         seconds: of training in this session.
-        stopped: whether it ended before its last step, by Ctrl-C or the file ``stop``.
+        stopped: whether it ended before its last step, by a signal or the file ``stop``.
+        signal: its number; None where there was none in this process.
     """
 
     step: int
     seconds: float
     stopped: bool
+    signal: int | None = None
 
 
 class Trainer:
@@ -139,7 +141,7 @@ class Trainer:
                 stop = self._between(interrupt)
                 if stop:
                     break
-        return Outcome(self.step, time.monotonic() - begun, stop and self.step < recipe.steps)
+        return Outcome(self.step, time.monotonic() - begun, stop and self.step < recipe.steps, interrupt.number)
 
     def _rows(self) -> slice:
         """The rows of a global batch that are this process's."""
