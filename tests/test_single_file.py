@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import liftkit
 from liftkit.checkpoint.folder import manifest
+from liftkit.checkpoint.misplaced import misplaced
+from liftkit.errors import UsageError
 from liftkit.formats import single_file
+from liftkit.formats.kinds import kind_of
 from tests import tiny
 from tests.test_convert import failed
 from tests.test_pipelines import load
@@ -186,3 +191,153 @@ def test_what_is_no_checkpoint_of_the_model_is_named(
     path.write_bytes(path.read_bytes()[:-4])
     failed(cli("import", path, "--config", config, "-o", output), "truncated")
     assert not output.exists()
+
+
+FULL = torch.zeros(32, 16)
+QUANTIZED = {
+    "8-bit floats (F8_E4M3)": {"img_in.weight": FULL.to(torch.float8_e4m3fn)},
+    "8-bit floats (F8_E5M2)": {"img_in.weight": FULL.to(torch.float8_e5m2)},
+    "8-bit floats (F8_E8M0)": {"img_in.scales": torch.ones(2).to(torch.float8_e8m0fnu)},
+    "scaled 8 bits": {"img_in.weight": FULL.to(torch.float8_e4m3fn), "img_in.scale_weight": torch.ones(())},
+    "scaled by ComfyUI": {"img_in.comfy_quant": torch.zeros(9, dtype=torch.uint8)},
+    "nvfp4": {"img_in.weight": FULL[:, :8].to(torch.uint8), "img_in.weight_scale_2": torch.ones(())},
+    "bitsandbytes 4 bits": {
+        "img_in.weight": FULL[:1].to(torch.uint8),
+        "img_in.weight.quant_state.bitsandbytes__nf4": FULL,
+    },
+    "bitsandbytes 8 bits": {"img_in.weight": FULL.to(torch.int8), "img_in.SCB": FULL},
+    "GPTQ or AWQ": {"img_in.qweight": FULL.to(torch.int32), "img_in.qzeros": FULL.to(torch.int32)},
+    "SVDQuant": {"img_in.lora_down": FULL, "img_in.wscales": FULL},
+    "integers (I8)": {"img_in.weight": FULL.to(torch.int8)},
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize("options", [(), ("--config",)])
+def test_quantized_files_are_refused_by_their_kind(
+    kind: str, options: tuple[str, ...], cli: Cli, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path, given = tmp_path / "file.safetensors", [*options, *(model_folders["flux2"] for _ in options)]
+    state = {"txt_in.weight": FULL, "final_layer.norm.scale": FULL, **QUANTIZED[kind]}
+    save_file({key: tensor.clone() for key, tensor in state.items()}, path)
+    failed(cli("import", path, *given, "-o", tmp_path / "out"), f"file.safetensors: quantized: {kind}", "'img_in.")
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantized_parts_of_others_do_not_matter(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    state = original("flux2", load_file(model_folders["flux2"] / WEIGHTS))
+    text = {
+        "text_encoders.qwen.weight": FULL.to(torch.float8_e4m3fn),
+        "text_encoders.qwen.scale_weight": torch.ones(()),
+    }
+    save_file({f"model.diffusion_model.{key}": tensor for key, tensor in state.items()} | text, tmp_path / "all.sft")
+    done = single_file.import_checkpoint(tmp_path / "all.sft", str(model_folders["flux2"]), tmp_path / "out")
+    assert (done.tally.used, done.tally.lost) == (len(state), 2)
+
+
+@pytest.mark.parametrize("component", ["transformer", "vae"])
+def test_a_quantized_folder_is_refused_before_any_work(
+    component: str, cli: Cli, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model_folders["flux2"], tmp_path / "model"))
+    weights = folder / component / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    save_file({key: t.to(torch.float8_e4m3fn) if t.ndim > 1 else t for key, t in state.items()}, weights)
+    failed(
+        cli("convert", folder, "--images", "demo", "-o", tmp_path / "out"),
+        "quantized: 8-bit floats (F8_E4M3)",
+        component,
+    )
+
+
+def test_one_tensor_under_two_names_is_named(cli: Cli, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    save_file(
+        {"img_in.weight": FULL, "model.diffusion_model.img_in.weight": FULL.clone()}, tmp_path / "file.safetensors"
+    )
+    failed(
+        cli("import", tmp_path / "file.safetensors", "--config", model_folders["flux2"], "-o", tmp_path / "out"),
+        "'model.diffusion_model.img_in.weight' are the same one",
+    )
+
+
+LORA = {
+    "transformer.x_embedder.lora_A.weight": torch.zeros(2, 16),
+    "transformer.x_embedder.lora_B.weight": torch.zeros(32, 2),
+}
+
+
+def test_files_in_the_wrong_place_are_shown_the_way(
+    cli: Cli, model_folders: dict[str, Path], converted: dict[str, Path], tmp_path: Path
+) -> None:
+    lora, one, base, picture = (
+        tmp_path / "style.safetensors",
+        tmp_path / "one.sft",
+        converted["flux2"],
+        tmp_path / "a.png",
+    )
+    save_file(LORA, lora)
+    save_file({"img_in.weight": FULL}, one)
+    way, inner = "liftkit import {} --base CONVERTED", model_folders["flux2"] / WEIGHTS
+    sample = ("-p", "a", "-n", 1, "-o", picture)
+    failed(cli("sample", base, "--adapter", lora, *sample), "LoRA in a single file", way.format(lora))
+    failed(cli("sample", lora, *sample), way.format(lora))
+    failed(cli("convert", lora, "--images", "demo", "-o", tmp_path / "out"), way.format(lora))
+    failed(cli("verify", lora), way.format(lora))
+    failed(cli("export", lora, "--format", "adapter", "-o", tmp_path / "out"), way.format(lora))
+    code, _, err = cli("finetune", "tiny-klein", f"model={lora}", "-o", tmp_path / "out")
+    assert (code, way.format(lora) in err) == (2, True)
+    failed(cli("import", one, "--base", base, "-o", tmp_path / "out"), "is a checkpoint", "--config MODEL")
+    failed(cli("convert", one, "--images", "demo", "-o", tmp_path / "out"), f"liftkit import {one} --config MODEL")
+    failed(
+        cli("convert", inner, "--images", "demo", "-o", tmp_path / "out"),
+        f"a file of the model {model_folders['flux2']}",
+    )
+    failed(
+        cli("import", tmp_path / "stile.safetensors", "--base", base, "-o", tmp_path / "out"), f"did you mean {lora}?"
+    )
+    failed(cli("sample", base, "--adapter", tmp_path / "stile.safetensors", *sample), f"did you mean {lora}?")
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text("{}")
+    failed(
+        cli("sample", base, "--adapter", tmp_path / "peft", *sample), "it holds a LoRA", way.format(tmp_path / "peft")
+    )
+    failed(cli("convert", tmp_path / "peft", "--images", "demo", "-o", tmp_path / "out"), way.format(tmp_path / "peft"))
+    save_file({"img_in.oft_blocks": FULL}, lora)
+    failed(cli("import", lora, "-o", tmp_path / "out"), "OFT")
+    save_file({}, one)
+    failed(cli("import", one, "-o", tmp_path / "out"), "it is empty")
+
+
+NAMES = st.sampled_from(
+    ("img_in.weight", "model.diffusion_model.img_in.weight", "joint_blocks.9.x", "vae.x", "a")
+) | st.text(max_size=9)
+ENTRIES = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(("F32", "BF16", "F4", "F8_E8M0", "I64", "X"))
+        | st.none()
+        | st.lists(st.integers(), max_size=1),
+        "shape": st.lists(st.integers(-1, 4) | st.just(2**60), max_size=3) | st.text(max_size=2),
+        "data_offsets": st.tuples(st.integers(-1, 64), st.integers(-1, 64)) | st.none(),
+    }
+)
+
+
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    header=st.dictionaries(NAMES, ENTRIES | st.integers(), max_size=3).map(json.dumps).map(str.encode)
+    | st.binary(max_size=40),
+    payload=st.binary(max_size=64),
+    lie=st.integers(-2, 2) | st.just(2**62),
+)
+def test_any_bytes_are_a_file_or_an_error(header: bytes, payload: bytes, lie: int, tmp_path: Path) -> None:
+    """Never another error, a hang or an allocation of what a header promises."""
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(max(0, len(header) + lie).to_bytes(8, "little") + header + payload)
+    for read in (kind_of, misplaced):
+        try:
+            read(str(path))
+        except UsageError as error:
+            assert "\n" not in str(error)
+            assert str(path) in str(error)

@@ -85,23 +85,39 @@ def kinds_of_change(names: Iterable[str]) -> list[str]:
     parts = [part for part in map(part_of, names) if part is not None]
     found = {part.kind for part in parts if part.kind not in ("alpha", "GLoRA")}
     alone = bool(names) and len(parts) == len(names)
-    if not found and (alone or any("lora" in name.lower() for name in names)):
+    like = any("lora" in name.lower() for name in names) and _quantized_by_name(names) is None
+    if not found and (alone or like):
         found = {"LoRA"}
     return sorted(found)
 
 
+def cannot_fold(kind: str, key: str) -> str:
+    """Why a kind of change that is none of :data:`FOLDED` is refused."""
+    return (
+        f"{kind}, such as tensor {shown(key)}: liftkit reads LoRA, DoRA, LoHa, LoKr and differences of matrices; merge it into "
+        "its model with its trainer's tools first"
+    )
+
+
 def quantization(tensors: Mapping[str, TensorEntry]) -> str | None:
     """In words, how weights are quantized, with a tensor that shows it; None for full or half precision."""
-    for kind, end in _QUANTIZED:
-        pattern = re.compile(end if end.startswith("(?:.*") else f".*(?:{end})", re.DOTALL)
-        first = next((name for name in tensors if pattern.fullmatch(name)), None)
-        if first is not None:
-            return f"{kind}, such as tensor {shown(first)}"
+    named = _quantized_by_name(tensors)
+    if named is not None:
+        return named
     for name, entry in tensors.items():
         if entry.dtype.startswith("F8_"):
             return f"8-bit floats ({entry.dtype}), such as tensor {shown(name)}"
         if entry.dtype in _PLAIN_INTEGERS and len(entry.shape) > 1 and name.endswith("weight"):
             return f"integers ({entry.dtype}), such as tensor {shown(name)}"
+    return None
+
+
+def _quantized_by_name(names: Iterable[str]) -> str | None:
+    for kind, end in _QUANTIZED:
+        pattern = re.compile(end if end.startswith("(?:.*") else f".*(?:{end})", re.DOTALL)
+        first = next((name for name in names if pattern.fullmatch(name)), None)
+        if first is not None:
+            return f"{kind}, such as tensor {shown(first)}"
     return None
 
 

@@ -20,6 +20,12 @@ def misplaced(source: str) -> str:
         like_file = path.suffix in (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
         what = "no such file" if like_file else "no such folder, and no Hub id of the form organisation/name"
         return f"{what}{near(path)}"
+    for folder, file, what in (
+        (path.parent, "liftkit.json", "folder"),
+        (path.parent.parent, "model_index.json", "model"),
+    ):
+        if (folder / file).is_file():
+            return f"a file of the {what} {folder}; give that"
     try:
         tensors = read_header(path).tensors
     except UsageError as error:

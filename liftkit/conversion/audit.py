@@ -14,6 +14,7 @@ from liftkit.checkpoint.components import LATENT_VAE
 from liftkit.checkpoint.folder import RECORD
 from liftkit.checkpoint.follow import Digest, digest_file
 from liftkit.checkpoint.header import read_header
+from liftkit.checkpoint.misplaced import misplaced
 from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json, read_weights
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.checkpoint.source import list_files
@@ -84,7 +85,7 @@ def audit(folder: str | Path, source: str | None = None, observer: Observer | No
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise UsageError(f"{folder}: no such folder; give what liftkit convert made")
+        raise UsageError(f"{folder}: {misplaced(str(folder))}; verify looks at what liftkit convert made")
     if not (path / RECORD).is_file():
         raise UsageError(f"{folder}: {RECORD} is missing; give a folder that liftkit convert made")
     return Audit(path, list(_Auditor(path, source, observer or Silent()).checks()))

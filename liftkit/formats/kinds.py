@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from liftkit.adapter import is_adapter
-from liftkit.checkpoint.contents import kinds_of_change
+from liftkit.checkpoint.contents import FOLDED, cannot_fold, kinds_of_change, part_of
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.misplaced import misplaced
 from liftkit.checkpoint.model import is_hub_id
 from liftkit.errors import UsageError
 from liftkit.formats.asymflow_adapter import is_asymflow_adapter
 from liftkit.formats.lora_read import lora_file
+from liftkit.formats.single_file import own_tensors
 
 Kind = Literal["adapter", "lora", "checkpoint"]
 
@@ -23,7 +24,7 @@ def kind_of(source: str) -> Kind:
     for another file.
 
     Raises:
-        UsageError: if it is nothing, or a file of another format.
+        UsageError: if it is nothing, or a file of a kind that is not read; its reason comes before all questions of options.
     """
     path = Path(os.path.expanduser(source))
     if path.is_dir():
@@ -34,4 +35,12 @@ def kind_of(source: str) -> Kind:
         if not is_hub_id("/".join(source.split("/")[:2])) or path.suffix in (".safetensors", ".sft"):
             raise UsageError(f"{source}: {misplaced(source)}")
         return "adapter"
-    return "lora" if kinds_of_change(read_header(path).tensors) else "checkpoint"
+    header = read_header(path)
+    if not kinds_of_change(header.tensors):
+        own_tensors(header)
+        return "checkpoint"
+    for key in header.tensors:
+        part = part_of(key)
+        if part is not None and part.kind not in FOLDED:
+            raise UsageError(f"{source}: {cannot_fold(part.kind, key)}")
+    return "lora"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.contents import FOLDED, MAGNITUDE, Part, part_of, shown
+from liftkit.checkpoint.contents import DIFF_B, FOLDED, MAGNITUDE, Part, cannot_fold, part_of, shown
 from liftkit.checkpoint.files import read_safetensors
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import ModelFolder
@@ -133,6 +133,8 @@ class _Reader:
                 stem, {part.name: self.tensors[key] for key, part in parts}, self._strength(stem, stated, stays)
             )
             places = homes[stem]
+            if any(part.name == DIFF_B for _, part in parts):
+                self._check_bias(stem, places or ())
             if places is None:
                 self._put(stem, change, None)
             else:
@@ -171,10 +173,7 @@ class _Reader:
 
     def _refusal(self, key: str, part: Part | None) -> str:
         if part is not None:
-            return (
-                f"{part.kind}, such as tensor {shown(key)}: liftkit reads LoRA, DoRA, LoHa, LoKr and differences of matrices; "
-                "merge it into its model with its trainer's tools first"
-            )
+            return cannot_fold(part.kind, key)
         what = "whole weights (modules_to_save)" if key.endswith((".weight", ".bias")) else "no part of a LoRA"
         return (
             f"tensor {shown(key)}: {what}, which a LoRA file cannot hold; every key has to have a place in the result"
@@ -201,7 +200,9 @@ class _Reader:
         peft = self.path.name == WEIGHTS or any(key.startswith(_PEFT) for key in self.tensors)
         if peft and beside.is_file():
             self.notes.append(f"ranks and alphas are those of {CONFIG} beside the file")
-            return folder_strength(beside)
+            return folder_strength(
+                beside, dora=any(part.name == MAGNITUDE for part in map(part_of, self.tensors) if part)
+            )
         return None
 
     def _strength(self, stem: str, stated: Mapping[str, Strength], stays: bool) -> Callable[[int | None], float]:
@@ -235,6 +236,11 @@ class _Reader:
                 hint = "it is of pixel tokens already and needs no lifting" if lifted else "is it the right base?"
                 raise UsageError(f"module {shown(stem)}: expected to {what} {expected} numbers, found {found}; {hint}")
         return [(place, change.at(place, sizes)) for place in places]
+
+    def _check_bias(self, stem: str, places: tuple[Place, ...]) -> None:
+        bare = [place.module for place in places if place.module not in self.names.biases]
+        if bare:
+            raise UsageError(f"module {shown(stem)}: a difference of a bias, {bare[0]} has none; is it the right base?")
 
     def _claim(self, module: str, stem: str) -> None:
         if module in self.modules:

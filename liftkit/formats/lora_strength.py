@@ -64,8 +64,12 @@ class Strength:
         return alpha / (math.sqrt(stated) if self.rslora else stated)
 
 
-def folder_strength(path: Path) -> Strength:
+def folder_strength(path: Path, *, dora: bool) -> Strength:
     """That of ``adapter_config.json``.
+
+    Args:
+        path: of the config.
+        dora: whether the weights beside it have magnitudes.
 
     Raises:
         UsageError: if it is no config of a LoRA, LoHa or LoKr that can be read without its trainer.
@@ -76,6 +80,8 @@ def folder_strength(path: Path) -> Strength:
         raise UsageError(
             f"{path}: {shown(kind, 40)}, not LoRA: liftkit reads LoRA, LoHa, LoKr and differences; merge it with peft first"
         )
+    if config.get("use_dora") and not dora:
+        raise UsageError(f"{path}: use_dora is set, the weights beside it have no magnitudes; are the files complete?")
     begins = str(config.get("init_lora_weights", "")).lower()
     if begins.startswith(_CHANGES_BASE):
         raise UsageError(

@@ -138,12 +138,7 @@ def _mapped(
     path: Path, header: Header, name: str, folder: ModelFolder, shapes: dict[str, tuple[int, ...]]
 ) -> tuple[dict[str, Tensor], Tally]:
     """The file's tensors under diffusers' names, as views of the file where nothing is computed; and what became of all."""
-    own, tally = _own(path, header)
-    found = quantization({key: header.tensors[key] for key in own.values()})
-    if found is not None:
-        raise UsageError(
-            f"{path}: quantized: {found}; its numbers are no longer the model's own, give the file in full or half precision"
-        )
+    own, tally = own_tensors(header)
     views = _views(path)
     tensors = {inner: views[key] for inner, key in own.items()}
     numbers = sum(tensor.numel() for tensor in tensors.values())
@@ -173,9 +168,13 @@ def _mapped(
     return {key: tensors[key] for key in shapes}, tally
 
 
-def _own(path: Path, header: Header) -> tuple[dict[str, str], Tally]:
-    """The transformer's tensors, by name without prefix; all others are left out and counted."""
-    own, tally = dict[str, str](), Tally("tensors")
+def own_tensors(header: Header) -> tuple[dict[str, str], Tally]:
+    """The transformer's tensors in a file, by name without prefix; all others are left out and counted.
+
+    Raises:
+        UsageError: if it has none, one twice, or they are quantized.
+    """
+    path, own, tally = header.path, dict[str, str](), Tally("tensors")
     for key in header.tensors:
         other = next((what for what, pattern in _OTHERS if pattern.match(key)), None)
         if other is not None:
@@ -188,6 +187,11 @@ def _own(path: Path, header: Header) -> tuple[dict[str, str], Tally]:
             own[_inner(key)] = key
     if not own:
         raise UsageError(f"{path}: no transformer in this file: {tally.reasons() or 'it is empty'}")
+    found = quantization({key: header.tensors[key] for key in own.values()})
+    if found is not None:
+        raise UsageError(
+            f"{path}: quantized: {found}; its numbers are no longer the model's own, give the file in full or half precision"
+        )
     return own, tally
 
 
