@@ -88,6 +88,8 @@ def prepare(job: FitJob) -> FitJob:
         found = f"found {', '.join(job.models)}" if job.models else "none was given"
         raise UsageError(f"give one model (a diffusers folder or a Hub id); {found}")
     if not job.models:
+        if job.options.vae is not None:
+            raise UsageError("--vae needs a model beside the moments: they hold no pictures")
         if job.options.kind == "jacobian":
             raise UsageError("--kind jacobian needs a model beside the moments: they do not hold its decoder")
         return job

@@ -95,6 +95,21 @@ def read_component(folder: ModelFolder, name: str) -> Component:
     return component
 
 
+def read_vae(path: Path) -> Component:
+    """The VAE in a folder of its own, or in that of a pipeline.
+
+    Raises:
+        UsageError: if there is none, or a file is missing or broken.
+    """
+    place = path if (path / CONFIG).is_file() else path / "vae"
+    if not (place / CONFIG).is_file():
+        raise UsageError(
+            f"{path}: no VAE; give a folder with the config.json and weights that diffusers saves, or a pipeline's folder"
+        )
+    files = {file.relative_to(place).as_posix(): file for file in list_files(place, place)}
+    return _model("vae", "diffusers", str(read_json(place / CONFIG).get("_class_name")), place, files)
+
+
 def _class_of(folder: ModelFolder, name: str) -> tuple[str, str]:
     if name != LATENT_VAE:
         return str(folder.index[name][0]), str(folder.class_of(name))

@@ -121,6 +121,10 @@ ColorOption = Annotated[
     Color,
     typer.Option(help="Colour space, normalised to the images; auto compares; oklab-paper has the paper's constants."),
 ]
+VaeOption = Annotated[
+    Path | None,
+    typer.Option("--vae", help="Fit through the VAE in this folder, of the same latent space as the model's own."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the image order, of drawn latents and of the proof.")]
 
@@ -136,6 +140,7 @@ def convert(
     latents: LatentsOption = Latents.images,
     prompts: Prompts = None,
     color: ColorOption = Color.oklab,
+    vae: VaeOption = None,
     device: Device = "auto",
     dtype: Annotated[
         Dtype, typer.Option(help="Of the written transformer; auto keeps each tensor's own.")
@@ -176,6 +181,7 @@ def convert(
         latents=latents.value,
         prompts=prompts,
         color=color.value,
+        vae=vae,
         device=device,
         dtype=dtype.value,
         seed=seed,
@@ -237,8 +243,10 @@ def data_rows(subject: Subject, options: ConvertOptions | FitOptions, reused: bo
         return [("fit", f"reuse {getattr(options, 'lift', None)}")]
     what = {"images": str(options.images), "normal": "normal latents, decoded", "model": "the model's own samples"}
     count = "until converged" if options.num_images == "auto" else f"{options.num_images} at most"
+    through = [("vae", str(options.vae))] if options.vae is not None else []
     return [
         ("fit", f"{options.kind}, {options.scale} scale, {options.color}"),
+        *through,
         ("data", f"{what[options.latents]}, {count} ({subject.reasons['num_images']})"),
         *([("found", subject.reasons["images"])] if "images" in subject.reasons else []),
         ("resolution", f"{options.resolution} ({subject.reasons['resolution']})"),

@@ -23,6 +23,7 @@ from liftkit.cli.convert import (
     Scale,
     ScaleOption,
     Seed,
+    VaeOption,
     data_rows,
     lift_rows,
     number_of_images,
@@ -47,6 +48,7 @@ def fit(
     latents: LatentsOption = Latents.images,
     prompts: Prompts = None,
     color: ColorOption = Color.oklab,
+    vae: VaeOption = None,
     part: Annotated[
         str | None, typer.Option(help="Take a share of the images, such as 3/8, for --moments-out.")
     ] = None,
@@ -72,6 +74,7 @@ def fit(
         latents=latents.value,
         prompts=prompts,
         color=color.value,
+        vae=vae,
         device=device,
         seed=seed,
     )

@@ -145,6 +145,8 @@ def _plain_options(options: ConvertOptions) -> dict[str, Any]:
     """Options as plain data, without those that leave every byte as it is; of paths the name alone, for the folder may
     be published."""
     paths = {
-        key: Path(value).name for key, value in vars(options).items() if value and key in ("images", "lift", "prompts")
+        key: Path(value).name
+        for key, value in vars(options).items()
+        if value and key in ("images", "lift", "prompts", "vae")
     }
     return {key: value for key, value in {**vars(options), **paths}.items() if key not in ("overwrite", "shards")}

@@ -17,7 +17,7 @@ from liftkit.fit.engine import FitOptions, fit_collected, fit_pass
 from liftkit.fit.pairs import EncodedImages, PairSource, given_latents, normal_latents
 from liftkit.lift import Lift
 from liftkit.models.latents import LatentSpace
-from liftkit.models.load import load_component
+from liftkit.models.load import load_component, load_vae
 from liftkit.progress import Observer
 from liftkit.sampling import latent_samples
 from liftkit.tally import Tally
@@ -38,7 +38,7 @@ def open_source(subject: Subject, options: FitOptions, observer: Observer) -> Pa
         UsageError: if there are no images, or no prompts.
     """
     assert options.resolution is not None
-    space = open_latents(subject, options.device)
+    space = open_latents(subject, options.device, options.vae)
     count = MOST_IMAGES if options.num_images == "auto" else options.num_images or 0
     if options.latents == "images":
         assert options.images is not None
@@ -73,11 +73,11 @@ def read_prompts(path: Path | None) -> list[str]:
     return prompts
 
 
-def open_latents(subject: Subject, device: str) -> LatentSpace:
-    """The model's VAE, in float32 on a device.
+def open_latents(subject: Subject, device: str, vae: Path | None = None) -> LatentSpace:
+    """The model's VAE, or another one of the same latent space, in float32 on a device.
 
     Raises:
         UsageError: if diffusers cannot load it.
     """
-    vae = load_component(subject.model, "vae", torch.float32)
-    return LatentSpace(vae.to(device).requires_grad_(False))
+    loaded = load_component(subject.model, "vae", torch.float32) if vae is None else load_vae(vae)
+    return LatentSpace(loaded.to(device).requires_grad_(False))

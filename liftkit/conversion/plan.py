@@ -108,8 +108,13 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
     """
     check_target(output, overwrite=options.overwrite)
     subject = inspect_model(model)
-    check_apart(output, {"the model": subject.model.path, "--images": options.images, "--lift": options.lift})
+    check_apart(
+        output,
+        {"the model": subject.model.path, "--images": options.images, "--lift": options.lift, "--vae": options.vae},
+    )
     weights = subject.model.weights("transformer")
+    if options.lift is not None and options.vae is not None:
+        raise UsageError("--vae is for a fit, and --lift reuses one: give one of the two")
     if options.rank is not None:
         raise UsageError("--rank is for training from scratch; a conversion has the rank of its latents")
     chosen = choose(options, subject)

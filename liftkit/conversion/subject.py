@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from liftkit.checkpoint.classes import pipeline_parts
-from liftkit.checkpoint.components import Component, read_components
+from liftkit.checkpoint.components import Component, read_components, read_vae
 from liftkit.checkpoint.model import ModelFolder, find_model
+from liftkit.checkpoint.text import read_json
 from liftkit.data.images import check_folder
 from liftkit.data.survey import survey
 from liftkit.errors import UsageError
@@ -74,6 +75,31 @@ def inspect_model(model: str) -> Subject:
     spec, config, factor = _check_model(folder)
     parts = read_components(folder)
     return Subject(folder, spec, config, factor, components=parts)
+
+
+def check_vae(path: Path, subject: Subject) -> None:
+    """Raise unless a VAE has latents of the model's shape.
+
+    Raises:
+        UsageError: if it is none that liftkit knows, or its latents have other channels, another factor or patch.
+    """
+    part = read_vae(path)
+    config = {**read_json(part.path / "config.json"), "_class_name": part.class_name}
+    try:
+        found = vae_geometry(config)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"--vae {path}: its config.json lacks {error}") from error
+    wanted = subject.factor, subject.rank // subject.latent_patch**2
+    if found != wanted:
+        raise UsageError(
+            f"--vae {path}: its latents have {found[1]} channels at 1/{found[0]} of the image's size, the model's "
+            f"{wanted[1]} at 1/{wanted[0]}; give a VAE of the same latent space"
+        )
+    if part.class_name == "AutoencoderKLFlux2" and subject.latent_patch != 2:
+        raise UsageError(
+            f"--vae {path}: it normalizes patches of 2 x 2, the model's tokens are {subject.latent_patch} x "
+            f"{subject.latent_patch}; give a VAE of the same latent space"
+        )
 
 
 def check_sources(options: FitOptions) -> None:
@@ -179,6 +205,8 @@ def choose(options: Options, subject: Subject) -> Options:
         UsageError: if a choice is out of range.
     """
     color_names(options.color)
+    if options.vae is not None:
+        check_vae(options.vae, subject)
     resolution = options.resolution or subject.model.image_size()
     if resolution < subject.side:
         raise UsageError(

@@ -48,6 +48,11 @@ class VaeFeatures:
     """
 
     def __init__(self, vae: Any) -> None:
+        if not hasattr(vae.encoder, "down_blocks"):
+            raise UsageError(
+                f"objective.perceptual: vae: the encoder of {type(vae).__name__} has no down blocks; choose lpips, gradient "
+                "or none"
+            )
         self.encoder = vae.encoder.requires_grad_(False).eval()
 
     def __call__(self, images: Tensor, target: Tensor) -> Tensor:

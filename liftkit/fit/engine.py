@@ -52,6 +52,7 @@ class FitOptions:
         latents: ``images`` are encoded; ``normal`` or ``model`` latents are decoded, and no image is needed.
         prompts: a file of prompts, one a line, for ``latents="model"``.
         color: ``oklab`` or ``srgb``, normalised to the images; ``oklab-paper`` has the paper's constants; ``auto`` compares.
+        vae: a folder of another VAE of the same latent space to fit through; None takes the model's own.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, ...
         seed: of the image order, of drawn latents and of the proof.
     """
@@ -65,6 +66,7 @@ class FitOptions:
     latents: Literal["images", "normal", "model"] = "images"
     prompts: Path | None = None
     color: Literal["auto", "oklab", "srgb", "oklab-paper"] = "oklab"
+    vae: Path | None = None
     device: str = "auto"
     seed: int = 0
 

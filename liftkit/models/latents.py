@@ -11,7 +11,7 @@ from torch import Tensor
 
 from liftkit.errors import UsageError
 
-SUPPORTED_VAES = ("AutoencoderKL", "AutoencoderKLFlux2")
+SUPPORTED_VAES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny")
 
 
 def vae_geometry(config: dict[str, Any]) -> tuple[int, int]:
@@ -23,7 +23,9 @@ def vae_geometry(config: dict[str, Any]) -> tuple[int, int]:
     name = config.get("_class_name")
     if name not in SUPPORTED_VAES:
         raise UsageError(f"VAE class {name!r} is not supported; supported: {', '.join(SUPPORTED_VAES)}")
-    return 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
+    # AutoencoderTiny (TAESD and its kin) has two such lists; what diffusers adds as block_out_channels is the decoder's.
+    blocks = config["encoder_block_out_channels" if name == "AutoencoderTiny" else "block_out_channels"]
+    return 2 ** (len(blocks) - 1), config["latent_channels"]
 
 
 class LatentSpace:
@@ -48,7 +50,9 @@ class LatentSpace:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """sRGB (B, 3, H, W) in [-1, 1] to normalised latents (B, C, H / f, W / f): the mode of the posterior."""
-        latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mode().float()
+        encoded = self.vae.encode(images.to(self.vae.dtype))
+        # A tiny autoencoder has no posterior. Its class maps [-1, 1] to the [0, 1] of its network and back by itself.
+        latents = (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()).float()
         mean, std = self._statistics(latents)
         return (latents - mean) / std
 
@@ -74,7 +78,7 @@ class LatentSpace:
     def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation that broadcast against latents (B, C, h, w)."""
         config = self.vae.config
-        if type(self.vae).__name__ == "AutoencoderKL":
+        if type(self.vae).__name__ != "AutoencoderKLFlux2":
             shift = config.shift_factor if config.get("shift_factor") is not None else 0.0
             return latents.new_tensor(shift), latents.new_tensor(1.0 / config.scaling_factor)
         # FLUX.2: batch-norm statistics of 2 x 2 patches; tile them back over the latent grid.

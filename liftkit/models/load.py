@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from liftkit.checkpoint.classes import pipeline_parts
-from liftkit.checkpoint.components import LATENT_VAE, Component, read_component, read_components
+from liftkit.checkpoint.components import LATENT_VAE, Component, read_component, read_components, read_vae
 from liftkit.checkpoint.files import reason
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.errors import LiftkitError, UsageError
@@ -76,6 +77,16 @@ def load_component(folder: ModelFolder, name: str, dtype: torch.dtype | None = N
 def load_latent_vae(folder: ModelFolder, dtype: torch.dtype = torch.float32) -> Any:
     """The VAE of the latent model: a latent folder's own, or what a converted one keeps of its source."""
     return load_component(folder, LATENT_VAE if (folder.path / "latent").is_dir() else "vae", dtype)
+
+
+def load_vae(path: Path) -> Any:
+    """A VAE from a folder of its own or from a pipeline's, in float32.
+
+    Raises:
+        UsageError: if it is incomplete, or diffusers cannot load it.
+    """
+    with _explained(str(path)), _quiet():
+        return _load(read_vae(path), torch.float32)
 
 
 def try_loading(folder: ModelFolder) -> list[str]:
@@ -197,6 +208,17 @@ def _check_complete(part: Component, found: Mapping[str, Any]) -> None:
     if wrong or found.get("error_msgs"):
         what = wrong[0] if wrong else " ".join(map(str, found["error_msgs"]))[:200]
         raise UsageError(f"{part.path}: not the weights of its config.json ({what}); fetch the model again")
+
+    unknown = sorted(map(str, found["unexpected_keys"]))
+    if unknown and part.class_name == "AutoencoderTiny":
+        pooled = any(".pool." in name for name in unknown)
+        why = (
+            "TAEF2 has pooled blocks, which this class lacks" if pooled else "is the config.json that of these weights?"
+        )
+        raise UsageError(
+            f"{part.path}: {len(unknown)} tensors, such as {unknown[0]!r}, have no place in diffusers' AutoencoderTiny, and "
+            f"without them its latents would be wrong: {why}"
+        )
 
 
 @contextmanager
