@@ -116,7 +116,7 @@ def test_without_a_terminal_a_line_comes_soon_and_then_now_and_then() -> None:
 
 def test_a_short_stage_is_one_line_and_slow_steps_are_a_line_each() -> None:
     assert len(plain_lines([0.1] * 10)) == 1
-    assert [line.split()[1] for line in plain_lines([40.0] * 3)] == ["1/3", "2/3", "3/3", "3/3"]
+    assert [line.split()[1] for line in plain_lines([40.0] * 3)] == ["1/3", "2/3", "3/3"]
 
 
 def test_a_stage_that_fails_says_how_far_it_came() -> None:

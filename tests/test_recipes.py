@@ -67,7 +67,7 @@ def allowed(data: dict[str, Any]) -> dict[str, Any]:
     if data.get("precision") == "fp16":
         data.get("optimizer", {}).pop("name", None)
     if "validation" in data:
-        data["validation"]["images"] = 8 + data["validation"].get("images", 0)
+        data["validation"]["images"] = 8 + (data["validation"].get("images") or 0)
     for source in data["data"]["sources"]:
         source |= {"folder": {"path": "."}, "webdataset": {"urls": ["."]}}.get(source["kind"], {})
         if source["kind"] == "dataset":

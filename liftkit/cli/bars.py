@@ -164,19 +164,20 @@ class Bars:
 
     @contextmanager
     def _lines(self, stage: Stage) -> Iterator[Advance]:
-        due = self.clock() + min(SOON, self.every)
+        due, shown = self.clock() + min(SOON, self.every), -1.0
 
         def advance(amount: float) -> None:
-            nonlocal due
+            nonlocal due, shown
             stage.advance(amount)
             if self.clock() >= due:
-                due = self.clock() + self.every
+                due, shown = self.clock() + self.every, stage.done
                 self.console.print(stage.plain())
 
         try:
             yield advance
         finally:
-            self.console.print(stage.plain())
+            if stage.done != shown:
+                self.console.print(stage.plain())
 
 
 @contextmanager

@@ -46,6 +46,9 @@ def finetune(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen and stop.")] = False,
+    show_recipe: Annotated[
+        bool, typer.Option("--show-recipe", help="With --dry-run: print the whole recipe too, with its defaults.")
+    ] = False,
     push: Push = None,
     public: Public = False,
 ) -> None:
@@ -58,7 +61,7 @@ def finetune(
     console.quiet_libraries()
     console.result(dry_run=dry_run, output=chosen.output)
     if dry_run:
-        _dry_run(chosen, resume)
+        _dry_run(chosen, resume, show_recipe)
         return
     from liftkit.finetune.run import finetune as run
 
@@ -159,10 +162,11 @@ def _next(recipe: Recipe, result: Path) -> str:
     return f'liftkit sample {quote(str(result))} -p "..." -o grid.png'
 
 
-def _dry_run(recipe: Recipe, resume: str | None) -> None:
+def _dry_run(recipe: Recipe, resume: str | None, show_recipe: bool) -> None:
     from liftkit.finetune.dry_run import describe
 
-    console.out.print(recipe.to_yaml())
+    if show_recipe:
+        console.out.print(recipe.to_yaml())
     tables = describe(recipe, console.Bars(), resume)
     console.result(recipe=recipe.model_dump(mode="json"), estimate={title: dict(rows) for title, rows in tables})
     for title, rows in tables:

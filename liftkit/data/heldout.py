@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from liftkit.data.captioned import DemoCaptioned
+from liftkit.data.images import BROKEN
 from liftkit.data.source import CaptionedSource, Size
 from liftkit.errors import UsageError
 
 Weighted = list[tuple[CaptionedSource, float]]
+MOST = 256
+"""Images that are held out at most, unless a recipe says otherwise."""
+FEW = 8
+"""Held-out images up to which each has to be a good one."""
 
 
 class Part:
@@ -67,11 +73,18 @@ class Part:
         return {**self.source.describe(), "part": len(self.indices)}
 
 
-def split(sources: Weighted, count: int, seed: int) -> tuple[Weighted, Weighted]:
+def split(sources: Weighted, count: int | None, seed: int) -> tuple[Weighted, Weighted, list[str]]:
     """Set about ``count`` images apart, of each source by its weight; the demo data have a held-out split of their own.
 
+    Images whose files cannot be opened are neither set apart nor counted.
+
+    Args:
+        sources: with their weights.
+        count: images in all; None for :data:`MOST`, but of no source more than a tenth.
+        seed: of the choice.
+
     Returns:
-        The sources to train on, and those set apart.
+        The sources to train on, those set apart (none where all are too small), and what a user has to know.
 
     Raises:
         UsageError: if a source would lose more than half of its images.
@@ -79,18 +92,56 @@ def split(sources: Weighted, count: int, seed: int) -> tuple[Weighted, Weighted]
     total = sum(weight for _, weight in sources)
     train: Weighted = []
     apart: Weighted = []
+    notes = []
     for number, (source, weight) in enumerate(sources):
-        share = max(1, round(count * weight / total))
+        share = max(1, round((count or MOST) * weight / total))
         if isinstance(source, DemoCaptioned):
             train.append((source, weight))
             apart.append((DemoCaptioned(share, split="heldout"), weight))
             continue
-        if 2 * share > len(source):
-            raise UsageError(
-                f"validation.images: {share} of the {len(source)} images of {source.name} would be held out; "
-                "take fewer, or validation.every: 0"
-            )
         order = np.random.Generator(np.random.PCG64([seed, number])).permutation(len(source)).tolist()
-        train.append((Part(source, sorted(order[share:])), weight))
-        apart.append((Part(source, sorted(order[:share])), weight))
-    return train, apart
+        readable = len(source)
+        # Of a large source a few broken files make no difference.
+        if 10 * share > readable:
+            order = [index for index in order if _opens(source, index)]
+            readable = len(order)
+        if count is None:
+            share = min(share, readable // 10)
+            if not share:
+                notes.append(
+                    f"{source.name}: {readable} images are too few to hold a tenth out, and all are trained on"
+                )
+        elif 2 * share > readable:
+            raise UsageError(
+                f"validation.images: {share} of the {readable} images of {source.name} would be held out, half at most; "
+                "leave it out to hold out a tenth, take fewer, or set validation.every: 0"
+            )
+        chosen = set(_chosen(source, order, share))
+        train.append((Part(source, [index for index in range(len(source)) if index not in chosen]), weight))
+        if chosen:
+            apart.append((Part(source, sorted(chosen)), weight))
+    if not apart:
+        notes.append("no validation: no image is held out")
+    return train, apart, notes
+
+
+def _chosen(source: CaptionedSource, order: list[int], share: int) -> Iterator[int]:
+    """The first images of an order that can be opened; of a handful, those that can be decoded."""
+    can_be_read = _decodes if share <= FEW else _opens
+    yield from islice((index for index in order if can_be_read(source, index)), share)
+
+
+def _opens(source: CaptionedSource, index: int) -> bool:
+    try:
+        source.size(index)
+    except BROKEN:
+        return False
+    return True
+
+
+def _decodes(source: CaptionedSource, index: int) -> bool:
+    try:
+        source.image(index, (16, 16))
+    except BROKEN:
+        return False
+    return True

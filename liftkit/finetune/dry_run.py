@@ -1,21 +1,37 @@
-"""What a recipe would do, without doing it: what learns, how large a step is, what it takes."""
+"""What a recipe would do, without doing it: the images found, what learns, what it takes and how long."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from torch import nn
+import torch
 
 from liftkit.checkpoint.folder import tree_size
+from liftkit.data.cache import FactsTable
+from liftkit.data.filling import Filling
+from liftkit.data.training import Batch, TrainingData
 from liftkit.errors import UsageError
+from liftkit.finetune.encoders import load_vae
 from liftkit.finetune.memory import estimate
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.resume import check_model, find_resumption, model_record
-from liftkit.finetune.run import check_packages, find_source, token_side, training_data
+from liftkit.finetune.run import check_packages, find_source, make_accelerator, token_side, training_data
+from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.trainee import Trainee, open_trainee
-from liftkit.progress import Observer
+from liftkit.finetune.trainer import Trainer
+from liftkit.progress import Observer, Silent
+
+DECODED = 1000
+"""Images up to which a dry run decodes them all, to find those that are broken inside."""
+MEASURED = 2e13
+"""Floating-point operations of a step up to which it is timed on a CPU; a step of tiny-klein has 4e11."""
+GPU = 2e14
+"""Operations a second that an estimate takes for granted: about 40 % of what an H100 promises in bfloat16, less overheads."""
 
 Rows = list[tuple[str, str]]
 
@@ -29,43 +45,24 @@ def describe(recipe: Recipe, observer: Observer, resume: str | None = None) -> l
         UsageError: whatever else the run itself would complain about before training.
     """
     resumption = find_resumption(recipe, resume) if resume is not None else None
-    with TemporaryDirectory() as scratch:
-        source = find_source(recipe, Path(scratch), observer)
+    with TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        source = find_source(recipe, scratch, observer)
         if resumption is not None:
             check_model(resumption, model_record(source))
             for note in resumption.notes():
                 observer.note(note)
         trainee = open_trainee(recipe, source)
         missing = _missing(recipe, trainee)
-        data, _ = training_data(recipe, trainee, Path(scratch))
-        whole = tree_size(trainee.folder.path)
-    side = token_side(trainee)
-    height, width = data.sizes[0]
-    tokens = height // side * (width // side)
-    state = (3, height, width) if trainee.lift is not None else ("C", height // side, width // side)
-    learns = sum(parameter.numel() for parameter in trainee.parameters.values())
-    memory = estimate(trainee.network, learns, recipe.ema.enabled, recipe.optimizer.name)
-    files = (1 + recipe.checkpoints.keep) * (4 * learns + memory["optimizer"] + memory["running mean"])
-    step = [
-        (
-            "images",
-            f"{sum(len(source) for source in data.sources)} from {', '.join(source.name for source in data.sources)}",
-        ),
-        ("tokens a step", f"{recipe.batch_size} x {tokens} = {recipe.batch_size * tokens:,}"),
-        (
-            "first batch",
-            f"states {(recipe.batch_size, *state)}, micro batches of {recipe.micro_batch or recipe.batch_size}",
-        ),
-    ]
-    needs = [(name, _bytes(count)) for name, count in memory.items()]
-    needs += [("in all, without activations", _bytes(sum(memory.values()))), ("disk for checkpoints", _bytes(files))]
-    if recipe.space == "latent" or recipe.objective.loss == "asymflow":
-        rank = trainee.lift.rank if trainee.lift is not None else trainee.spec.token_size(trainee.transformer.config)
-        cached = 2 * sum(len(source) for source in data.sources) * tokens * rank
-        needs.append(("disk for cached latents", _bytes(cached)))
-    if recipe.save == "model":
-        needs.append(("disk for the result", _bytes(whole)))
-    tables = [("What learns", _groups(trainee, learns)), ("A step", step), ("Memory", needs)]
+        data, held_out = training_data(recipe, trainee, scratch, observer)
+        images, count = _images(data, held_out, scratch, observer)
+        needs = _needs(recipe, trainee, data, count)
+        first = resumption.step if resumption else 0
+        takes = (
+            _time(recipe, trainee, data, scratch, observer, first) if not missing else "not measured here: see below"
+        )
+    tables = [("Images", images), ("What learns", _learns(recipe, trainee, data, count)), ("What it takes", needs)]
+    needs.append(("time", takes))
     return [*tables, ("Missing", [("before it can run", missing)])] if missing else tables
 
 
@@ -78,8 +75,41 @@ def _missing(recipe: Recipe, trainee: Trainee) -> str:
     return ""
 
 
-def _groups(trainee: Trainee, learns: int) -> Rows:
-    """Numbers that learn, by the module or the kind of module that they belong to, and those that stay."""
+def _images(data: TrainingData, held_out: TrainingData | None, scratch: Path, observer: Observer) -> tuple[Rows, int]:
+    """What the sources hold, and how many images can be trained on."""
+    found, pictures, lost = 0, 0, []
+    rows: Rows = []
+    own = 0
+    for part in (data, *([held_out] if held_out else [])):
+        filling = Filling(part.sources, FactsTable(scratch / "files.json"), max(1, part.workers), observer)
+        usable = filling.inspect()
+        if len(usable) <= DECODED:
+            usable = filling.encode(usable, part.sizes, part.batch_size, None, None)
+        found += sum(len(source) for source in part.sources)
+        pictures += len(usable)
+        lost += filling.skipped.unreadable
+        if part is data:
+            own = len(usable)
+            silent = sum(not picture.caption for picture in usable)
+            small = sum(p.facts.height < p.size[0] or p.facts.width < p.size[1] for p in usable)
+            sizes = Counter(picture.size for picture in usable)
+            if not usable:
+                raise UsageError(f"{data.sources[0].name}: none of its {found} images can be read")
+    names = ", ".join(dict.fromkeys(source.name for source in data.sources))
+    rows.append(("found", f"{found} in {names}: {own} to train on, {pictures - own} held out for validation"))
+    more = " ..." if len(lost) > 3 else ""
+    rows.append(("left out", f"{len(lost)} unreadable ({', '.join(lost[:3])}{more})" if lost else "none"))
+    rows.append(("captions", f"{own - silent} with one, {silent} without (trained with the empty prompt)"))
+    rows.append(("enlarged", f"{small} are smaller than they are trained at" if small else "none"))
+    shapes = [f"{width} x {height}" for (height, width), _ in sizes.most_common(3)]
+    rows.append(("trained at", f"{', '.join(shapes)}{' ...' if len(sizes) > 3 else ''} pixels"))
+    if found > DECODED:
+        rows.append(("", "their files were opened, not decoded: some may turn out to be broken inside"))
+    return rows, own
+
+
+def _learns(recipe: Recipe, trainee: Trainee, data: TrainingData, count: int) -> Rows:
+    """Numbers that learn, by the module or the kind of module that they belong to, and how much they see."""
     counts: Counter[str] = Counter()
     for name, parameter in trainee.parameters.items():
         kind = (
@@ -88,15 +118,106 @@ def _groups(trainee: Trainee, learns: int) -> Rows:
             else next((p for p in trainee.learns["full"] if p and name.startswith(p)), "all weights")
         )
         counts[kind] += parameter.numel()
-    frozen = sum(p.numel() for p in _own(trainee.network) if not p.requires_grad)
-    rows = [(kind, f"{count:,}") for kind, count in sorted(counts.items())]
+    frozen = sum(p.numel() for p in trainee.network.parameters() if not p.requires_grad)
     lora = trainee.learns["lora"]
+    parts = ", ".join(f"{kind} {number:,}" for kind, number in sorted(counts.items()))
+    rows = [("model", f"{trainee.folder.name} ({type(trainee.transformer).__name__})")]
+    rows.append(("numbers", f"{sum(counts.values()):,} learn ({parts}), {frozen:,} are frozen"))
     rows += [("LoRA on", f"{len(lora)} modules, {lora[0]} ... {lora[-1]}")] if lora else []
-    return [*rows, ("in all", f"{learns:,}"), ("frozen", f"{frozen:,}")]
+    seen = recipe.steps * recipe.batch_size
+    tokens = _tokens(trainee, data)
+    times = f"{seen / count:.0f}" if seen >= 10 * count else f"{seen / count:.1f}"
+    rows.append(("steps", f"{recipe.steps} of {recipe.batch_size} images: each is seen about {times} times"))
+    micro = recipe.micro_batch or recipe.batch_size
+    rows.append(
+        ("tokens a step", f"{recipe.batch_size} x {tokens} = {recipe.batch_size * tokens:,}, {micro} images at once")
+    )
+    return rows
 
 
-def _own(network: nn.Module) -> list[nn.Parameter]:
-    return list(network.parameters())
+def _needs(recipe: Recipe, trainee: Trainee, data: TrainingData, count: int) -> Rows:
+    """Memory and disk."""
+    learns = sum(parameter.numel() for parameter in trainee.parameters.values())
+    memory = estimate(trainee.network, learns, recipe.ema.enabled, recipe.optimizer.name)
+    files = (1 + recipe.checkpoints.keep) * (4 * learns + memory["optimizer"] + memory["running mean"])
+    disk = {"checkpoints": files}
+    if recipe.space == "latent" or recipe.objective.loss == "asymflow":
+        rank = trainee.lift.rank if trainee.lift is not None else trainee.spec.token_size(trainee.transformer.config)
+        disk["cached latents"] = 2 * count * _tokens(trainee, data) * rank
+    if recipe.save == "model":
+        disk["the result"] = tree_size(trainee.folder.path)
+    return [
+        ("memory", f"{_bytes(sum(memory.values()))} and activations ({_sum(memory)})"),
+        ("disk", f"{_bytes(sum(disk.values()))} ({_sum(disk)})"),
+    ]
+
+
+def _sum(parts: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_bytes(count)}" for name, count in parts.items())
+
+
+def _tokens(trainee: Trainee, data: TrainingData) -> int:
+    """Tokens of an image of the first size."""
+    side, (height, width) = token_side(trainee), data.sizes[0]
+    return height // side * (width // side)
+
+
+def _time(recipe: Recipe, trainee: Trainee, data: TrainingData, scratch: Path, observer: Observer, first: int) -> str:
+    """How long the steps from ``first`` on take: by timing two of them here, or by a stated estimate."""
+    steps = max(0, recipe.steps - first)
+    weights = sum(p.numel() for p in trainee.transformer.parameters())
+    # Forward and backward of the student, half or all of the backward for weights that learn, and the reference's forward.
+    passes = (6 if recipe.trainable.mode == "full" else 4) + (2 if recipe.objective.loss == "asymflow" else 0)
+    operations = passes * weights * recipe.batch_size * _tokens(trainee, data)
+    if not torch.cuda.is_available() and operations > MEASURED:
+        return (
+            f"not measured on this CPU; estimated at {operations / 1e12:,.0f} TFLOP a step ({passes} x weights x tokens), "
+            f"{span(steps * operations / GPU)} on one GPU that does {GPU / 1e12:.0f} TFLOPS"
+        )
+    trainer = Trainer(
+        recipe, trainee, data, None, _vae(recipe, trainee), make_accelerator(recipe, RunFolder(scratch)), RunFolder(scratch),
+        Silent(), {},
+    )  # fmt: skip
+    batch = _random_batch(recipe, trainee, data)
+    seconds = math.inf
+    with observer.stage("time two steps on random images", 2, "steps") as advance:
+        for _ in range(2):
+            began = time.monotonic()
+            trainer.learn(batch)
+            seconds = min(seconds, time.monotonic() - began)
+            advance(1)
+    device = trainer.accelerator.device
+    peak = f", peak memory {_bytes(torch.cuda.max_memory_allocated(device))}" if device.type == "cuda" else ""
+    return (
+        f"about {span(steps * seconds)} for {steps} steps: {seconds:.2f} s a step, measured here on {device.type}{peak}"
+    )
+
+
+def _vae(recipe: Recipe, trainee: Trainee) -> Any:
+    return load_vae(trainee.folder) if recipe.objective.perceptual == "vae" else None
+
+
+def _random_batch(recipe: Recipe, trainee: Trainee, data: TrainingData) -> Batch:
+    """A batch of noise in the shapes of the run's own."""
+    generator = torch.Generator().manual_seed(0)
+    count, (height, width), side = recipe.batch_size, data.sizes[0], token_side(trainee)
+    images = torch.randint(256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
+    if trainee.lift is not None:
+        patch, rank = trainee.lift.latent_patch, trainee.lift.rank
+    else:
+        patch = trainee.spec.latent_patch(trainee.transformer.config)
+        rank = trainee.spec.token_size(trainee.transformer.config)
+    latents = torch.randn((count, rank // patch**2, height // side * patch, width // side * patch), generator=generator)
+    prompts = trainee.spec.conditioning(trainee.transformer.config, count, generator)
+    return Batch(images, latents, prompts, [""] * count, [(0, 0)] * count)
+
+
+def span(seconds: float) -> str:
+    """A span of time in words."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _bytes(count: float) -> str:

@@ -127,7 +127,7 @@ RULES = (
     ),
     Rule(
         ("validation.quantiles", "validation.images"),
-        lambda quantiles, images: quantiles <= images,
+        lambda quantiles, images: images is None or quantiles <= images,
         "validation.quantiles is at most validation.images",
     ),
 )

@@ -236,5 +236,11 @@ class Validation(Section):
     """The loss on held-out images, by noise level."""
 
     every: Annotated[int, Field(ge=0, description="Steps between them; 0: never.")] = 0
-    images: Annotated[int, Field(ge=1, description="Held-out images.")] = 256
+    images: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Held-out images; null: 256, but a tenth of each source at most, and none of fewer than ten.",
+        ),
+    ] = None
     quantiles: Annotated[int, Field(ge=1, description="Noise levels, in parts that training meets equally often.")] = 8

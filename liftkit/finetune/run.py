@@ -95,7 +95,9 @@ def prepare(recipe: Recipe, folder: RunFolder, observer: Observer, resumption: R
                     observer.note(note)
         trainee = open_trainee(recipe, source)
         check_packages(recipe, trainee)
-        data, held_out = training_data(recipe, trainee, folder.path)
+        data, held_out = training_data(
+            recipe, trainee, folder.path, observer if accelerator.is_main_process else Silent()
+        )
         fill_caches(recipe, trainee, [data, *([held_out] if held_out else [])], observer, str(accelerator.device))
     vae = load_vae(source).to(accelerator.device) if recipe.objective.perceptual == "vae" else None
     trainer = Trainer(recipe, trainee, data, held_out, vae, accelerator, folder, observer, model)
@@ -203,8 +205,10 @@ def make_source(source: Source) -> CaptionedSource:
     return HubDataset(source.path, source.split, source.image_column, source.caption_column)
 
 
-def training_data(recipe: Recipe, trainee: Trainee, output: Path) -> tuple[TrainingData, TrainingData | None]:
-    """Training data and, where the recipe validates, held-out data; not prepared yet."""
+def training_data(
+    recipe: Recipe, trainee: Trainee, output: Path, observer: Observer
+) -> tuple[TrainingData, TrainingData | None]:
+    """Training data and, where the recipe validates and there are enough images, held-out data; not prepared yet."""
     from liftkit.data.heldout import split
 
     choice = recipe.data
@@ -218,9 +222,12 @@ def training_data(recipe: Recipe, trainee: Trainee, output: Path) -> tuple[Train
     }
     held_out = None
     if recipe.validation.every:
-        sources, apart = split(sources, recipe.validation.images, recipe.seed)
-        size = min(SMALL_BATCH, recipe.validation.images)
-        held_out = TrainingData(apart, batch_size=size, seed=recipe.seed, prompt_dropout=0.0, **common)
+        sources, apart, notes = split(sources, recipe.validation.images, recipe.seed)
+        for note in notes:
+            observer.note(note)
+        size = min(SMALL_BATCH, sum(len(source) for source, _ in apart))
+        if apart:
+            held_out = TrainingData(apart, batch_size=size, seed=recipe.seed, prompt_dropout=0.0, **common)
     data = TrainingData(
         sources, batch_size=recipe.batch_size, seed=recipe.seed, prompt_dropout=choice.prompt_dropout, **common
     )

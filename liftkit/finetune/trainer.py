@@ -150,6 +150,14 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         began = time.monotonic()
+        self._record(self.learn(batch), began)
+
+    def learn(self, batch: Batch) -> dict[str, Any]:
+        """One optimizer step on a batch; its figures.
+
+        Raises:
+            LiftkitError: if loss or gradients are not finite; the weights are as they were.
+        """
         recipe = self.recipe
         self.model.train()
         # For dropout; noise has generators of its own.
@@ -165,7 +173,7 @@ class Trainer:
         self.step += 1
         if self.average is not None:
             self.average.update(self.parameters, self.step)
-        self._record(row, began)
+        return row
 
     def _gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of this process's rows, in micro batches; the mean metrics."""
@@ -321,10 +329,12 @@ class Trainer:
         if self.held_out is None:
             return
         size = self.held_out.batch_size
-        for step in range(-(-self.recipe.validation.images // size)):
+        for step in range(-(-sum(len(source) for source in self.held_out.sources) // size)):
             yield self.held_out.batch(step)
 
     def _validate(self) -> None:
+        if self.held_out is None:
+            return
         with self.averaged():
             rows = validate(self.objective, self._validation, self.recipe, self.recipe.seed, self.accelerator.device)
         values = {f"validation/sigma_{sigma:.3f}": error for sigma, error in rows}

@@ -1,0 +1,128 @@
+"""What finetuning makes of a folder of one's own photographs: held-out images, dry runs, tiny folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from liftkit.data import demo
+from liftkit.data.captioned import CaptionedFolder, DemoCaptioned
+from liftkit.data.heldout import split
+from liftkit.errors import UsageError
+from tests.training import few_steps
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty photographs: 25 with captions, five smaller than 64 pixels; beside them a file that is none and half a one."""
+    folder = tmp_path_factory.mktemp("forty") / "photos"
+    folder.mkdir()
+    for index in range(40):
+        image = Image.fromarray(demo.image_at(index)[0])
+        (image.resize((48, 48)) if index < 5 else image).save(folder / f"{index:02d}.png")
+        if index >= 15:
+            (folder / f"{index:02d}.txt").write_text("a seven")
+    (folder / "note.png").write_text("no picture")
+    (folder / "half.png").write_bytes((folder / "39.png").read_bytes()[:2000])
+    return folder
+
+
+@pytest.fixture
+def place(forty: Path, pixel_klein: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with ``photos`` and the model ``pixel``."""
+    shutil.copytree(forty, tmp_path / "photos")
+    (tmp_path / "pixel").symlink_to(pixel_klein)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def keep(folder: Path, count: int) -> None:
+    """Leave so many good photographs in a folder."""
+    for path in folder.iterdir():
+        if not path.stem.isdigit() or int(path.stem) >= count:
+            path.unlink()
+
+
+def test_a_tenth_of_a_folder_is_held_out_and_unreadable_files_do_not_count(forty: Path) -> None:
+    source = CaptionedFolder(forty)
+    train, apart, notes = split([(source, 1.0)], None, seed=0)
+    # 41 files open, of which one breaks off inside.
+    assert (len(train[0][0]), len(apart[0][0]), notes) == (38, 4, [])
+    held = {apart[0][0].label(index) for index in range(4)}
+    assert held & {"note.png", "half.png"} == set()
+    assert held | {train[0][0].label(index) for index in range(38)} == {source.label(index) for index in range(42)}
+    assert split([(source, 1.0)], None, seed=0)[1][0][0].describe() == apart[0][0].describe()
+
+
+def test_at_most_256_are_held_out_and_of_each_source_at_most_a_tenth(forty: Path) -> None:
+    _, apart, _ = split([(DemoCaptioned(5000), 3.0), (CaptionedFolder(forty), 1.0)], None, seed=0)
+    assert [len(source) for source, _ in apart] == [192, 4]
+
+
+def test_a_number_that_is_too_large_is_an_error_that_says_what_to_do(place: Path, cli) -> None:
+    code, _, stderr = cli("finetune", "tiny-klein", *few_steps("run", validation__every=1, validation__images=256))
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert "256 of the 41 images of photos would be held out, half at most; leave it out to hold out a tenth" in stderr
+    assert not (place / "run").exists()
+    with pytest.raises(UsageError, match="21 of the 41 images"):
+        split([(CaptionedFolder(place / "photos"), 1.0)], 21, seed=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_a_tiny_folder_trains_without_validation_and_says_so(place: Path, cli, count: int) -> None:
+    keep(place / "photos", count)
+    code, stdout, stderr = cli("finetune", "tiny-klein", *few_steps("run", validation__every=1, steps=1))
+    assert code == 0, stderr
+    assert f"photos: {count} images are too few to hold a tenth out" in stderr
+    assert "no validation" in stderr
+    assert "1 of 1" in stdout
+    assert not any("validation" in line for line in (place / "run" / "log.jsonl").read_text().splitlines())
+
+
+def test_the_natural_first_finetune_on_own_photographs_runs(place: Path, cli) -> None:
+    code, _, stderr = cli("finetune", "tiny-klein", *few_steps("run", validation__every=1, steps=1))
+    assert code == 0, stderr
+    record = json.loads((place / "run" / "run.json").read_text())
+    assert [part["images"] for part in record["data"]] == [36, 4]
+    # The whole recipe is in the run folder.
+    assert "images: null" in (place / "run" / "recipe.yaml").read_text()
+
+
+def test_a_dry_run_counts_what_it_found_in_about_twenty_lines(place: Path, cli) -> None:
+    arguments = ("finetune", "tiny-klein", *few_steps("run", validation__every=1, steps=100), "--dry-run")
+    code, stdout, stderr = cli(*arguments)
+    assert code == 0, stderr
+    lines = [" ".join(line.split()) for line in stdout.splitlines() if line.strip()]
+    assert len(lines) <= 24
+    assert "found 42 in photos: 36 to train on, 4 held out for validation" in lines
+    (left_out,) = [line for line in lines if line.startswith("left out")]
+    assert left_out.startswith("left out 2 unreadable (")
+    assert "note.png" in left_out
+    assert "half.png" in left_out
+    (captions,) = [line for line in lines if line.startswith("captions")]
+    with_one, without = int(captions.split()[1]), int(captions.split()[4])
+    assert with_one + without == 36
+    assert without in range(11, 16)
+    (enlarged,) = [line for line in lines if line.startswith("enlarged")]
+    assert enlarged.split()[1] in "12345"
+    (time,) = [line for line in lines if line.startswith("time about")]
+    assert "for 100 steps" in time
+    assert time.endswith("s a step, measured here on cpu")
+    assert "sources:" not in stdout
+    assert not (place / "run").exists()
+    code, stdout, _ = cli(*arguments, "--show-recipe")
+    assert "sources:\n" in stdout
+
+
+def test_what_would_take_too_long_to_measure_is_estimated_and_says_so(
+    place: Path, cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liftkit.finetune.dry_run.MEASURED", 0.0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, stdout, stderr = cli("finetune", "tiny-klein", *few_steps("run"), "--dry-run")
+    assert code == 0, stderr
+    assert "not measured on this CPU; estimated at" in stdout
