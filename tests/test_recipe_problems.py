@@ -197,7 +197,7 @@ recipe.yaml:23:11: trackers: expected each name once
 override:7: noise.shft: unknown key; did you mean shift?
   noise.shft=3
         ^^^^
-override:23: validation.quantiles is at most validation.images (found validation.quantiles 999, validation.images 256)
+override:23: validation.quantiles is at most validation.images (found validation.quantiles 999, validation.images 4)
   validation.quantiles= 999
                         ^^^
 """
@@ -205,7 +205,7 @@ override:23: validation.quantiles is at most validation.images (found validation
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
     Path("photos").mkdir()
-    report = refused(WRONG, "noise.shft=3", "validation.quantiles= 999")
+    report = refused(WRONG, "noise.shft=3", "validation.images=4", "validation.quantiles= 999")
     assert report.splitlines() == REPORT.splitlines()
 
 
