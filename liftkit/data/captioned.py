@@ -132,9 +132,9 @@ class CaptionedFolder(EncodedSource):
         for name in sorted(tables, key=lambda name: (name.count("/"), name)):
             self._read_metadata(name, others[name])
         files = Tally("caption files", used=len(set(beside.values())) + len(tables))
-        for name in dict.fromkeys([*left, *others]):
+        for name in others:
             if name not in tables and name not in beside.values() and looks_like_captions(name):
-                files.leave_out(name, "that belong to no picture" if name in left else "of a kind that is not read")
+                files.leave_out(name, left.get(name, "of a kind that is not read"))
         self.texts = [self._captions.lines, files]
 
     def __len__(self) -> int:

@@ -93,7 +93,7 @@ def json_object(text: str, where: str) -> dict[str, Any]:
     return entry
 
 
-def sidecars(pictures: Iterable[str], others: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+def sidecars(pictures: Iterable[str], others: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """The file beside each picture that holds its caption.
 
     ``a.txt``, ``a.caption`` and ``a.json`` belong to ``a.png``, and so do ``a.png.txt`` and the like; endings may be in
@@ -104,7 +104,7 @@ def sidecars(pictures: Iterable[str], others: Iterable[str]) -> tuple[dict[str, 
         others: plain names of the other files.
 
     Returns:
-        The other file by picture, and those of them that could hold a caption and belong to no picture.
+        The other file by picture; and why those are left out that could hold a caption and are not taken.
     """
     by_stem: dict[str, dict[str, str]] = {}
     for name in others:
@@ -121,7 +121,13 @@ def sidecars(pictures: Iterable[str], others: Iterable[str]) -> tuple[dict[str, 
                     claimed.add(found)
                     # The longer name, a.png.txt, can mean this picture alone.
                     taken.setdefault(picture, found)
-    left = [name for names in by_stem.values() for name in names.values() if name not in claimed]
+    used = set(taken.values())
+    left = {}
+    for name in (name for names in by_stem.values() for name in names.values() if name not in used):
+        if name not in claimed:
+            left[name] = "that belong to no picture"
+        elif not name.lower().endswith(".json"):  # beside a text that is the rule, and holds other things
+            left[name] = "beside another one that is taken"
     return taken, left
 
 

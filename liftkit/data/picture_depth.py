@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ROWS = 256
-_DEPTHS = (8, 10, 12, 14, 16, 24, 32)
+_DEPTHS = (8, 10, 12, 14, 16, 24, 31, 32)
 _SAMPLES = {"1": 255, "L;1": 255, "L;2": 85, "L;4": 17}
 """By how much Pillow multiplies gray samples of few bits, and not the one that means transparent."""
 

@@ -259,7 +259,7 @@ def _find_captions(shard: _Shard, lines: Tally, files: Tally) -> None:
         pictures = short.get(text.rpartition(".")[0], [])
         if len(pictures) == 1 and pictures[0] not in shard.beside:
             shard.beside[pictures[0]] = text
-            left.remove(text)
+            del left[text]
     shard.captions = Captions(list(shard.pictures), lines)
     tables = [name for name in shard.others if metadata_kind(name)]
     for name in sorted(tables, key=lambda name: (name.count("/"), name)):
@@ -269,6 +269,6 @@ def _find_captions(shard: _Shard, lines: Tally, files: Tally) -> None:
             )
             shard.captions.add(name.rpartition("/")[0], entries, shard.label(name))
     files.use(len(set(shard.beside.values())) + len(tables))
-    for name in left:
+    for name, why in left.items():
         if looks_like_captions(name):
-            files.leave_out(shard.label(name), "that belong to no picture")
+            files.leave_out(shard.label(name), why)
