@@ -14,6 +14,8 @@ from typing import Any
 OPTIONAL = {
     "bitsandbytes": ("bitsandbytes", "optimizer adamw8bit"),
     "datasets": ("'liftkit[data]'", "Hub datasets"),
+    "pillow-heif": ("'liftkit[pictures]'", "HEIC pictures"),
+    "pillow-jxl-plugin": ("'liftkit[pictures]'", "JPEG XL pictures"),
     "lpips": ("'liftkit[lpips]'", "perceptual loss"),
     "tensorboard": ("tensorboard", "tracker"),
     "torchao": ("torchao", "int8 weights"),

@@ -115,8 +115,8 @@ def refusal(head: bytes) -> str | None:
     missing = {"HEIF": ("HEIC", "pillow_heif"), "JXL": ("JPEG XL", "pillow_jxl")}.get(format_of(head) or "")
     if missing and find_spec(missing[1]) is None:
         return f"{missing[0]}: {EXTRA}"
-    if format_of(head) == "AVIF" and not _avif():
-        return f"AVIF: {EXTRA}"
+    if format_of(head) == "AVIF" and not _avif_in_pillow() and find_spec("pillow_avif") is None:
+        return "AVIF: pip install pillow-avif-plugin"
     return None
 
 
@@ -128,7 +128,7 @@ def register(name: str | None) -> None:
         register_heif_opener()
     elif name == "JXL":
         import pillow_jxl  # noqa: F401
-    elif name == "AVIF" and find_spec("pillow_avif") is not None:
+    elif name == "AVIF" and not _avif_in_pillow():
         import pillow_avif  # noqa: F401
 
 
@@ -144,13 +144,10 @@ def declared_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _avif() -> bool:
+def _avif_in_pillow() -> bool:
     from PIL import features
 
-    try:
-        return bool(features.check("avif")) or find_spec("pillow_avif") is not None
-    except ValueError:  # a Pillow that has never met the name
-        return find_spec("pillow_avif") is not None
+    return bool(features.check("avif"))
 
 
 def _brands(head: bytes) -> set[bytes]:
