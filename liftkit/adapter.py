@@ -19,12 +19,13 @@ from torch import Tensor
 
 from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
-from liftkit.checkpoint.model import read_json
+from liftkit.checkpoint.record import read_record
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 
 FORMAT, VERSION = "liftkit.adapter", 1
 TENSORS, LIFT = "adapter.safetensors", "lift.safetensors"
+MOST_ALPHA = 1e6
 LORA_A, LORA_B, WEIGHT = ".lora_A.weight", ".lora_B.weight", ".weight"
 
 
@@ -149,11 +150,29 @@ class Adapter:
         tensors, _ = read_safetensors(place / TENSORS)
         known = ("transformer", "base", "alpha", "format", "version", "sha256")
         provenance = {key: value for key, value in record.items() if key not in known}
+        alpha, names = record.get("alpha"), [record.get("transformer"), record.get("base")]
+        if alpha is not None and not (type(alpha) in (int, float) and 0 < alpha < MOST_ALPHA):
+            raise UsageError(f"{place / RECORD}: alpha is {alpha}, expected a number above 0, or null")
+        if not all(isinstance(name, str) for name in names):
+            raise UsageError(f"{place / RECORD}: transformer and base are {names}, expected two names")
+        check_numbers(place / TENSORS, tensors)
         try:
-            alpha = None if record["alpha"] is None else float(record["alpha"])
-            return cls(tensors, alpha, lift, str(record["transformer"]), str(record["base"]), provenance)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{place}: {error if isinstance(error, UsageError) else f'{RECORD}: {error}'}") from error
+            return cls(tensors, None if alpha is None else float(alpha), lift, str(names[0]), str(names[1]), provenance)
+        except UsageError as error:
+            raise UsageError(f"{place}: {error}") from error
+
+
+def check_numbers(where: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless tensors are floating-point numbers, all of them finite.
+
+    Raises:
+        UsageError: naming the file and the tensor.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise UsageError(f"{where}: tensor {name!r} is of {tensor.dtype}, expected floating-point numbers")
+        if not tensor.float().isfinite().all():
+            raise UsageError(f"{where}: tensor {name!r} holds NaN or infinite numbers; fetch the file again")
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -272,11 +291,8 @@ def check_same_lift(lift: Lift, own: Tensor, there: Tensor, scale: float) -> Non
 
 
 def _record(folder: Path) -> dict[str, Any] | None:
-    path = folder / RECORD
-    if not path.is_file():
-        return None
     try:
-        record = read_json(path)
+        record = read_record(folder)
     except UsageError:
         return None
     return record if record.get("format") == FORMAT and record.get("version") == VERSION else None

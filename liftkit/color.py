@@ -26,6 +26,8 @@ _LAB_FROM_LMS = (
     (1.9779984951, -2.4285922050, 0.4505937099),
     (0.0259040371, 0.7827717662, -0.8086757660),
 )
+LEAST, LARGEST = 1e-7, 1e3
+"""Bounds of a normalisation: colours lie in [-1, 1] before it."""
 
 
 class ColorSpace:
@@ -36,16 +38,23 @@ class ColorSpace:
         std: one scalar > 0, in the space's own units.
 
     Raises:
-        ValueError: if there are not three means, or the scale is not positive.
+        ValueError: if there are not three means, or a number is out of range.
     """
 
     name: str = ""
 
     def __init__(self, mean: Sequence[float], std: float) -> None:
-        if len(mean) != 3 or not std > 0:
-            raise ValueError(f"color: expected three means and a positive std, got mean={tuple(mean)}, std={std}")
         self.mean = tuple(float(value) for value in mean)
         self.std = float(std)
+        if (
+            len(self.mean) != 3
+            or not all(abs(value) <= LARGEST for value in (*self.mean, self.std))
+            or self.std < LEAST
+        ):
+            raise ValueError(
+                f"color: expected three means from -{LARGEST:g} to {LARGEST:g} and a std from {LEAST:g} to {LARGEST:g}, "
+                f"got mean={self.mean}, std={self.std}"
+            )
 
     def encode(self, images: Tensor) -> Tensor:
         """sRGB (B, 3, H, W), uint8 or in [-1, 1] -> the normalised space, float32 or float64 even under autocast."""
@@ -149,9 +158,13 @@ def color_from_dict(data: dict[str, Any]) -> ColorSpace:
         ValueError: if the name is unknown or a field is missing.
     """
     try:
+        if not all(type(value) in (int, float) for value in (*data["mean"], data["std"])):
+            raise TypeError
         return SPACES[data["name"]](data["mean"], data["std"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"color: cannot read {data!r}; expected name (one of {sorted(SPACES)}), mean, std") from error
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"color: cannot read {str(data)[:200]}; expected name (one of {sorted(SPACES)}), mean, std"
+        ) from error
 
 
 def color_statistics(space: type[ColorSpace], images: Tensor) -> tuple[int, Tensor, float]:

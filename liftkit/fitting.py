@@ -223,7 +223,10 @@ def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int
             raise UsageError(f"{path}: part {share} was already given by {parts[share]}")
         parts[share] = path
         for name in color_names(options.color):
-            total[name] = total[name] + folds[name] if name in total else folds[name]
+            try:
+                total[name] = total[name] + folds[name] if name in total else folds[name]
+            except ValueError as error:
+                raise UsageError(f"{path}: does not go with {paths[0]} ({error})") from error
     _check_complete(parts)
     return Collection(total), int(first.get("latent_patch", "2")), first.get("identity")
 
@@ -236,4 +239,5 @@ def _check_complete(parts: dict[str, Path]) -> None:
     count = int(next(iter(wholes)))
     absent = [f"{index}/{count}" for index in range(1, count + 1) if f"{index}/{count}" not in parts]
     if absent:
-        raise UsageError(f"--merge: part {', '.join(absent)} is missing")
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        raise UsageError(f"--merge: part {', '.join(absent[:5])}{more} is missing")

@@ -17,6 +17,11 @@ from liftkit.tokens import patchify, unpatchify
 FORMAT = "liftkit.lift"
 FORMAT_VERSION = 1
 PICTURE = "picture."
+MAX_DESCRIPTION = 8 * 1024 * 1024
+"""Characters of the JSON beside the tensors; a lift of 1024 x 1024 pixel patches says less."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LARGEST_PATCH, LARGEST_PICTURE = 1024, 4096
+SCALES = (1e-6, 1e6)
 
 
 # Tensors have no single truth value: lifts are compared by what they do, not by ==.
@@ -47,18 +52,29 @@ class Lift:
     pictures: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if self.basis.dtype not in FLOATS:
+            raise ValueError(f"lift: the basis is of {self.basis.dtype}, expected floating-point numbers")
+        if not 1 <= self.patch_size <= LARGEST_PATCH:
+            raise ValueError(f"lift: pixel patches of {self.patch_size}, expected 1 to {LARGEST_PATCH}")
         if self.basis.ndim != 2 or self.basis.shape[0] != 3 * self.patch_size**2:
             raise ValueError(
                 f"lift: the basis has shape {tuple(self.basis.shape)}; a {self.patch_size} x {self.patch_size} "
                 f"RGB patch needs ({3 * self.patch_size**2}, rank)"
             )
-        if self.latent_patch < 1 or self.rank > self.dim or self.patch_size % self.latent_patch:
+        if self.latent_patch < 1 or not 1 <= self.rank <= self.dim or self.patch_size % self.latent_patch:
             raise ValueError(
                 f"lift: rank {self.rank} of {self.dim}, pixel patch {self.patch_size}, latent patch "
-                f"{self.latent_patch}: the rank must not exceed {self.dim} and the patches must divide"
+                f"{self.latent_patch}: the rank is from 1 to {self.dim}, and the patches must divide"
             )
-        if not (self.scale > 0 and torch.isfinite(torch.tensor(self.scale))):
-            raise ValueError(f"lift: the scale must be a positive number, got {self.scale}")
+        if self.rank % self.latent_patch**2:
+            raise ValueError(
+                f"lift: rank {self.rank} is not made of {self.latent_patch} x {self.latent_patch} latent patches"
+            )
+        if not SCALES[0] <= self.scale <= SCALES[1]:
+            raise ValueError(
+                f"lift: the scale must be a positive number, {SCALES[0]:g} to {SCALES[1]:g}, got {self.scale}"
+            )
+        _check_pictures(self.pictures)
         error = self.orthonormality()
         if not error < 1e-4:
             raise ValueError(f"lift: the basis is not orthonormal: max |A^T A - I| = {error:.2e}, allowed 1e-4")
@@ -114,32 +130,50 @@ class Lift:
             "figures": self.figures,
         }
         pictures = {f"{PICTURE}{name}": images for name, images in self.pictures.items()}
-        write_safetensors(Path(path), {"basis": self.basis, **pictures}, {"lift": json.dumps(description)})
+        text = json.dumps(description, allow_nan=False)
+        write_safetensors(Path(path), {"basis": self.basis, **pictures}, {"lift": text})
 
     @classmethod
     def load(cls, path: str | Path) -> Lift:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UsageError: if the file is missing, truncated or no lift.
+            UsageError: if the file is missing, truncated or no lift, or anything in it is of a wrong type or out of range.
         """
         from liftkit.checkpoint.files import read_safetensors
+        from liftkit.figures import Description, check, check_figures, parse_json
 
         tensors, metadata = read_safetensors(Path(path))
         try:
-            description = json.loads(metadata["lift"])
-            if description["format"] != FORMAT or description["version"] != FORMAT_VERSION:
-                raise ValueError(f"format {description['format']} version {description['version']}")
+            if "lift" not in metadata or "basis" not in tensors:
+                raise ValueError("no basis, or no description of it, is in the file")
+            if len(metadata["lift"]) > MAX_DESCRIPTION:
+                raise ValueError(f"{len(metadata['lift'])} characters of description, {MAX_DESCRIPTION} at most")
+            unknown = sorted(name for name in tensors if name != "basis" and not name.startswith(PICTURE))
+            if unknown:
+                raise ValueError(f"unknown tensor {unknown[0]!r}")
+            description = parse_json(metadata["lift"])
+            check(Description, description, "lift")
             return cls(
                 basis=tensors["basis"],
                 scale=float(description["scale"]),
-                patch_size=int(description["patch_size"]),
-                latent_patch=int(description["latent_patch"]),
+                patch_size=description["patch_size"],
+                latent_patch=description["latent_patch"],
                 color=color_from_dict(description["color"]),
-                figures=description["figures"],
+                figures=check_figures(description["figures"]),
                 pictures={k.removeprefix(PICTURE): v for k, v in tensors.items() if k.startswith(PICTURE)},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"{path}: not a lift that this version reads ({error}); make one with liftkit convert"
             ) from error
+
+
+def _check_pictures(pictures: dict[str, Tensor]) -> None:
+    for name, images in pictures.items():
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"lift: picture {name!r} is {images.dtype} {tuple(images.shape)}, expected uint8 (n, 3, H, W)"
+            )
+        if not images.numel() or max(images.shape) > LARGEST_PICTURE:
+            raise ValueError(f"lift: picture {name!r} has sides {tuple(images.shape)}, expected 1 to {LARGEST_PICTURE}")

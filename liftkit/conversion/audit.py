@@ -16,6 +16,7 @@ from liftkit.checkpoint.follow import Digest, digest_file
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.misplaced import misplaced
 from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json, read_weights
+from liftkit.checkpoint.record import read_record
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.checkpoint.source import list_files
 from liftkit.conversion.standin import deviations
@@ -119,7 +120,7 @@ class _Auditor:
 
     def _manifest(self, check: Check) -> None:
         """Missing, added and changed files; of changed weights the tensors."""
-        self.record = read_json(self.folder / RECORD)
+        self.record = read_record(self.folder)
         expected, sums = self.record.get("sha256"), self.record.get("tensors", {})
         if not isinstance(expected, dict) or not expected or not isinstance(sums, dict):
             raise UsageError(f"{self.folder / RECORD}: it holds no manifest; convert again")

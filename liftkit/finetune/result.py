@@ -12,7 +12,8 @@ from liftkit.adapter import LORA_A, LORA_B, Adapter
 from liftkit.checkpoint.card import LICENCE, front_matter, plain_name, source_header
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
-from liftkit.checkpoint.model import ModelFolder, read_json
+from liftkit.checkpoint.model import ModelFolder
+from liftkit.checkpoint.record import read_record
 from liftkit.conversion.card import versions
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.trainee import Trainee
@@ -64,8 +65,7 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def base_record(folder: ModelFolder) -> dict[str, Any]:
     """``liftkit.json`` of a converted folder; empty for others."""
-    path = folder.path / RECORD
-    return read_json(path) if path.is_file() else {}
+    return read_record(folder.path)
 
 
 def write_model(adapter: Adapter, folder: ModelFolder, target: Path, observer: Observer) -> None:

@@ -169,7 +169,7 @@ def fit_collected(
         if options.rank is not None:
             return lift
         report = alignment(folds, fit)
-    except ValueError as error:
+    except (ValueError, torch.linalg.LinAlgError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"cannot fit: {error}") from error

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from liftkit.color import SPACES
 from liftkit.fit.moments import TokenMoments
 
-FOLDS = 5
+FOLDS, MOST_FOLDS = 5, 1000
 
 
 class FoldedMoments:
@@ -104,13 +107,29 @@ class FoldedMoments:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], prefix: str = "") -> FoldedMoments:
-        """Read what :meth:`tensors` gave."""
-        counts, cross = tensors[f"{prefix}counts"], tensors[f"{prefix}cross"]
-        result = cls(cross.shape[1], cross.shape[2], len(counts))
-        for index, fold in enumerate(result.folds):
-            fold.count, fold.images = (int(value) for value in counts[index])
-            for name in TokenMoments.SUMS:
-                setattr(fold, name, tensors[f"{prefix}{name}"][index])
+        """Read what :meth:`tensors` gave.
+
+        Raises:
+            ValueError: if it did not; see :meth:`TokenMoments.checked`.
+        """
+        names = (*TokenMoments.SUMS, "counts")
+        given = {name: tensors.get(f"{prefix}{name}", torch.empty(())) for name in names}
+        counts, cross = given["counts"], given["cross"]
+        if cross.ndim != 3 or counts.shape != (len(cross), 2) or counts.dtype != torch.float64:
+            raise ValueError(f"{prefix}counts and {prefix}cross do not belong together")
+        if len(counts) > MOST_FOLDS or any(len(value) != len(counts) for value in given.values() if value.ndim):
+            raise ValueError(f"{len(counts)} folds, expected 2 to {MOST_FOLDS} of everything")
+        if not (counts.isfinite().all() and (counts == counts.round()).all() and (counts >= 0).all()):
+            raise ValueError(f"{prefix}counts are no whole numbers")
+        result = cls(1, 1, len(counts))
+        result.folds = [
+            TokenMoments.checked(
+                int(counts[fold, 0]),
+                int(counts[fold, 1]),
+                {name: given[name][fold] if given[name].ndim else given[name] for name in TokenMoments.SUMS},
+            )
+            for fold in range(len(counts))
+        ]
         return result
 
 
@@ -134,7 +153,33 @@ def read_folds(path: Path) -> tuple[dict[str, FoldedMoments], dict[str, str]]:
     if metadata.get("format") != "liftkit.folds":
         raise UsageError(f"{path}: no moments of liftkit; make them with liftkit fit --moments-out")
     names = sorted({name.split(".")[0] for name in tensors})
-    return {name: FoldedMoments.from_tensors(tensors, f"{name}.") for name in names}, metadata
+    try:
+        if not names or not set(names) <= SPACES.keys():
+            raise ValueError(
+                f"expected the colour spaces {', '.join(SPACES)}, found {', '.join(names)[:200] or 'none'}"
+            )
+        _check_metadata(metadata)
+        folds = {name: FoldedMoments.from_tensors(tensors, f"{name}.") for name in names}
+        side = isqrt(folds[names[0]].folds[0].pixel_dim // 3)
+        if 3 * side**2 != folds[names[0]].folds[0].pixel_dim:
+            raise ValueError("its pixel tokens are no square patches of three channels")
+        if len({(each.folds[0].latent_dim, each.folds[0].pixel_dim, len(each.folds)) for each in folds.values()}) > 1:
+            raise ValueError("the moments of its colour spaces are of different sizes")
+    except ValueError as error:
+        raise UsageError(f"{path}: no moments that this version reads ({error}); gather them again") from error
+    return folds, metadata
+
+
+def _check_metadata(metadata: dict[str, str]) -> None:
+    for key in ("latent_patch", "done"):
+        if key in metadata and not re.fullmatch(r"[0-9]{1,15}", metadata[key]):
+            raise ValueError(f"{key} is {metadata[key][:40]!r}, expected a number")
+    if int(metadata.get("latent_patch", "1")) < 1:
+        raise ValueError("latent_patch is 0")
+    # A share such as 3/8; the checkpoint of a pass has (2, 8).
+    part = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", metadata.get("part", "1/1"))
+    if not metadata.get("part", "").startswith("(") and (part is None or not 1 <= int(part[1]) <= int(part[2])):
+        raise ValueError(f"part is {metadata['part'][:40]!r}, expected a share such as 3/8")
 
 
 def write_folds(path: Path, folds: dict[str, FoldedMoments], metadata: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -108,10 +109,43 @@ class TokenMoments:
         missing = {"count", "images", *cls.SUMS} - tensors.keys()
         if missing:
             raise UsageError(f"{path}: no moments: {', '.join(sorted(missing))} missing")
-        moments = cls(*tensors["cross"].shape)
-        moments.count, moments.images = int(tensors["count"]), int(tensors["images"])
+        try:
+            counts = [tensors[name] for name in ("count", "images")]
+            if any(count.numel() != 1 or count.dtype != torch.int64 for count in counts):
+                raise ValueError("count and images have to be whole numbers")
+            return cls.checked(int(counts[0]), int(counts[1]), {name: tensors[name] for name in cls.SUMS})
+        except ValueError as error:
+            raise UsageError(f"{path}: no moments that this version reads ({error})") from error
+
+    @classmethod
+    def checked(cls, count: int, images: int, sums: Mapping[str, Tensor]) -> TokenMoments:
+        """Moments from what a file holds.
+
+        Raises:
+            ValueError: if it cannot be moments: wrong dtypes or shapes, numbers that are not finite, Gram matrices that
+                are none, counts that do not go together.
+        """
+        if sums["cross"].ndim != 2:
+            raise ValueError(f"cross is of shape {tuple(sums['cross'].shape)}, expected (r, D)")
+        moments = cls(*sums["cross"].shape)
         for name in cls.SUMS:
-            setattr(moments, name, tensors[name])
+            value, expected = sums[name], getattr(moments, name)
+            if value.dtype != expected.dtype or value.shape != expected.shape:
+                raise ValueError(
+                    f"{name} is {value.dtype} {tuple(value.shape)}, expected {expected.dtype} {tuple(expected.shape)}"
+                )
+            # Beyond it squares and products overflow.
+            if value.numel() and not value.abs().max() <= 1e100:
+                raise ValueError(f"{name} holds numbers that are not finite, or huge")
+            setattr(moments, name, value)
+        for gram in (moments.latent_gram, moments.pixel_gram):
+            if not torch.allclose(gram, gram.T, rtol=1e-6, atol=1e-6 * gram.diagonal().abs().max().item()):
+                raise ValueError("a Gram matrix is not symmetric")
+            if (gram.diagonal() < 0).any():
+                raise ValueError("a Gram matrix has a negative diagonal")
+        if not 0 <= images <= count <= 2**53 or (images == 0) != (count == 0):
+            raise ValueError(f"{count} tokens of {images} images")
+        moments.count, moments.images = count, images
         return moments
 
 

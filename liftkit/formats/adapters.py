@@ -13,7 +13,8 @@ from liftkit.adapter import LIFT, Adapter, check_class, is_adapter, load_pixel_p
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
 from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
-from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id, read_json
+from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id
+from liftkit.checkpoint.record import read_record
 from liftkit.conversion.plan import ConvertOptions, check_apart
 from liftkit.errors import UsageError
 from liftkit.formats.asymflow_adapter import is_asymflow_adapter, read_asymflow_adapter
@@ -200,13 +201,13 @@ def _lifted_shapes(shapes: dict[str, tuple[int, ...]], adapter: Adapter) -> dict
 
 def base_name(folder: ModelFolder) -> str:
     """Name of the latent model that a folder is or came from."""
-    record = read_json(folder.path / RECORD) if (folder.path / RECORD).is_file() else {}
+    record = read_record(folder.path)
     return str(record.get("source", {}).get("model", folder.name))
 
 
 def _record(adapter: Adapter, start: ModelFolder) -> dict[str, Any]:
     """What the record of a merged folder says, but for its manifest."""
-    record = read_json(start.path / RECORD) if (start.path / RECORD).is_file() else {}
+    record = read_record(start.path)
     # Sums of tensors in files that will no longer be there.
     record.pop("tensors", None)
     ranks = {"rank": max(len(down) for down, _ in adapter.pairs.values())} if adapter.pairs else {}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.adapter import LORA_A, LORA_B, Adapter
+from liftkit.adapter import LORA_A, LORA_B, Adapter, check_numbers
 from liftkit.checkpoint.files import write_safetensors, write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
 from liftkit.checkpoint.model import STEM, read_json, read_weights
@@ -70,6 +70,7 @@ def read_asymflow_adapter(folder: Path, base: str = "") -> Adapter:
     weights = read_weights(folder)
     tensors = {name.removeprefix(PREFIX): read_known(weights, name) for name in weights.where}
     _check_names(folder, tensors)
+    check_numbers(folder, tensors)
     _check_shapes(folder, tensors, patch, rank)
     lift = _lift(folder, tensors.pop(BASIS), tensors.pop(SCALE), patch)
     order = _order(lift)

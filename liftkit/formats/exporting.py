@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from liftkit.adapter import LIFT, LORA_A, LORA_B, WEIGHT, Adapter, is_adapter
-from liftkit.checkpoint.folder import RECORD
-from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json
+from liftkit.checkpoint.model import ModelFolder, Weights, find_model
+from liftkit.checkpoint.record import read_record
 from liftkit.conversion.plan import check_apart
 from liftkit.conversion.surgery import BASIS, lifted_tensors
 from liftkit.errors import UsageError
@@ -129,7 +129,7 @@ def _extract(
     name = folder.class_of("transformer") or "no transformer"
     if not is_lifted(name):
         raise UsageError(f"{folder.source}: its transformer is {name}; give a converted folder, or an adapter of ours")
-    record: dict[str, Any] = read_json(folder.path / RECORD) if (folder.path / RECORD).is_file() else {}
+    record: dict[str, Any] = read_record(folder.path)
     weights, lift = folder.weights("transformer"), Lift.load(folder.path / LIFT)
     tensors = {key: read_known(weights, key) for key in held_in_full(architecture(name), weights.where)}
     provenance: dict[str, Any] = {key: record[key] for key in ("versions", "finetune") if key in record}
@@ -149,8 +149,8 @@ def _extract(
 
 def _recipe_rank(record: dict[str, Any]) -> int | None:
     """The rank of the LoRA that a folder was finetuned with, or that was merged into it, if its record says so."""
-    finetune = record.get("finetune", {})
-    trainable = finetune.get("recipe", {}).get("trainable", {})
+    finetune = record.get("finetune") or {}
+    trainable = (finetune.get("recipe") or {}).get("trainable") or {}
     found = finetune.get("rank", trainable.get("rank") if trainable.get("mode") == "lora" else None)
     return found if isinstance(found, int) and found > 0 else None
 

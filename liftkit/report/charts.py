@@ -6,8 +6,11 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
+
+from liftkit.checkpoint.text import printable
 
 SIZE = (5.4, 2.9)
 INK, FAINT, GRID = "#010101", "#020202", "#030303"
@@ -19,6 +22,7 @@ STYLE: dict[Any, Any] = {
     "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT, "grid.color": GRID, "axes.spines.top": False,
     "axes.spines.right": False, "axes.spines.left": False, "axes.grid.axis": "y", "axes.grid": True,
     "axes.axisbelow": True, "ytick.left": False, "legend.frameon": False, "legend.fontsize": 9,
+    "text.parse_math": False,
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "lines.linewidth": 1.8,
 }  # fmt: skip
 
@@ -55,7 +59,7 @@ class Axis:
     high: float | None = None
 
 
-def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, marks: Sequence[tuple[float, str]] = ()) -> str:
+def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, marks: Sequence[tuple[float, str]] = ()) -> Markup:
     """Curves over a common axis, as HTML.
 
     Args:
@@ -85,7 +89,7 @@ def bar_chart(
     y: Axis,
     x_label: str,
     spread: Sequence[Sequence[float]] | None = None,
-) -> str:
+) -> Markup:
     """Bars side by side, as HTML.
 
     Args:
@@ -122,7 +126,7 @@ def _scale(plot: Any, x: Axis, y: Axis) -> None:
 
 
 @contextmanager
-def chart(title: str) -> Iterator[tuple[Any, list[str]]]:
+def chart(title: str) -> Iterator[tuple[Any, list[Markup]]]:
     """Axes to draw in; when the block ends, the chart's HTML is put into the list."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -132,7 +136,7 @@ def chart(title: str) -> Iterator[tuple[Any, list[str]]]:
     with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasSVG(figure)
-        result: list[str] = []
+        result: list[Markup] = []
         yield figure.subplots(), result
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -140,5 +144,6 @@ def chart(title: str) -> Iterator[tuple[Any, list[str]]]:
     drawn = drawn[drawn.index("<svg") :]
     for color, name in VARIABLES.items():
         drawn = drawn.replace(color, f"var(--{name})")
-    caption = f"<figcaption><b>{escape(title)}</b></figcaption>"
-    result.append(f'<figure class="chart" role="img" aria-label="{escape(title)}">{caption}{drawn}</figure>')
+    # matplotlib escapes the text in its drawing; what is formatted into markup is escaped by it.
+    frame = Markup('<figure class="chart" role="img" aria-label="{0}"><figcaption><b>{0}</b></figcaption>{1}</figure>')
+    result.append(frame.format(printable(title), Markup(drawn)))

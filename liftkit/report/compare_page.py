@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from liftkit.data.images import to_signed
 from liftkit.evaluate.comparison import Comparison, Row
 from liftkit.evaluate.figures import BEST, FIGURES, Figure
-from liftkit.evaluate.verdict import Standing, Verdict
 from liftkit.report.charts import FAINT, INK, SERIES, chart
-from liftkit.report.pages import page
 from liftkit.report.pictures import data_uri, grid
+from liftkit.report.templating import render
 
 SIDE = 256
 """Pixels of a shown image at most."""
 DASHES = ["--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 1)), (0, (8, 3))]
-STYLE = """<style>
-.tied td, .tied th { padding: 2px; border: 0; font-weight: 400; } .tied td { width: 10%; }
-.tied thead th { font-size: .75rem; line-height: 1.25; color: var(--faint); vertical-align: bottom; }
-.tied tbody th { font-size: .85rem; vertical-align: middle; padding-right: .6rem; }
-.wide table { max-width: none; } .wide th.number { white-space: normal; font-size: .8rem; font-weight: 400; }
-.wide th.pixel { font-weight: 600; } .faint { color: var(--faint); }
-</style>"""
 HOW_TO = {
     "continued": "what more training alone adds. Train the latent base on, on the same images and for as long as the pixel "
     "model was finetuned (liftkit finetune RECIPE space=latent -o RUN), and give RUN/model by --continued",
@@ -44,104 +36,50 @@ def compare_page(found: Comparison) -> str:
         f"{names} beside the latent base: {found.count} samples of each from the same noise, scored against "
         f"{found.real['reference']} real images that nothing was chosen by."
     )
-    parts = [
-        STYLE,
-        "<h2>The same noise, the same prompts</h2>",
-        tied_grid([row for row in found.rows if row.key in ("real", "base") or row.role == "pixel"], found.prompts),
-        "".join(f"<p>{escape(note)}</p>" for note in found.notes),
-        "<h2>What may be claimed</h2>",
-        *(verdict_part(verdict, _given_controls(found)) for verdict in found.verdicts),
-        "<h2>Figures</h2>",
-        figures_part(found),
-        missing_part(found.rows),
-        charts(found),
-        f"<details><summary>Provenance</summary><pre>{escape(json.dumps(_provenance(found), indent=2))}</pre></details>",
-    ]
-    return page("Pixels beside latents", lead, "".join(parts))
-
-
-def tied_grid(rows: Sequence[Row], prompts: Sequence[str]) -> str:
-    """A table of images: one row per model, one column per prompt, the prompts above."""
-    head = "".join(f'<th scope="col">{escape(prompt)}</th>' for prompt in prompts)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row.label)}</th>'
-        + "".join(
-            f'<td><img src="{_picture(image)}" alt="{escape(f"{row.label}: {prompt}")}"></td>'
-            for image, prompt in zip(row.images, prompts)
-        )
-        + "</tr>"
-        for row in rows
-        if row.images is not None
-    )
-    table = f'<table class="tied"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll wide">{table}</div>'
-
-
-def verdict_part(verdict: Verdict, labels: dict[str, str]) -> str:
-    """A verdict in words, and in each figure how the model stands to each control.
-
-    Args:
-        verdict: of one model.
-        labels: of the controls that were given, by key.
-    """
-    level = "good" if verdict.claims else "usable" if verdict.partial else "poor"
-    head = "".join(f'<th class="number">{escape(label)}</th>' for label in labels.values())
-    rows = "".join(
-        f"<tr><td>{FIGURES[name].label}</td>{''.join(_standing_cell(found, key) for key in labels)}</tr>"
-        for name, found in verdict.standings.items()
-    )
-    return (
-        f'<div class="verdict {level}"><p><b>{escape(verdict.text)}</b></p></div><div class="scroll wide"><table>'
-        f"<tr><th>{escape(verdict.label)}, compared with</th>{head}</tr>{rows}</table></div>"
+    tied = [row for row in found.rows if row.key in ("real", "base") or row.role == "pixel"]
+    return render(
+        "compare.html",
+        title="Pixels beside latents",
+        lead=lead,
+        prompts=found.prompts,
+        tied=[_tied_row(row, found.prompts) for row in tied if row.images is not None],
+        notes=found.notes,
+        verdicts=found.verdicts,
+        controls=_given_controls(found),
+        rows=found.rows,
+        figures=FIGURES,
+        lines=[_figure_row(found, name, figure) for name, figure in FIGURES.items()],
+        best_is=BEST,
+        how_to=HOW_TO,
+        charts=charts(found),
+        provenance=json.dumps(_provenance(found), indent=2),
     )
 
 
-def _standing_cell(found: Standing, key: str) -> str:
-    if key in found.beats:
-        return '<td class="number"><b>better</b></td>'
-    return f'<td class="number faint">{"worse" if key in found.behind else "level"}</td>'
+def _tied_row(row: Row, prompts: Sequence[str]) -> dict[str, Any]:
+    """The images of a model, each with its prompt."""
+    assert row.images is not None
+    return {"label": row.label, "images": [(prompt, _picture(image)) for image, prompt in zip(row.images, prompts)]}
 
 
-def figures_part(found: Comparison) -> str:
-    """All figures of all rows; the best of what models painted is bold."""
-    head = "".join(
-        f'<th class="number{" pixel" if row.role == "pixel" else ""}">{escape(row.label)}{"" if row.score else " (not given)"}</th>'
-        for row in found.rows
-    )
-    body = "".join(_figure_row(found, name, figure) for name, figure in FIGURES.items())
-    return (
-        f'<div class="scroll wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
-        "<p><small>Bold: the best of what models painted, and what seeds alone cannot tell from it. "
-        "docs/compare.md defines the figures and their tolerances.</small></p>"
-    )
-
-
-def _figure_row(found: Comparison, name: str, figure: Figure) -> str:
+def _figure_row(found: Comparison, name: str, figure: Figure) -> dict[str, Any]:
+    """One figure of all rows, and which of them are the best of what models painted."""
     best = found.best(name)
-    cells = ""
-    for row in found.rows:
-        value = figure.show(row.score.figures[name] if row.score is not None else None)
-        cells += f'<td class="number">{f"<b>{value}</b>" if row.key in best else value}</td>'
-    return f"<tr><td>{figure.label}<small>{figure.meaning}; {BEST[figure.kind]}</small></td>{cells}</tr>"
+    values = [(row.key in best, row.score.figures[name] if row.score is not None else None) for row in found.rows]
+    return {"figure": figure, "cells": [(leads, figure.show(value)) for leads, value in values]}
 
 
-def missing_part(rows: Sequence[Row]) -> str:
-    """How to make the controls that were not given."""
-    items = "".join(f"<li><b>{escape(row.label)}</b>: {HOW_TO[row.key]}.</li>" for row in rows if row.score is None)
-    return f"<p>Not given, and without them nothing is claimed:</p><ul>{items}</ul>" if items else ""
-
-
-def charts(found: Comparison) -> str:
+def charts(found: Comparison) -> list[Markup]:
     """Radial spectra of all rows over the reference's, and bars of the figures that claims rest on."""
     rows = [row for row in found.rows if row.score is not None]
     drawn = [spectra(rows)]
     for name in ("patch_frechet", "two_sample"):
         if any(row.score.figures[name] is not None for row in rows if row.score is not None):
             drawn.append(bars(found, name))
-    return f'<div class="charts">{"".join(drawn)}</div>'
+    return drawn
 
 
-def spectra(rows: Sequence[Row]) -> str:
+def spectra(rows: Sequence[Row]) -> Markup:
     """The difference of every row's radial spectrum to the reference's."""
     dashes, colors = iter(DASHES * len(rows)), iter([SERIES[0], SERIES[2]] * len(rows))
     with chart("Spectra over those of real images: above 0 is too rough, below too smooth") as (plot, result):
@@ -159,7 +97,7 @@ def spectra(rows: Sequence[Row]) -> str:
     return result[0]
 
 
-def bars(found: Comparison, name: str) -> str:
+def bars(found: Comparison, name: str) -> Markup:
     """One figure of all rows; what real images score is a dotted line."""
     figure, best = FIGURES[name], found.best(name)
     values = [(row, row.score.figures[name]) for row in reversed(found.rows) if row.score is not None]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from liftkit.checkpoint.model import read_json
+from liftkit.checkpoint.record import read_record
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 
@@ -66,7 +66,7 @@ def read_report(path: str | Path) -> Report:
                 f"{path}: no converted folder: lift.safetensors is missing; give what liftkit convert made"
             )
         lift = Lift.load(path / "lift.safetensors")
-        record = read_json(path / "liftkit.json") if (path / "liftkit.json").is_file() else {}
+        record = read_record(path)
         provenance: dict[str, Any] = {key: record[key] for key in ("source", "options", "versions") if key in record}
         return Report(path.resolve().name, lift, record.get("proof"), provenance or None)
     return Report(path.stem, Lift.load(path))
