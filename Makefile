@@ -12,7 +12,7 @@ demo: $(VENV)/ready
 	$(RUN)/liftkit demo $(if $(QUICK),--quick)
 
 test: lint types
-	@echo "Running the tests: about 8 minutes on 2 cores"
+	@echo "Running the tests: 5 to 7 minutes on 2 cores"
 	$(RUN)/pytest -n 2 -m "not slow"
 	@echo "Running the numeric tests as other CPUs would: about 1 minute"
 	$(RUN)/python -m tests.cpus --quick

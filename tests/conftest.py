@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("liftkit")
     group.addoption("--threads", type=int, default=1, help="CPU threads of a test process (%(default)s); 0: all")
     group.addoption("--misaligned", action="store_true", help="weights begin 4 bytes late: see tests/alignment.py")
+    group.addoption("--gpu-device", default="cuda", help="where the tests marked gpu run (%(default)s); cpu tries them")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -112,3 +113,12 @@ def pixel_klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("klein") / "pixel"
     liftkit.convert(str(TINY_KLEIN), folder, images="demo", num_images=48, proof_steps=2, device="cpu")
     return folder
+
+
+@pytest.fixture(scope="session")
+def gpu(pytestconfig: pytest.Config) -> str:
+    """The device of a test marked ``gpu``."""
+    chosen: str = pytestconfig.getoption("--gpu-device")
+    if chosen == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    return chosen

@@ -81,6 +81,19 @@ class Network(nn.Module):
                 layer._disable_adapters = False
 
 
+def compile_blocks(transformer: Any, **options: Any) -> None:
+    """Compile a transformer's blocks, each kind once; not the whole network, which would take as many times longer.
+
+    Args:
+        transformer: of diffusers. Some of its classes do not name the blocks that repeat, but all those that are not split.
+        options: of ``torch.compile``.
+    """
+    kinds = set(transformer._repeated_blocks or transformer._no_split_modules)
+    for module in transformer.modules():
+        if type(module).__name__ in kinds:
+            module.compile(**options)
+
+
 def _adapters(model: nn.Module) -> list[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 

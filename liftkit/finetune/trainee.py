@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from liftkit.checkpoint.files import read_safetensors
 from liftkit.checkpoint.model import ModelFolder
@@ -66,11 +67,36 @@ def open_trainee(recipe: Recipe, folder: ModelFolder) -> Trainee:
     _check_space(recipe, folder, is_lifted(name))
     transformer = _load(recipe, folder, name)
     lift = Lift.load(folder.path / "lift.safetensors") if recipe.space == "pixel" else None
+    tensors: Mapping[str, Tensor] = {}
+    if recipe.objective.loss == "asymflow":
+        tensors = read_safetensors(folder.path / "latent" / "reference.safetensors")[0]
+    return make_trainee(recipe, folder, spec, transformer, lift, tensors)
+
+
+def make_trainee(
+    recipe: Recipe,
+    folder: ModelFolder,
+    spec: Architecture,
+    transformer: Any,
+    lift: Lift | None,
+    tensors: Mapping[str, Tensor],
+) -> Trainee:
+    """Prepare a transformer in memory for a recipe.
+
+    Args:
+        folder: where it comes from.
+        spec: its architecture.
+        transformer: without gradients, frozen weights in the precision of the run.
+        lift: A and s; None in latent space.
+        tensors: the source's projections and output norm by name, for the loss asymflow.
+
+    Raises:
+        UsageError: if the recipe names modules that are not there.
+    """
     originals: dict[str, nn.Module] | None = None
     frozen = None
     if recipe.objective.loss == "asymflow":
-        path = folder.path / "latent" / "reference.safetensors"
-        originals = original_modules(transformer, read_safetensors(path)[0])
+        originals = original_modules(transformer, tensors)
         if recipe.trainable.mode == "full":
             # Base weights that learn cannot be shared with what must not change.
             frozen = copy.deepcopy(transformer).to(COMPUTE[recipe.precision]).eval()

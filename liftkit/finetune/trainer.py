@@ -18,7 +18,7 @@ from liftkit.data.training import Batch, TrainingData
 from liftkit.errors import LiftkitError
 from liftkit.finetune.adversary import Adversary
 from liftkit.finetune.interrupt import Interrupt
-from liftkit.finetune.network import Reference, connect
+from liftkit.finetune.network import Reference, compile_blocks, connect
 from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, set_rate
 from liftkit.finetune.perceptual import make_perceptual
 from liftkit.finetune.recipe import Recipe
@@ -102,7 +102,7 @@ class Trainer:
         projections = [projection.path for projection, _ in trainee.spec.projections]
         optimizers = make_optimizers(trainee.parameters, recipe.optimizer, projections)
         if recipe.compile:
-            trainee.transformer.compile_repeated_blocks()
+            compile_blocks(trainee.transformer)
         set_sharding(self.accelerator, trainee.transformer, COMPUTE[recipe.precision])
         self.model, *self.optimizers = self.accelerator.prepare(trainee.network, *optimizers)
         self.bare = [getattr(each, "optimizer", each) for each in self.optimizers]

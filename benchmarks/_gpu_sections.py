@@ -1,0 +1,346 @@
+"""The sections of benchmarks/gpu.py: each measures, and adds rows as it goes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import convert
+import torch
+from _gpu_model import (
+    Flops,
+    Scale,
+    batches,
+    call_arguments,
+    count_flops,
+    device,
+    latent_transformer,
+    make_recipe,
+    make_trainer,
+    peak_of,
+    random_lift,
+    timed,
+)
+from _gpu_report import ROOT, Row
+from finetune import floor, whole
+from torch import Tensor
+
+from liftkit.conversion.surgery import convert_transformer
+from liftkit.data.images import batches as image_batches
+from liftkit.data.images import to_signed
+from liftkit.finetune.memory import peak_memory
+from liftkit.finetune.network import compile_blocks
+from liftkit.fit.pairs import EncodedImages
+from liftkit.fit.stream import Pass, collect
+from liftkit.models.latents import LatentSpace
+from liftkit.tally import Tally
+
+Add = Callable[[Row], None]
+SAMPLING_GOAL, STEP_GOAL, MFU_GOAL = 1.02, 1.02, 0.40
+
+
+def run(section: str, scale: Scale, seconds: float, add: Add) -> None:
+    """Measure one section.
+
+    Args:
+        section: a key of ``BUDGETS``.
+        scale: how large models are.
+        seconds: that there are; what may not end in time is left out.
+        add: takes each row.
+    """
+    end = time.monotonic() + seconds
+    if section.startswith("finetune"):
+        sides = sorted(scale.resolutions, reverse=True)
+        finetuning(section, scale, sides[0 if section == "finetune-1024" else 1], end, add)
+    else:
+        {"tests": gpu_tests, "sampling": sampling, "fit": fit, "convert": conversion}[section](scale, end, add)
+
+
+@contextmanager
+def recorded(section: str, what: str, add: Add) -> Iterator[None]:
+    """The edge of the benchmark: whatever goes wrong becomes a row."""
+    try:
+        yield
+    except Exception as error:
+        add(Row(section, what, note=_line(f"{type(error).__name__}: {error}")))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+def rate(flops: float, seconds: float) -> dict[str, float | None]:
+    """TFLOP/s and utilization."""
+    tflops = flops / seconds / 1e12
+    peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return {"tflops": tflops, "mfu": tflops / peak if peak else None}
+
+
+def compile_options() -> dict[str, Any]:
+    """On a CPU, where only the program is tried, without code for it: that takes minutes."""
+    return {} if torch.cuda.is_available() else {"backend": "aot_eager"}
+
+
+def peak_gb() -> float:
+    """The most memory in use so far: of the GPU since :func:`fresh`, or of the process."""
+    return peak_memory(device()) / 1e9
+
+
+def fresh() -> None:
+    """Free what the last model held, and forget what was compiled for it."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def in_turns(rounds: int, one: Callable[[], object], other: Callable[[], object]) -> tuple[float, float, float]:
+    """Median seconds of both, and the median of their quotients, other / one."""
+    pairs = [(timed(one), timed(other)) for _ in range(rounds)]
+    first, second = (statistics.median(column) for column in zip(*pairs))
+    return first, second, statistics.median(b / a for a, b in pairs)
+
+
+# ------------------------------------------------------------------------------------------------ 1: tests
+
+
+class Results:
+    """A plugin of pytest that makes each test a row when it ends."""
+
+    def __init__(self, add: Add) -> None:
+        self.add = add
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when != "call" and report.passed:
+            return
+        passed = None if report.skipped else report.passed
+        text = "" if report.passed else str(report.longrepr[2] if report.skipped else report.longrepr.reprcrash.message)
+        name, note = report.nodeid.rpartition("::")[2], f"{report.outcome}: {text}" if text else ""
+        self.add(Row("tests", name, ms=1000 * report.duration, goal="passes", met=passed, note=_line(note)))
+
+
+def gpu_tests(scale: Scale, end: float, add: Add) -> None:
+    """The tests marked ``gpu``."""
+    with recorded("tests", "pytest -m gpu", add):
+        import pytest
+
+        # Libraries of other versions warn of other things; here that is no failure.
+        options = ["-m", "gpu", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
+        code = pytest.main(
+            [str(ROOT / "tests" / "test_gpu.py"), *options, f"--gpu-device={device().type}"], [Results(add)]
+        )
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            raise RuntimeError(f"pytest ended with {code!r}")
+
+
+# ------------------------------------------------------------------------------------------------ 2: sampling
+
+
+@torch.no_grad()
+def sampling(scale: Scale, end: float, add: Add) -> None:
+    """A step of the latent transformer and of its pixel twin, one image; then the same, compiled."""
+    with recorded("sampling", "plain product", add):
+        add(_product(scale))
+    side, where = max(scale.resolutions), device()
+    flops = count_flops(scale, side).latent
+    latent = latent_transformer(scale, where)
+    lift = random_lift(scale)
+    twin = convert_transformer(latent, lift)
+    narrow, wide = (call_arguments(scale, side, size, where, torch.bfloat16) for size in (lift.rank, lift.dim))
+    stock_step, pixel_step = lambda: latent(**narrow), lambda: twin(**wide)
+    for how in ("eager", "compiled"):
+        with recorded("sampling", f"step at {side}, {how}", add):
+            begun = time.monotonic()
+            if how == "compiled":
+                compile_blocks(latent, **compile_options())
+                compile_blocks(twin, **compile_options())
+            for _ in range(3):
+                stock_step()
+                pixel_step()
+            timed(stock_step)
+            note = f"first steps {time.monotonic() - begun:.0f} s" if how == "compiled" else ""
+            stock, pixel, ratio = in_turns(4 * scale.rounds, stock_step, pixel_step)
+            title = f"step at {side}, {how}"
+            add(Row("sampling", f"{title}: latent", ms=1000 * stock, peak_gb=peak_gb(), **rate(flops, stock)))
+            goal = {"goal": f"at most {SAMPLING_GOAL}", "met": ratio <= SAMPLING_GOAL}
+            measured = {"ms": 1000 * pixel, "ratio": ratio, "peak_gb": peak_gb(), **rate(flops, pixel)}
+            add(Row("sampling", f"{title}: pixel twin", **measured, **goal, note=note))
+
+
+def _product(scale: Scale) -> Row:
+    """What a plain product of large matrices reaches on this device: no network does better."""
+    side = scale.square
+    a, b = torch.randn(2, side, side, device=device()).bfloat16()
+    for _ in range(3):
+        a @ b
+    seconds = statistics.median(timed(lambda: a @ b) for _ in range(10))
+    return Row("sampling", f"product of {side} x {side}, bf16", ms=1000 * seconds, **rate(2.0 * side**3, seconds))
+
+
+# ------------------------------------------------------------------------------------------------ 3: finetuning
+
+
+def finetuning(section: str, scale: Scale, side: int, end: float, add: Add) -> None:
+    """Steps of a run beside the bare networks: with and without gradient checkpointing and compilation."""
+    flops = count_flops(scale, side)
+    latent = latent_transformer(scale, device())
+    took = 0.0
+    for compiled, checkpointing in ((False, True), (False, False), (True, False), (True, True)):
+        title = f"step at {side}" + ", checkpointing" * checkpointing + ", compiled" * compiled
+        if time.monotonic() + took > end:
+            add(Row(section, title, note="left out: no time"))
+            continue
+        begun = time.monotonic()
+        with recorded(section, title, add):
+            _largest_batch(section, scale, side, latent, flops, title, add, checkpointing, compiled)
+        took = time.monotonic() - begun
+
+
+def _largest_batch(
+    section: str,
+    scale: Scale,
+    side: int,
+    latent: Any,
+    flops: Flops,
+    title: str,
+    add: Add,
+    checkpointing: bool,
+    compiled: bool,
+) -> None:
+    """Measure at the largest batch that fits, halving it where memory ends."""
+    batch = scale.resolutions[side]
+    while True:
+        fresh()
+        try:
+            rows = _steps(scale, side, batch, latent, checkpointing, compiled)
+        except torch.cuda.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+            continue
+        break
+    bare, ours, ratio, peak, first = rows
+    work, note = batch * flops.step, f"batch {batch}"
+    add(
+        Row(
+            section, f"floor of: {title}", ms=1000 * bare, images_per_second=batch / bare, **rate(work, bare), note=note
+        )
+    )
+    measured: dict[str, Any] = {"ms": 1000 * ours, "images_per_second": batch / ours, "peak_gb": peak, "ratio": ratio}
+    speed = rate(work, ours)
+    met, goal = ratio <= STEP_GOAL, f"at most {STEP_GOAL}"
+    if speed["mfu"] is not None:
+        met, goal = met and speed["mfu"] >= MFU_GOAL, f"{goal}, MFU {MFU_GOAL:.0%}"
+    note += (
+        f"; first steps {first:.0f} s; {flops.step / 1e12:.3g} TFLOP an image, 6 N D would be {flops.rule / 1e12:.3g}"
+    )
+    add(Row(section, title, **measured, **speed, goal=goal, met=met, note=note))
+
+
+def _steps(
+    scale: Scale, side: int, batch: int, latent: Any, checkpointing: bool, compiled: bool
+) -> tuple[float, float, float, float, float]:
+    """Seconds of the floor and of a step, their ratio, the peak in GB, and seconds of the first steps."""
+    with tempfile.TemporaryDirectory() as scratch:
+        recipe = make_recipe(scale, Path(scratch) / "run", batch, gradient_checkpointing=checkpointing)
+        trainer = make_trainer(scale, latent, recipe)
+        if compiled:
+            compile_blocks(trainer.trainee.transformer, **compile_options())
+        given = batches(scale, side, batch)
+        here = next(given).to(trainer.accelerator.device)
+        begun = time.monotonic()
+        for _ in range(2):
+            trainer.model.train()
+            floor(trainer, here)
+            whole(trainer, given)
+        first = time.monotonic() - begun
+        pairs = [(floor(trainer, here), whole(trainer, given)) for _ in range(scale.rounds)]
+        bare, ours = (statistics.median(column) for column in zip(*pairs))
+        return bare, ours, statistics.median(b / a for a, b in pairs), peak_gb(), first
+
+
+# ------------------------------------------------------------------------------------------------ 4: fit, conversion
+
+
+class RandomImages:
+    """Images in memory: see :class:`liftkit.data.images.ImageSource`."""
+
+    def __init__(self, count: int, side: int) -> None:
+        self.all, self.tally = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8), Tally("images")
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def images(self, resolution: int, multiple: int, which: range | None = None) -> Iterator[tuple[int, Tensor]]:
+        for place in which if which is not None else range(len(self)):
+            yield place, self.all[place]
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "random numbers"}
+
+
+def fit(scale: Scale, end: float, add: Add) -> None:
+    """The fit's pass beside its floor, the VAE encoding the same images, in float32 as a fit has it."""
+    from diffusers import AutoencoderKLFlux2
+
+    side = min(scale.resolutions)
+    with recorded("fit", f"pass at {side}", add):
+        with device():
+            vae = AutoencoderKLFlux2(**scale.vae).eval().requires_grad_(False)
+        space, source = LatentSpace(vae), RandomImages(scale.images, side)
+        pairs = EncodedImages(space, source, side, 2)
+
+        def encode() -> None:
+            for _, images in image_batches(source.images(side, pairs.side), 4):
+                space.encode(to_signed(images.to(device())))
+
+        gather = lambda: collect(Pass(pairs, ("oklab",), 2))
+        encode()
+        gather()
+        fresh()
+        alone, passed, ratio = in_turns(scale.rounds, encode, gather)
+        each = {"images_per_second": len(source) / alone, "peak_gb": peak_gb()}
+        add(Row("fit", f"encoding {len(source)} images at {side}", ms=1000 * alone, **each))
+        each["images_per_second"] = len(source) / passed
+        add(Row("fit", f"pass over {len(source)} images at {side}", ms=1000 * passed, ratio=ratio, **each))
+
+
+def conversion(scale: Scale, end: float, add: Add) -> None:
+    """A conversion of files beside `cp` of them, each in a process of its own."""
+    with recorded("convert", scale.conversion, add), tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "model"
+        source.mkdir()
+        make = [sys.executable, convert.__file__, "--role", "make", "--size", scale.conversion, str(source)]
+        subprocess.run(make, check=True)
+        os.sync()
+        size = sum(path.stat().st_size for path in (source / "transformer").iterdir())
+        runs: dict[str, list[dict[str, float]]] = {"cp": [], "liftkit convert": []}
+        for turn in range(max(scale.rounds - 2, 1) + 1):
+            begun = time.monotonic()
+            for role in runs:
+                found = convert.measure(role, source, source.with_name("out"))
+                # The first round brings files and libraries into the cache.
+                if turn:
+                    runs[role].append(found)
+            if turn and 2 * time.monotonic() - begun > end:
+                break
+        pairs = list(zip(*([run["seconds"] for run in each] for each in runs.values())))
+        ratio = statistics.median(ours / floor for floor, ours in pairs)
+        for role, each in runs.items():
+            seconds = statistics.median(run["seconds"] for run in each)
+            row = Row("convert", f"{role}, {size / 1e9:.2f} GB", ms=1000 * seconds)
+            row.note = f"{size / seconds / 1e9:.2f} GB/s"
+            if role != "cp":
+                row.ratio, row.peak_gb = ratio, max(run["peak"] for run in each) / 1e9
+                row.note += "; peak of the process"
+            add(row)

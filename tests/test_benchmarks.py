@@ -1,0 +1,139 @@
+"""benchmarks/gpu.py in tiny shapes on a CPU: every section measures, and nothing that goes wrong ends the others."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def gpu_benchmark(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Its modules: they are scripts side by side, and no package."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    # Compilation takes as long as all else; the slow test has it.
+    compiled: list[Any] = []
+    names = {"main": "gpu", "sections": "_gpu_sections", "model": "_gpu_model", "report": "_gpu_report"}
+    found = SimpleNamespace(compiled=compiled, **{key: importlib.import_module(name) for key, name in names.items()})
+    monkeypatch.setattr(found.sections, "compile_blocks", lambda model, **options: compiled.append(model))
+    return found
+
+
+def measured(benchmark: SimpleNamespace, section: str, seconds: float = 300) -> list[Any]:
+    rows: list[Any] = []
+    benchmark.sections.run(section, benchmark.model.TINY, seconds, rows.append)
+    return rows
+
+
+@pytest.mark.parametrize(
+    "section", ["sampling", "finetune-1024", "fit", pytest.param("convert", marks=pytest.mark.slow)]
+)
+def test_every_section_measures(section: str, gpu_benchmark: SimpleNamespace) -> None:
+    rows = measured(gpu_benchmark, section)
+    assert len(rows) >= 2
+    assert all(row.section == section and row.ms for row in rows), [row.note for row in rows]
+    json.dumps([asdict(row) for row in rows])
+    ratios = [row for row in rows if row.ratio is not None]
+    assert ratios
+    assert len(gpu_benchmark.compiled) == {"sampling": 2, "finetune-1024": 2}.get(section, 0)
+    if section == "finetune-1024":
+        assert len(ratios) == 4, "with and without checkpointing and compilation"
+        assert all(row.met == (row.ratio <= 1.02) and row.tflops > 0 and row.images_per_second > 0 for row in ratios)
+    if section == "sampling":
+        assert [row.what.rpartition(", ")[2] for row in ratios] == ["eager: pixel twin", "compiled: pixel twin"]
+
+
+def test_operations_are_those_of_the_products(gpu_benchmark: SimpleNamespace) -> None:
+    """klein 4B at 1024: near 6 N D, and no pass without work; twice a forward's attention in the backward."""
+    found = gpu_benchmark.model.count_flops(gpu_benchmark.model.Scale(), 1024)
+    tokens, hidden, blocks = 64 * 64 + 512, 3072, 25
+    attention = 4 * tokens**2 * hidden * blocks
+    assert found.tokens == tokens
+    assert found.latent == found.reference < found.student < 1.05 * found.latent
+    assert 0.9 < found.step / found.rule < 1.1
+    assert attention < found.latent
+    # Text and image have their own weights in double blocks, so that the rule counts too many products.
+    assert 0.7 * found.rule / 3 < found.latent - attention < found.rule / 3
+    assert found.backward > found.latent - attention + 2 * attention
+
+
+def test_the_batch_is_halved_where_memory_ends(gpu_benchmark: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    steps = gpu_benchmark.sections._steps
+
+    def full(scale: Any, side: int, batch: int, *more: Any) -> Any:
+        tried.append(batch)
+        if batch > 1:
+            raise torch.cuda.OutOfMemoryError("full")
+        return steps(scale, side, batch, *more)
+
+    monkeypatch.setattr(gpu_benchmark.sections, "_steps", full)
+    rows = [row for row in measured(gpu_benchmark, "finetune-512") if row.ratio is not None]
+    assert tried == [2, 1] * 4
+    assert all("batch 1" in row.note for row in rows)
+
+
+def test_what_goes_wrong_is_a_row_and_what_has_no_time_is_left_out(
+    gpu_benchmark: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("CUDA error:\nunspecified launch failure")
+
+    monkeypatch.setattr(gpu_benchmark.sections, "_steps", broken)
+    rows = measured(gpu_benchmark, "finetune-512")
+    assert [row.note for row in rows] == ["RuntimeError: CUDA error: unspecified launch failure"] * 4
+    assert [row.note for row in measured(gpu_benchmark, "finetune-512", seconds=-1)] == ["left out: no time"] * 4
+    table = gpu_benchmark.report.table(rows).splitlines()
+    assert len({len(line) for line in table}) == 1
+    assert len(table) == 6
+
+
+def test_a_section_that_takes_too_long_ends_and_the_next_ones_follow(
+    gpu_benchmark: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "gpu.py"
+    script.write_text(
+        "import sys, time\n"
+        "name, rows = sys.argv[2], sys.argv[4]\n"
+        'open(rows, "a").write(\'{"section": "%s", "what": "first", "ms": 1.0}\\n\' % name)\n'
+        "time.sleep(60) if name == 'fit' else sys.exit('broken' if name == 'convert' else 0)\n"
+    )
+    monkeypatch.setattr(gpu_benchmark.main, "__file__", str(script))
+    gpu_benchmark.main.measure(["fit", "sampling", "convert"], 6.0, True, tmp_path / "gpu.json")
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    found = [(row["section"], row["what"], row["note"]) for row in record["rows"]]
+    assert found == [
+        ("fit", "first", ""),
+        ("fit", "the rest", f"not done within {6 * 35 / 165:.0f} s"),
+        ("sampling", "first", ""),
+        ("convert", "first", ""),
+        ("convert", "the rest", "exit code 1: broken"),
+    ]
+    assert record["machine"]["torch"] == torch.__version__
+    assert "exit code 1: broken" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_whole_command_runs_tiny(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--seconds", "900"]
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "gpu.json")], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    wrong = [row for row in record["rows"] if row["ms"] is None or (row["goal"] == "passes" and row["met"] is False)]
+    assert not wrong
+    assert {row["section"] for row in record["rows"]} == {
+        "tests", "sampling", "finetune-1024", "finetune-512", "fit", "convert"
+    }  # fmt: skip
+    assert "| section" in done.stdout
