@@ -68,6 +68,24 @@ def load(source: CaptionedSource, picture: Picture) -> Tensor:
     return source.image(picture.index, picture.size)
 
 
+def check_captions(source: CaptionedSource, pictures: Sequence[Picture]) -> None:
+    """Raise unless some image of a source has a caption, or nothing there looks as if it held one.
+
+    Args:
+        source: of the pictures.
+        pictures: those of its images that are used.
+
+    Raises:
+        UsageError: naming what looks like captions.
+    """
+    passed_over = "; ".join(text.summary() for text in source.texts if text.lost)
+    if passed_over and not any(picture.caption for picture in pictures) and not source.has_captions():
+        raise UsageError(
+            f"{source.name}: no image has a caption, though there is what looks like captions: {passed_over}; put each "
+            "into a .txt file of its image's name or into metadata.jsonl, or move these files away to train without"
+        )
+
+
 @dataclass
 class Filling:
     """One pass over the sources.
@@ -79,7 +97,7 @@ class Filling:
         observer: hears of it.
 
     Attributes:
-        tally: of the images; what is used is counted by :meth:`encode`.
+        tally: of the images that cannot be used; see :meth:`images` for the whole account.
         reasons: by source number, why the last one could not be used.
     """
 
@@ -143,7 +161,6 @@ class Filling:
                     picture.size = size
                 broken = self._decode([p for p in pictures if _is_new(p, latents)], latents, make_encoder)
                 if not broken:
-                    self.tally.use(len(pictures))
                     return pictures
                 pictures = [picture for picture in pictures if (picture.source, picture.index) not in broken]
         finally:
@@ -151,6 +168,18 @@ class Filling:
             if latents is not None:
                 latents.flush()
             self.table.save()
+
+    def images(self, pictures: Sequence[Picture]) -> Tally:
+        """The account of the sources' images.
+
+        Args:
+            pictures: those that are used.
+        """
+        total = sum((source.tally for source in self.sources), self.tally + Tally(self.tally.what))
+        total.use(len(pictures))
+        for picture in pictures:
+            total.remark(self.sources[picture.source].label(picture.index), picture.facts.remark)
+        return total
 
     def embed(self, prompts: list[str], embeddings: TensorCache, make_encoder: Callable[[], PromptEncoder]) -> None:
         """Cache the embeddings of prompts, the empty one among them.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from liftkit.data.buckets import bucket_sizes, square
 from liftkit.data.cache import FactsTable, TensorCache
-from liftkit.data.filling import Filling, ImageEncoder, Picture, PromptEncoder, load, prompt_key
+from liftkit.data.filling import Filling, ImageEncoder, Picture, PromptEncoder, check_captions, load, prompt_key
 from liftkit.data.images import ahead
 from liftkit.data.order import DROPOUT, Order, chances
 from liftkit.data.pictures import PictureError
@@ -170,9 +170,7 @@ class TrainingData:
         for picture in pictures:
             groups.setdefault(picture.size, {}).setdefault(picture.source, []).append(picture.index)
         self._order = Order(groups, self.weights, self.batch_size, self.seed)
-        self.tally = sum((source.tally for source in self.sources), filling.tally)
-        for picture in pictures:
-            self.tally.remark(self.sources[picture.source].label(picture.index), picture.facts.remark)
+        self.tally = filling.images(pictures)
         self.digest = self._digest()
         return self.tally
 
@@ -246,7 +244,10 @@ class TrainingData:
             own = [picture for picture in pictures if picture.source == number]
             if not own:
                 raise UsageError(f"{source.name}: none of its {len(source)} images can be read ({reasons[number]})")
-            self._check_captions(source, own, observer)
+            check_captions(source, own)
+            silent = sum(not picture.caption for picture in own)
+            if silent:
+                observer.note(f"{source.name}: {silent} of {len(own)} images have no caption")
             small = sum(p.facts.height < p.size[0] or p.facts.width < p.size[1] for p in own)
             if small:
                 observer.note(
@@ -263,20 +264,6 @@ class TrainingData:
             self.tally.leave_out(name, reason)
             self.tally.use(-1)
             self.lost.append((name, reason))
-
-    @staticmethod
-    def _check_captions(source: CaptionedSource, own: list[Picture], observer: Observer) -> None:
-        """Raise unless some image of a source has a caption, or nothing there looks as if it held one."""
-        silent = sum(not picture.caption for picture in own)
-        if not silent:
-            return
-        passed_over = "; ".join(text.summary() for text in source.texts if text.lost)
-        if silent == len(own) and passed_over and not source.has_captions():
-            raise UsageError(
-                f"{source.name}: no image has a caption, though there is what looks like captions: {passed_over}; put each "
-                "into a .txt file of its image's name or into metadata.jsonl, or move these files away to train without"
-            )
-        observer.note(f"{source.name}: {silent} of {len(own)} images have no caption")
 
     def _rows(self, step: int, rows: range) -> list[_Row]:
         return [self._row(step, row) for row in rows]

@@ -13,7 +13,7 @@ import torch
 
 from liftkit.checkpoint.folder import tree_size
 from liftkit.data.cache import FactsTable
-from liftkit.data.filling import Filling
+from liftkit.data.filling import Filling, check_captions
 from liftkit.data.training import Batch, TrainingData
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import load_vae
@@ -25,6 +25,7 @@ from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Trainer
 from liftkit.progress import Observer, Silent
+from liftkit.tally import Tally, combined
 
 DECODED = 1000
 """Images up to which a dry run decodes them all, to find those that are broken inside."""
@@ -77,7 +78,8 @@ def _missing(recipe: Recipe, trainee: Trainee) -> str:
 
 def _images(data: TrainingData, held_out: TrainingData | None, scratch: Path, observer: Observer) -> tuple[Rows, int]:
     """What the sources hold, and how many images can be trained on."""
-    found, pictures, lost = 0, 0, []
+    found, pictures = 0, 0
+    tallies: list[Tally] = []
     rows: Rows = []
     own = 0
     for part in (data, *([held_out] if held_out else [])):
@@ -87,7 +89,9 @@ def _images(data: TrainingData, held_out: TrainingData | None, scratch: Path, ob
             usable = filling.encode(usable, part.sizes, part.batch_size, None, None)
         found += sum(len(source) for source in part.sources)
         pictures += len(usable)
-        lost += filling.skipped.unreadable
+        tallies += [filling.images(usable), *(text for source in part.sources for text in source.texts)]
+        for number, source in enumerate(part.sources):
+            check_captions(source, [picture for picture in usable if picture.source == number])
         if part is data:
             own = len(usable)
             silent = sum(not picture.caption for picture in usable)
@@ -97,8 +101,8 @@ def _images(data: TrainingData, held_out: TrainingData | None, scratch: Path, ob
                 raise UsageError(f"{data.sources[0].name}: none of its {found} images can be read")
     names = ", ".join(dict.fromkeys(source.name for source in data.sources))
     rows.append(("found", f"{found} in {names}: {own} to train on, {pictures - own} held out for validation"))
-    more = " ..." if len(lost) > 3 else ""
-    rows.append(("left out", f"{len(lost)} unreadable ({', '.join(lost[:3])}{more})" if lost else "none"))
+    summaries = [summary for tally in combined(tallies) if (summary := tally.summary())]
+    rows += [("left out", summary) for summary in summaries] or [("left out", "none")]
     rows.append(("captions", f"{own - silent} with one, {silent} without (trained with the empty prompt)"))
     rows.append(("enlarged", f"{small} are smaller than they are trained at" if small else "none"))
     shapes = [f"{width} x {height}" for (height, width), _ in sizes.most_common(3)]
