@@ -175,6 +175,19 @@ def check_numbers(where: Path, tensors: Mapping[str, Tensor]) -> None:
             raise UsageError(f"{where}: tensor {name!r} holds NaN or infinite numbers; fetch the file again")
 
 
+def compact(value: Tensor, stored: torch.dtype) -> Tensor:
+    """A learned tensor as an adapter holds it, for a base that is stored in a dtype.
+
+    Beside half precision it is float16 where its numbers allow that: eleven bits where bfloat16 has eight, for the same bytes.
+    Where they do not (too large, or so small that more than a part in a thousand of the norm would be lost) it is float32.
+    """
+    if stored not in (torch.bfloat16, torch.float16):
+        return value.to(stored)
+    half = value.to(torch.float16)
+    lost = (half.double() - value.double()).norm()
+    return half if bool(half.isfinite().all()) and bool(lost <= 1e-3 * value.double().norm()) else value.float()
+
+
 def is_adapter(folder: str | Path) -> bool:
     """Whether this is a folder of ours that holds an adapter."""
     return _record(Path(folder).expanduser()) is not None
@@ -203,6 +216,12 @@ def load_pixel_pipeline(base: Any, adapter: Adapter) -> Any:
     if lift is not None and needs_lift:
         base.register_modules(transformer=transformer)
         lift_surroundings(base, lift)
+    sampling = adapter.provenance.get("sampling")
+    if lift is not None and isinstance(sampling, dict):
+        from liftkit.models import scheduler
+
+        config = scheduler.authors_config(sampling, lift.scale, lift.patch_size, lift.color)
+        base.register_modules(scheduler=getattr(scheduler, config["_class_name"]).from_config(config))
     return base
 
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from liftkit.adapter import Adapter, load_pixel_pipeline
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.errors import UsageError
+from liftkit.formats.generations import check_needs
 from liftkit.guidance import Guidance
 from liftkit.models import load
 from liftkit.models.flow import FlowModel, open_flow
+from liftkit.models.registry import architecture
 from liftkit.progress import Observer
 
 
@@ -64,6 +66,7 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     pipeline = pipeline.to(device)
     if adapter is not None:
+        check_needs(adapter, folder)
         pipeline = load_pixel_pipeline(pipeline, adapter)
     return Loaded(pipeline, folder.image_size(), folder.text_length())
 
@@ -93,6 +96,7 @@ def sample(
     width: int | None = None,
     steps: int | None = None,
     guidance: Guidance = Guidance(),
+    negative: str | None = None,
     batch_size: int = 8,
     advance: Any = lambda amount: None,
     **more: Any,
@@ -106,6 +110,7 @@ def sample(
         height, width: in pixels; the autoencoder's own size if left out.
         steps: the pipeline's own default if left out.
         guidance: the pipeline's own scale at all steps if left out.
+        negative: what guidance leads away from; the empty prompt if left out.
         advance: told the images done.
         more: further arguments of the pipeline.
 
@@ -122,6 +127,7 @@ def sample(
     images = []
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
+        against = {} if negative is None else _negative(model, negative, len(prompts[part]))
         with guidance.applied(pipeline):
             output = pipeline(
                 prompt=prompts[part],
@@ -130,11 +136,49 @@ def sample(
                 latents=flow.pipeline_state(noise[part].to(pipeline.device)),
                 output_type="pt",
                 **arguments,
+                **against,
                 **more,
             )
         images.append(output.images.float().cpu() * 2.0 - 1.0)
         advance(len(images[-1]))
     return torch.cat(images)
+
+
+def _negative(model: Loaded, text: str, count: int) -> dict[str, Any]:
+    """The arguments of a stock pipeline that say what not to paint.
+
+    Raises:
+        UsageError: if it takes none.
+    """
+    pipeline = model.pipeline
+    known = inspect.signature(pipeline.__call__).parameters
+    if "negative_prompt" in known:
+        return {"negative_prompt": [text] * count}
+    if "negative_prompt_embeds" not in known or pipeline.config.get("is_distilled") not in (None, False):
+        raise UsageError(f"--negative: {type(pipeline).__name__} takes no negative prompt; leave it out")
+    spec = architecture(type(pipeline.transformer).__name__)
+    found = spec.prompts(pipeline, [text] * count, model.text_length)
+    return {"negative_prompt_embeds": found["encoder_hidden_states"]}
+
+
+def set_noise(model: Loaded, shift: float | None, clamp: bool | None) -> None:
+    """Give a pipeline's scheduler another shift, and let it clamp the denoised estimate or not; None leaves it as it is.
+
+    Raises:
+        UsageError: if its scheduler has no shift, or a clamp is asked of a latent model.
+    """
+    from liftkit.models.scheduler import LiftedScheduleMixin, with_clamp, with_shift
+
+    pipeline = model.pipeline
+    if shift is not None:
+        pipeline.scheduler = with_shift(pipeline.scheduler, shift)
+    if clamp is None:
+        return
+    if not isinstance(pipeline.scheduler, LiftedScheduleMixin):
+        if clamp:
+            raise UsageError("--clamp: the model paints latents, which have no colors to clamp; leave it out")
+        return
+    pipeline.scheduler = with_clamp(pipeline.scheduler, pipeline.vae.color.to_dict() if clamp else None)
 
 
 @torch.no_grad()

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 import liftkit
 from liftkit.adapter import LORA_A, LORA_B, Adapter
+from liftkit.conversion.audit import audit
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import fuse, keep, open_adapter
-from liftkit.formats.asymflow_adapter import write_asymflow_adapter
+from liftkit.formats.asymflow_adapter import COMFYUI, unknown_to_comfyui, write_asymflow_adapter
 from liftkit.formats.exporting import export_adapter
 from tests import tiny
 from tests.adapters import random_adapter
@@ -170,7 +171,7 @@ def test_there_and_back_is_the_same_bits(theirs: Path, klein: Path, tmp_path: Pa
 def test_our_alpha_goes_into_b(pixel: Path, tmp_path: Path) -> None:
     for alpha, exact in ((3.0, True), (6.0, True), (2.0, False)):
         ours = random_adapter(pixel, alpha)
-        write_asymflow_adapter(ours, tmp_path / "theirs", "# card\n", overwrite=True)
+        write_asymflow_adapter(ours, tmp_path / "theirs", "# card\n", {}, overwrite=True)
         back = open_adapter(tmp_path / "theirs")
         assert back.alpha == 3.0
         for module, (down, up) in ours.pairs.items():
@@ -262,15 +263,60 @@ def test_an_adapter_that_trained_less_takes_the_rest_from_its_base(pixel: Path, 
         assert all(torch.allclose(value, again[name], atol=1e-6) for name, value in applied.items())
 
 
-def test_a_basis_in_half_precision_is_put_right(theirs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", ["bfloat16", "bfloat16 in float32"])
+def test_a_basis_that_was_rounded_is_kept_as_it_is_stored(
+    width: str, theirs: Path, klein: Path, tmp_path: Path
+) -> None:
     theirs = Path(shutil.copytree(theirs, tmp_path / "theirs"))
     path = theirs / WEIGHTS
-    tensors = load_file(path)
-    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, path)
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(path).items()}
+    save_file({n: t.float() for n, t in tensors.items()} if "float32" in width else tensors, path)
     lift = open_adapter(theirs).lift
     assert lift is not None
-    assert lift.orthonormality() < 1e-6
-    assert torch.allclose(lift.basis, tensors["proj_buffer"], atol=2e-3)
+    assert 1e-4 < lift.orthonormality() < 1e-2
+    assert torch.equal(lift.basis, tensors["proj_buffer"].float())
+    assert audit(fuse(theirs, str(klein), tmp_path / "out").output).ok
+
+
+@pytest.mark.parametrize("form", ["basis_rank", "no config", "lone file", "prefixed"])
+def test_adapters_in_every_form_that_people_have(
+    form: str, theirs: Path, klein: Path, cli: Cli, tmp_path: Path
+) -> None:
+    source, tensors = tmp_path / "source", their_tensors()
+    if form == "prefixed":
+        tensors = {f"transformer.{name}": value for name, value in tensors.items()}
+    write_theirs(source, tensors, base_rank=..., basis_rank=tiny.RANK)
+    if form in ("no config", "lone file"):
+        (source / "config.json").unlink()
+    if form == "lone file":
+        source = (source / WEIGHTS).rename(tmp_path / "asymflux2_klein.safetensors")
+    found, expected = open_adapter(source), open_adapter(theirs)
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(tensor, expected.tensors[name]) for name, tensor in found.tensors.items())
+    code, _, err = cli("import", source, "--base", klein, "-o", tmp_path / "kept", "--keep-adapter")
+    assert code == 0, err
+
+
+def test_the_config_holds_the_base_s_own_numbers(theirs: Path, klein: Path, tmp_path: Path) -> None:
+    keep(theirs, str(klein), tmp_path / "kept")
+    export_adapter(str(tmp_path / "kept"), tmp_path / "out", "asymflow-adapter")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    base = Flux2Transformer2DModel.load_config(klein, subfolder="transformer")
+    sizes = ("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "joint_attention_dim",
+             "timestep_guidance_channels", "guidance_embeds", "mlp_ratio", "axes_dims_rope", "rope_theta", "eps")  # fmt: skip
+    assert {key: config[key] for key in sizes} == {key: base[key] for key in sizes}
+    stated = {"in_channels": 3, "num_timesteps": 1, "sigma_min": 1e-4, "patch_size": tiny.PATCH}
+    assert stated.items() <= config.items()
+    assert config["base_rank"] == config["basis_rank"] == tiny.RANK
+
+
+def test_modules_outside_of_those_that_comfyui_knows_are_named(theirs: Path) -> None:
+    adapter = open_adapter(theirs)
+    assert len(COMFYUI) == 58
+    assert unknown_to_comfyui(adapter) == []
+    more = {f"transformer_blocks.0.attn.to_q{half}": torch.zeros(2, 2) for half in (LORA_A, LORA_B)}
+    outside = Adapter({**adapter.tensors, **more}, None, adapter.lift, adapter.transformer, "", {})
+    assert unknown_to_comfyui(outside) == ["transformer_blocks.0.attn.to_q"]
 
 
 def test_it_must_be_whole_and_fit(theirs: Path, klein: Path, cli: Cli, tmp_path: Path) -> None:
@@ -281,14 +327,15 @@ def test_it_must_be_whole_and_fit(theirs: Path, klein: Path, cli: Cli, tmp_path:
         ({"scale_buffer": None}, {}, ("tensor 'scale_buffer' is missing",)),
         ({"norm_out.linear.weight": None}, {}, ("tensor 'norm_out.linear.weight' is missing",)),
         ({"norm_out.linear.weight": wide}, {}, ("'norm_out.linear.weight'", "expected (64, 32), found (3, 3)")),
-        ({"proj_buffer": tensors["proj_buffer"] * 1.01}, {}, ("'proj_buffer' is not orthonormal",)),
+        ({"proj_buffer": tensors["proj_buffer"] * 1.01}, {}, ("'proj_buffer'", "not orthonormal")),
         ({"scale_buffer": np.array(-1.0, "<f4")}, {}, ("scale must be a positive number",)),
         ({"transformer_blocks.0.attn.to_q.weight": wide}, {}, ("1 tensors are neither", "attn.to_q.weight")),
         ({f"{next(iter(LORA))}{LORA_B}": None}, {}, ("has no lora_B.weight beside it",)),
         ({f"x.y{LORA_A}": wide, f"x.y{LORA_B}": wide}, {}, ("'x.y.weight'", "none of that name", "right base")),
-        ({}, {"patch_size": 8}, ("'x_embedder.weight'", "expected (32, 192)")),
+        ({}, {"patch_size": 8}, ("patch_size: expected 4", "found 8")),
+        ({}, {"basis_rank": 8}, ("basis_rank: expected 16", "found 8")),
         ({}, number, ("base_rank", "found 'many'")),
-        ({}, {"base_rank": ...}, ("no adapter",)),
+        ({"scale_buffer": None, "proj_buffer": None}, {}, ("no adapter",)),
     ]
     for changes, config, expected in cases:
         broken = {name: value for name, value in {**tensors, **changes}.items() if value is not None}
@@ -302,7 +349,7 @@ def test_it_must_be_whole_and_fit(theirs: Path, klein: Path, cli: Cli, tmp_path:
 
 
 def test_another_color_or_class_is_not_exported(converted: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
-    failed(cli("export", converted["flux2"], "-o", tmp_path / "x", *THEIRS), "wrong colours", "--color oklab-paper")
+    failed(cli("export", converted["flux2"], "-o", tmp_path / "x", *THEIRS), "wrong colors", "--color oklab-paper")
     failed(cli("export", converted["sd3"], "-o", tmp_path / "x", *THEIRS), "AsymSD3Transformer2DModel")
     random_adapter(converted["sd3"]).save(tmp_path / "sd3", "# card\n")
     failed(cli("export", tmp_path / "sd3", "-o", tmp_path / "x", *THEIRS), "AsymSD3Transformer2DModel")

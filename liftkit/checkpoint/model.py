@@ -67,6 +67,11 @@ class ModelFolder:
         config = read_json(self.path / component / name)
         return {**config, "_class_name": self.class_of(component)}
 
+    def numbers(self, component: str) -> dict[str, Any]:
+        """What a component's config says of its size and working, without what diffusers and a conversion add to it."""
+        config = self.config(component)
+        return {key: value for key, value in config.items() if not key.startswith(("_", "lift_"))}
+
     def weights(self, component: str) -> Weights:
         """The checked weight files of a diffusers component.
 

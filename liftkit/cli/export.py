@@ -47,6 +47,7 @@ def export(
     Example: liftkit export runs/first/adapter --format asymflow-adapter -o klein-asymflow
     """
     from liftkit.checkpoint.folder import output_folder
+    from liftkit.formats.asymflow_adapter import unknown_to_comfyui
     from liftkit.formats.exporting import export_adapter
 
     check(push, public)
@@ -63,6 +64,15 @@ def export(
         ("tensors", f"{len(adapter.full)} in full, LoRA on {len(adapter.pairs)} modules, {console.size(size)}"),
         ("base", adapter.base),
     ]
+    if format_ is Format.asymflow_adapter:
+        unknown = unknown_to_comfyui(adapter)
+        if unknown:
+            console.note(
+                f"the strict ComfyUI port knows 58 LoRA modules, those of AsymFLUX.2 klein 9B; {len(unknown)} of the "
+                f"{len(adapter.pairs)} here are none of them, so that it refuses the file: {', '.join(unknown[:3])}"
+                f"{' and others' if len(unknown) > 3 else ''}"
+            )
+        console.result(unknown_to_comfyui=unknown)
     if done.residual is not None:
         rows.append(("left out", f"{done.residual:.1e} of a weight at most, by its norm"))
     console.table("Exported", [*rows, ("folder", str(output))])

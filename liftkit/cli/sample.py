@@ -42,6 +42,23 @@ def sample(
     adapter: Annotated[
         str | None, typer.Option(help="A folder of liftkit finetune with save: adapter, or of the AsymFlow authors.")
     ] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="What not to paint, for all images; the empty prompt else.")
+    ] = None,
+    shift: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="Shift of the noise levels, in the model's own space.", show_default="the scheduler's"
+        ),
+    ] = None,
+    clamp: Annotated[
+        bool | None,
+        typer.Option(
+            "--clamp/--no-clamp",
+            help="Keep the denoised estimate of a pixel model within the colors of sRGB at every step.",
+            show_default="the scheduler's",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
 ) -> None:
@@ -54,7 +71,7 @@ def sample(
     from liftkit.formats.adapters import open_adapter
     from liftkit.guidance import Guidance
     from liftkit.report.saving import held_output, save_images
-    from liftkit.sampling import check_size, load_pipeline
+    from liftkit.sampling import check_size, load_pipeline, set_noise
     from liftkit.sampling import sample as run
 
     console.quiet_libraries()
@@ -63,6 +80,7 @@ def sample(
     chosen, why = choose_device(device)
     model = find_model(folder)
     pipeline = load_pipeline(model, chosen, adapter=None if adapter is None else open_adapter(adapter))
+    set_noise(pipeline, shift, clamp)
     check_size(pipeline, height, width)
     prompts = [prompt[index % len(prompt)] for index in range(count)]
     with console.Bars().stage(f"sample: {model.index['_class_name']} on {chosen}", count, "images") as advance:
@@ -74,10 +92,14 @@ def sample(
             width=width,
             steps=steps,
             guidance=guided,
+            negative=negative,
             batch_size=batch_size,
             advance=advance,
         )
     settings = _settings(images, prompts, pipeline, model.name, seed, steps, guided, adapter)
+    chosen_too = {"negative": negative, "shift": shift, "clamp": clamp}
+    for each in settings:
+        each |= {key: value for key, value in chosen_too.items() if value is not None}
     written = save_images(images, output, settings, columns)
     seeds = [made["seed"] for made in settings]
     console.result(output=output, files=written, count=count, prompts=prompts, seeds=seeds, device=chosen)

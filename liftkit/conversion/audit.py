@@ -21,9 +21,9 @@ from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.checkpoint.source import list_files
 from liftkit.conversion.standin import deviations
 from liftkit.conversion.surgery import BASIS, check_lift, lifted_tensors
-from liftkit.conversion.verify import EXACT_TOLERANCE, STORED_TOLERANCE, check_copied, mismatch, stored_dtype
+from liftkit.conversion.verify import STORED_TOLERANCE, check_copied, exact_tolerance, mismatch, stored_dtype
 from liftkit.errors import LiftkitError, UsageError
-from liftkit.lift import Lift
+from liftkit.lift import Lift, orthonormal_to
 from liftkit.models.load import cannot_load, limits
 from liftkit.models.registry import architecture, is_lifted, lifted_class
 from liftkit.models.spec import Architecture
@@ -32,7 +32,7 @@ from liftkit.progress import Observer, Silent
 # What git and the Hub's client put into a folder.
 FOREIGN = (".git", ".gitattributes", ".gitignore", ".cache")
 # Another machine adds the terms of a product in another order.
-SLACK, ORTHONORMAL, STEPS = 2.0**-44, 1e-4, 8
+SLACK, STEPS = 2.0**-44, 8
 
 
 @dataclass
@@ -178,8 +178,9 @@ class _Auditor:
         wide = basis.double()
         error = (wide.T @ wide - torch.eye(wide.shape[1], dtype=torch.float64)).abs().max().item()
         check.detail = f"max |A^T A - I| = {lift.orthonormality():.1e} in the lift, {error:.1e} in the transformer"
-        if not error < ORTHONORMAL:
-            check.problems.append(f"transformer: {BASIS} is not orthonormal: {error:.1e}, allowed {ORTHONORMAL:.0e}")
+        allowed = orthonormal_to(basis)
+        if not error < allowed:
+            check.problems.append(f"transformer: {BASIS} is not orthonormal: {error:.1e}, allowed {allowed:.0e}")
 
     def _lift(self, check: Check) -> None:
         """Stored projections against source times lift, and what they do in a run; numbers of configs."""
@@ -211,8 +212,8 @@ class _Auditor:
         exact, as_stored = deviations(spec, lift, config, original, stored.read, STEPS, 0)
         dtype = stored_dtype(stored, f"{spec.outputs[0].path}.weight")
         for value, allowed, what in (
-            (exact, EXACT_TOLERANCE, "in full precision"),
-            (as_stored, STORED_TOLERANCE.get(dtype, EXACT_TOLERANCE), "as stored"),
+            (exact, exact_tolerance(lift), "in full precision"),
+            (as_stored, max(STORED_TOLERANCE.get(dtype, 0.0), exact_tolerance(lift)), "as stored"),
         ):
             if not value <= allowed:
                 check.problems.append(

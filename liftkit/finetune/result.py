@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from liftkit.adapter import LORA_A, LORA_B, Adapter
+from liftkit.adapter import LORA_A, LORA_B, Adapter, compact
 from liftkit.checkpoint.card import LICENCE, front_matter, plain_name, source_header
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
@@ -22,7 +22,7 @@ from liftkit.progress import Observer
 
 
 def learned_adapter(recipe: Recipe, trainee: Trainee, values: dict[str, Tensor], steps: int) -> Adapter:
-    """What was learned, in the format of :mod:`liftkit.adapter`, rounded once to the dtype that the base is stored in.
+    """What was learned, in the format of :mod:`liftkit.adapter`, rounded once: see :func:`liftkit.adapter.compact`.
 
     Args:
         values: of the parameters that learn (their running mean), by name in the transformer under training.
@@ -34,7 +34,7 @@ def learned_adapter(recipe: Recipe, trainee: Trainee, values: dict[str, Tensor],
         key = _stored_name(name)
         weight = key.replace(LORA_A, ".weight").replace(LORA_B, ".weight")
         stored = weights.read(weight)
-        tensors[key] = value.to(stored.dtype if stored is not None else value.dtype).contiguous()
+        tensors[key] = compact(value, value.dtype if stored is None else stored.dtype).contiguous()
     record = base_record(trainee.folder)
     return Adapter(
         tensors=tensors,
@@ -46,6 +46,8 @@ def learned_adapter(recipe: Recipe, trainee: Trainee, values: dict[str, Tensor],
             "steps": steps,
             "recipe": plain_recipe(recipe),
             "versions": versions(),
+            "config": trainee.folder.numbers("transformer"),
+            **sampling_of(trainee.folder),
             # What the folder had been through before, stage by stage.
             **({"after": record["finetune"]} if "finetune" in record else {}),
         },
@@ -61,6 +63,18 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
         source |= {"path": Path(source["path"]).name} if "path" in source else {}
         source |= {"urls": [Path(url).name for url in source["urls"]]} if "urls" in source else {}
     return plain
+
+
+def sampling_of(folder: ModelFolder) -> dict[str, Any]:
+    """How a folder is sampled, where its scheduler has a grid of its own: it goes on with the adapter."""
+    if folder.class_of("scheduler") is None:
+        return {}
+    config = folder.config("scheduler")
+    if config.get("pixel_shift") is None:
+        return {}
+    solver = str(folder.class_of("scheduler")).removeprefix("Asym")
+    choices = {"shift": config["pixel_shift"], "shift_side": config.get("pixel_shift_side")}
+    return {"sampling": {"solver": solver, **choices, "clamp": config.get("clamp") is not None}}
 
 
 def base_record(folder: ModelFolder) -> dict[str, Any]:

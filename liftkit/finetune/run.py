@@ -24,6 +24,7 @@ from liftkit.finetune.resume import Resumption, check_model, find_resumption, mo
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Outcome, Trainer
+from liftkit.formats.generations import for_latent_base
 from liftkit.models.latents import LatentSpace
 from liftkit.progress import Observer, Silent
 from liftkit.tally import Tally
@@ -252,6 +253,7 @@ def _write_result(trainer: Trainer, folder: RunFolder, observer: Observer) -> Pa
     if trainer.accelerator.is_main_process:
         adapter = learned_adapter(recipe, trainee, values, trainer.step)
         if recipe.save == "adapter":
+            adapter = for_latent_base(adapter, trainee.folder)
             adapter.save(target, card(adapter, trainee.folder, "adapter"), overwrite=True)
         else:
             write_model(adapter, trainee.folder, target, observer)

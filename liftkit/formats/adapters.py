@@ -19,6 +19,7 @@ from liftkit.conversion.plan import ConvertOptions, check_apart
 from liftkit.errors import UsageError
 from liftkit.formats.asymflow_adapter import is_asymflow_adapter, read_asymflow_adapter
 from liftkit.formats.card import adapter_card, fused_card
+from liftkit.formats.generations import check_needs
 from liftkit.formats.merging import tensor_shapes, write_merged
 from liftkit.models.registry import architecture
 from liftkit.progress import Observer, Silent
@@ -30,39 +31,42 @@ if TYPE_CHECKING:
 
 
 def open_adapter(source: str | Path) -> Adapter:
-    """An adapter folder of ours or in the authors' format.
+    """An adapter of ours or in the authors' format.
 
     Args:
-        source: a folder, or ``organisation/name`` on the Hub, of which a folder follows after another slash.
+        source: a folder, a file in the authors' format, or ``organisation/name`` on the Hub, of which a folder or a file
+            follows after another slash.
 
     Raises:
         UsageError: if it is neither.
     """
-    folder = adapter_folder(source)
-    if is_adapter(folder):
+    folder = adapter_path(source)
+    if folder.is_dir() and is_adapter(folder):
         return Adapter.load(folder)
     if is_asymflow_adapter(folder):
         return read_asymflow_adapter(folder)
     if lora_folder(folder):
         raise UsageError(f"{source}: no adapter of liftkit's: it holds a LoRA; {lora_advice(str(source))}")
     raise UsageError(
-        f"{source}: no adapter: neither {RECORD} of liftkit's nor config.json with _class_name AsymFlux2Transformer2DModel "
-        "and base_rank; liftkit finetune with save: adapter makes one"
+        f"{source}: no adapter: neither {RECORD} of liftkit's nor a .safetensors file with the tensors proj_buffer and "
+        "scale_buffer of the AsymFlow authors; liftkit finetune with save: adapter makes one"
     )
 
 
-def adapter_folder(source: str | Path) -> Path:
-    """The folder of an adapter, fetched where it is on the Hub.
+def adapter_path(source: str | Path) -> Path:
+    """The folder or the file of an adapter, fetched where it is on the Hub.
 
     Raises:
         UsageError: if there is none.
     """
     path = Path(os.path.expanduser(source))
-    if path.is_dir():
+    if path.is_dir() or is_asymflow_adapter(path):
         return path
     repository, inner = "/".join(str(source).split("/")[:2]), "/".join(str(source).split("/")[2:])
     if path.exists() or not is_hub_id(repository) or ".." in inner.split("/"):
         raise UsageError(f"{source}: no adapter folder: {misplaced(str(source))}")
+    if inner.endswith(".safetensors"):
+        return fetch(repository, [inner]) / inner
     start = f"{inner}/" if inner else ""
     return fetch(repository, [f"{start}*.{ending}" for ending in ("json", "safetensors", "md")]) / inner
 
@@ -153,9 +157,23 @@ def fuse(
         write_merged(adapter, start, building, observer, move=needs_lift)
         if needs_lift:
             shutil.rmtree(start.path)
-        write_text(building / "README.md", fused_card(adapter, [adapter_folder(source), folder.path]))
+        _write_scheduler(adapter, building)
+        write_text(building / "README.md", fused_card(adapter, [adapter_path(source), folder.path]))
         write_text(building / RECORD, json.dumps({**record, "sha256": manifest(building)}, indent=2) + "\n")
     return Fused(output, adapter, proof)
+
+
+def _write_scheduler(adapter: Adapter, building: Path) -> None:
+    """The scheduler by which an adapter's authors sample, where the adapter says so, in the place of the base's."""
+    from liftkit.models.scheduler import authors_config
+
+    sampling, lift = adapter.provenance.get("sampling"), adapter.lift
+    if not isinstance(sampling, dict) or lift is None:
+        return
+    config = authors_config(sampling, lift.scale, lift.patch_size, lift.color)
+    write_text(building / "scheduler" / "scheduler_config.json", json.dumps(config, indent=2) + "\n")
+    index = {**read_json(building / "model_index.json"), "scheduler": ["diffusers", config["_class_name"]]}
+    write_text(building / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
 def keep(source: str | Path, base: str, output: Path, *, overwrite: bool = False) -> Adapter:
@@ -167,13 +185,14 @@ def keep(source: str | Path, base: str, output: Path, *, overwrite: bool = False
     folder = find_model(str(base))
     check_apart(output, {"the adapter": source, "--base": folder.path})
     adapter, _ = _fitting(open_adapter(source), folder)
-    adapter.save(output, adapter_card(adapter, [adapter_folder(source), folder.path]), overwrite=overwrite)
+    adapter.save(output, adapter_card(adapter, [adapter_path(source), folder.path]), overwrite=overwrite)
     return adapter
 
 
 def _fitting(adapter: Adapter, folder: ModelFolder) -> tuple[Adapter, bool]:
     """The adapter with the name of its base, and whether the base has to be lifted; checked by headers alone."""
     needs_lift = check_class(adapter, folder.class_of("transformer") or "no transformer")
+    check_needs(adapter, folder)
     shapes = tensor_shapes(folder.weights("transformer"))
     if needs_lift:
         from liftkit.conversion.subject import inspect_model
@@ -184,7 +203,8 @@ def _fitting(adapter: Adapter, folder: ModelFolder) -> tuple[Adapter, bool]:
         check_lift(subject.spec, subject.config, subject.factor, adapter.lift)
         shapes = _lifted_shapes(shapes, adapter)
     adapter.check(shapes)
-    return replace(adapter, base=base_name(folder)), needs_lift
+    provenance = {**adapter.provenance, "config": folder.numbers("transformer")}
+    return replace(adapter, base=base_name(folder), provenance=provenance), needs_lift
 
 
 def _lifted_shapes(shapes: dict[str, tuple[int, ...]], adapter: Adapter) -> dict[str, tuple[int, ...]]:

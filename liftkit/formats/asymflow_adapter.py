@@ -1,18 +1,25 @@
 """The adapter format of the paper's authors, in which AsymFLUX.2 is released.
 
-A folder of ``config.json`` (``_class_name``, ``patch_size`` P, ``base_rank`` r) and ``diffusion_pytorch_model.safetensors``:
+A folder of ``config.json`` and ``diffusion_pytorch_model.safetensors``, or the latter alone, as ComfyUI's users have it:
 
     x_embedder.weight (hidden, 3 P^2)    proj_out.weight (3 P^2, hidden)    norm_out.*
     proj_buffer (3 P^2, r) = A           scale_buffer = s
     <module>.lora_A.weight (R, in)       <module>.lora_B.weight (out, R)    alpha = R: W + B A
 
-Pixels of a patch are in (channel, row, column) order, in Oklab normalised by the paper's constants. Ours are folded
+Pixels of a patch are in (channel, row, column) order, in Oklab normalized by the paper's constants. Ours are folded
 (:func:`liftkit.tokens.token_order`), so that two tensors change the order of their columns or rows, and none its numbers.
+
+The tensors say all that is needed: P and r are in their shapes. The config is for the authors' loader, which builds the network
+from it: it holds the base transformer's own numbers (for those that it lacks, the loader takes FLUX.2 dev's), and the rank under
+the two names that it has had, ``base_rank`` until version 0.2.1 and ``basis_rank`` since.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,10 +31,11 @@ from torch import Tensor
 from liftkit.adapter import LORA_A, LORA_B, Adapter, check_numbers
 from liftkit.checkpoint.files import write_safetensors, write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
-from liftkit.checkpoint.model import STEM, read_json, read_weights
+from liftkit.checkpoint.header import read_header
+from liftkit.checkpoint.model import STEM, read_json
+from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.color import Oklab
 from liftkit.errors import UsageError
-from liftkit.formats.merging import read_known
 from liftkit.lift import Lift
 from liftkit.models.flux2 import FLUX2
 from liftkit.tokens import token_order
@@ -38,57 +46,97 @@ INPUT, OUTPUT = (f"{projection.path}.weight" for projection, _ in FLUX2.projecti
 NORM = "norm_out.linear.weight"
 BASIS, SCALE = "proj_buffer", "scale_buffer"
 FULL = (INPUT, OUTPUT, NORM)
-PREFIX = "transformer."
-# A basis that was rounded to half precision is off by this much; it is put right again.
-ORTHONORMAL, ROUNDED = 1e-4, 1e-2
+NUMBERS = (
+    "num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "joint_attention_dim",
+    "timestep_guidance_channels", "guidance_embeds", "mlp_ratio", "axes_dims_rope", "rope_theta", "eps",
+)  # fmt: skip
+"""What the config holds of the base's transformer."""
+COMFYUI = frozenset(
+    [
+        f"transformer_blocks.{n}.{part}.linear_{way}"
+        for n in range(8)
+        for part in ("ff", "ff_context")
+        for way in ("in", "out")
+    ]
+    + [f"single_transformer_blocks.{n}.attn.to_out" for n in range(24)]
+    + [f"time_guidance_embed.timestep_embedder.linear_{n}" for n in (1, 2)]
+)
+SAMPLING = {"solver": "UniPCMultistepScheduler", "shift": 17.0, "shift_side": 1024, "clamp": True}
+"""How the authors sample: UniPC, the shift 17 for 1024 x 1024 pixels and in proportion to the square root of their number, the
+denoised estimate clamped to the gamut at every step."""
 
 
-def is_asymflow_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter in the authors' format."""
+def is_asymflow_adapter(path: Path) -> bool:
+    """Whether a folder or a file holds an adapter in the authors' format: its two buffers tell."""
     try:
-        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        return _weight_file(path) is not None
     except UsageError:
         return False
-    return config.get("_class_name") == CLASS and "base_rank" in config
 
 
-def read_asymflow_adapter(folder: Path, base: str = "") -> Adapter:
+def read_asymflow_adapter(path: Path, base: str = "") -> Adapter:
     """An adapter in the authors' format as one of ours.
 
     Args:
-        folder: of ``config.json`` and weights.
+        path: a folder with its weights, or the file of the weights.
         base: name of the latent model that it is for.
 
     Returns:
-        Its numbers, in the dtypes they have; full precision for the basis.
+        Its numbers as they are stored, A too: the network was trained with that very A.
 
     Raises:
         UsageError: if a key is missing, unknown or of another shape, or the basis is not orthonormal.
     """
-    config = read_json(folder / "config.json")
-    patch, rank = (_number(folder, config, key) for key in ("patch_size", "base_rank"))
-    weights = read_weights(folder)
-    tensors = {name.removeprefix(PREFIX): read_known(weights, name) for name in weights.where}
-    _check_names(folder, tensors)
-    check_numbers(folder, tensors)
-    _check_shapes(folder, tensors, patch, rank)
-    lift = _lift(folder, tensors.pop(BASIS), tensors.pop(SCALE), patch)
+    file = _weight_file(path)
+    if file is None:
+        raise UsageError(f"{path}: no tensor {BASIS!r} or {SCALE!r}; is it an adapter of AsymFlow?")
+    header = read_header(file)
+    prefix = next(
+        name.removesuffix(buffer) for name in header.tensors for buffer in (BASIS, SCALE) if _is(name, buffer)
+    )
+    tensors = {name.removeprefix(prefix): read_tensor(header, name) for name in header.tensors}
+    config = file.parent / "config.json"
+    stated = read_json(config) if path.is_dir() and config.is_file() else {}
+    _check_names(path, tensors)
+    check_numbers(path, tensors)
+    _check_shapes(path, tensors, stated)
+    lift = _lift(path, tensors.pop(BASIS), tensors.pop(SCALE))
     order = _order(lift)
     tensors[INPUT] = tensors[INPUT][:, order].contiguous()
     tensors[OUTPUT] = tensors[OUTPUT][order].contiguous()
+    provenance = {"imported": {"format": NAME, "config": stated}, "sampling": SAMPLING}
     try:
-        return _same_alpha(Adapter(tensors, None, lift, CLASS, base, {"imported": {"format": NAME, "config": config}}))
+        return _same_alpha(Adapter(tensors, None, lift, CLASS, base, provenance))
     except UsageError as error:
-        raise UsageError(f"{folder}: {error}") from error
+        raise UsageError(f"{path}: {error}") from error
 
 
-def write_asymflow_adapter(adapter: Adapter, folder: Path, card: str, *, overwrite: bool = False) -> None:
+def _weight_file(path: Path) -> Path | None:
+    """The file with the two buffers: the one that is given, or the only one of a folder."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    found = [
+        file for file in files if any(_is(name, each) for name in read_header(file).tensors for each in (BASIS, SCALE))
+    ]
+    plain = [file for file in found if file.name == f"{STEM}.safetensors"]
+    if len(found) > 1 and not plain:
+        raise UsageError(f"{path}: several adapters ({', '.join(file.name for file in found)}); give the file of one")
+    return next(iter(plain or found), None)
+
+
+def _is(name: str, buffer: str) -> bool:
+    return name == buffer or name.endswith(f".{buffer}")
+
+
+def write_asymflow_adapter(
+    adapter: Adapter, folder: Path, card: str, base_config: Mapping[str, Any], *, overwrite: bool = False
+) -> None:
     """Write an adapter of ours in the authors' format; the folder appears whole or not at all.
 
     Args:
         adapter: see :func:`check_exportable`.
         folder: to make.
         card: its README.md.
+        base_config: of the base's transformer, latent or converted.
         overwrite: replace an adapter that was exported there before.
 
     Raises:
@@ -104,12 +152,7 @@ def write_asymflow_adapter(adapter: Adapter, folder: Path, card: str, *, overwri
         factor = adapter.factor(len(down))
         tensors[f"{module}{LORA_A}"] = down
         tensors[f"{module}{LORA_B}"] = up if factor == 1.0 else (factor * up.double()).to(up.dtype)
-    config = {
-        "_class_name": CLASS,
-        "_diffusers_version": version("diffusers"),
-        "patch_size": lift.patch_size,
-        "base_rank": lift.rank,
-    }
+    config = their_config(lift, base_config)
     with atomic_folder(folder, overwrite=overwrite) as building:
         write_text(building / "config.json", json.dumps(config, indent=2) + "\n")
         write_safetensors(building / f"{STEM}.safetensors", tensors, {"format": "pt"})
@@ -118,8 +161,40 @@ def write_asymflow_adapter(adapter: Adapter, folder: Path, card: str, *, overwri
         write_text(building / RECORD, json.dumps({**record, "sha256": manifest(building)}, indent=2) + "\n")
 
 
+def their_config(lift: Lift, base_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``config.json`` from which the authors' loader builds the network of an adapter.
+
+    Args:
+        lift: the adapter's.
+        base_config: of the base's transformer; what it leaves out is the stock class's default.
+
+    Raises:
+        UsageError: if it is not the config of a FLUX.2 transformer.
+    """
+    import diffusers
+
+    defaults = inspect.signature(diffusers.Flux2Transformer2DModel.__init__).parameters
+    numbers = {key: base_config.get(key, defaults[key].default) for key in NUMBERS}
+    return {
+        "_class_name": CLASS,
+        "_diffusers_version": version("diffusers"),
+        **numbers,
+        "patch_size": lift.patch_size,
+        "in_channels": 3,
+        "base_rank": lift.rank,
+        "basis_rank": lift.rank,
+        "num_timesteps": 1,
+        "sigma_min": 1e-4,
+    }
+
+
+def unknown_to_comfyui(adapter: Adapter) -> list[str]:
+    """LoRA targets that the strict of the ComfyUI ports refuses: it knows 58 modules by name, those of AsymFLUX.2 klein 9B."""
+    return [module for module in adapter.pairs if module not in COMFYUI]
+
+
 def check_exportable(adapter: Adapter) -> Lift:
-    """Whether the format has a place for everything in an adapter; its lift.
+    """The lift of an adapter; raise unless the format has a place for all that it holds.
 
     Raises:
         UsageError: naming what does not fit.
@@ -129,7 +204,7 @@ def check_exportable(adapter: Adapter) -> Lift:
         raise UsageError(f"--format {NAME}: it holds pixel adapters for {CLASS}, this one is for {adapter.transformer}")
     if lift.color != Oklab():
         raise UsageError(
-            f"--format {NAME}: it means {Oklab()}, this lift {lift.color}; their pipeline would paint wrong colours; "
+            f"--format {NAME}: it means {Oklab()}, this lift {lift.color}; their pipeline would paint wrong colors; "
             "convert with --color oklab-paper"
         )
     missing = [name for name in FULL if name not in adapter.full]
@@ -143,13 +218,6 @@ def check_exportable(adapter: Adapter) -> Lift:
             "with LoRA"
         )
     return lift
-
-
-def _number(folder: Path, config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UsageError(f"{folder / 'config.json'}: {key}: expected a positive number, found {value!r}")
-    return value
 
 
 def _check_names(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -169,32 +237,34 @@ def _check_names(folder: Path, tensors: dict[str, Tensor]) -> None:
         )
 
 
-def _check_shapes(folder: Path, tensors: dict[str, Tensor], patch: int, rank: int) -> None:
-    dim, hidden = 3 * patch**2, len(tensors[INPUT])
-    wanted = {INPUT: (hidden, dim), OUTPUT: (dim, hidden), NORM: (2 * hidden, hidden), BASIS: (dim, rank)}
+def _check_shapes(folder: Path, tensors: dict[str, Tensor], stated: Mapping[str, Any]) -> None:
+    """Raise unless all shapes follow from P, r and the hidden size, and the config says the same, where it says anything."""
+    hidden = len(tensors[INPUT])
+    dim, rank = tensors[BASIS].shape if tensors[BASIS].ndim == 2 else (0, 0)
+    patch = math.isqrt(dim // 3)
+    if dim < 3 or 3 * patch**2 != dim:
+        raise UsageError(
+            f"{folder}: tensor {BASIS!r}: expected (3 P^2, rank) for a patch of P x P pixels, found {tuple(tensors[BASIS].shape)}"
+        )
+    wanted = {INPUT: (hidden, dim), OUTPUT: (dim, hidden), NORM: (2 * hidden, hidden)}
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
             raise UsageError(f"{folder}: tensor {name!r}: expected {shape}, found {tuple(tensors[name].shape)}")
     if tensors[SCALE].numel() != 1:
         raise UsageError(f"{folder}: tensor {SCALE!r}: expected one number, found {tuple(tensors[SCALE].shape)}")
+    for key, value in {"patch_size": patch, "base_rank": rank, "basis_rank": rank}.items():
+        if stated.get(key, value) != value:
+            raise UsageError(
+                f"{folder / 'config.json'}: {key}: expected {value} by the tensors' shapes, found {stated[key]!r}"
+            )
 
 
-def _lift(folder: Path, buffer: Tensor, scale: Tensor, patch: int) -> Lift:
+def _lift(folder: Path, buffer: Tensor, scale: Tensor) -> Lift:
     basis = buffer if buffer.dtype == torch.float64 else buffer.float()
-    wide = basis.double()
-    error = (wide.T @ wide - torch.eye(wide.shape[1], dtype=torch.float64)).abs().max().item()
-    if buffer.dtype in (torch.bfloat16, torch.float16) and ORTHONORMAL < error < ROUNDED:
-        # The nearest orthonormal basis: the polar factor.
-        left, _, right = torch.linalg.svd(wide, full_matrices=False)
-        basis = (left @ right).float()
-    elif not error < ORTHONORMAL:
-        raise UsageError(
-            f"{folder}: tensor {BASIS!r} is not orthonormal: max |A^T A - I| = {error:.1e}, allowed {ORTHONORMAL:.0e}"
-        )
     try:
-        return Lift(basis, scale.double().item(), patch, FLUX2.latent_patch({}), Oklab())
-    except ValueError as error_:
-        raise UsageError(f"{folder}: {error_}") from error_
+        return Lift(basis, scale.double().item(), math.isqrt(len(basis) // 3), FLUX2.latent_patch({}), Oklab())
+    except ValueError as error:
+        raise UsageError(f"{folder}: tensors {BASIS!r} and {SCALE!r}: {error}") from error
 
 
 def _order(lift: Lift) -> Tensor:

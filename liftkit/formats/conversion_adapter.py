@@ -14,7 +14,7 @@ from liftkit.conversion.plan import Plan
 from liftkit.conversion.standin import deviations
 from liftkit.conversion.surgery import BASIS, lifted_tensors
 from liftkit.conversion.tied import GRID
-from liftkit.conversion.verify import EXACT_TOLERANCE, STORED_TOLERANCE, Proof
+from liftkit.conversion.verify import STORED_TOLERANCE, Proof, exact_tolerance
 from liftkit.errors import ProofError
 from liftkit.formats.card import adapter_card
 from liftkit.formats.exporting import held_in_full
@@ -48,7 +48,12 @@ def save_adapter(plan: Plan, lift: Lift, provenance: dict[str, Any], observer: O
     proof = _prove(plan, lift, stored, observer)
     check_unchanged(plan.sources)
     kept = {name: tensor for name, tensor in stored.items() if name != BASIS}
-    record = {**provenance, "versions": versions(), "proof": proof.to_dict()}
+    record = {
+        **provenance,
+        "versions": versions(),
+        "config": plan.model.numbers("transformer"),
+        "proof": proof.to_dict(),
+    }
     adapter = Adapter(kept, None, lift, spec.lifted_name, plan.model.name, record)
     adapter.save(plan.output, adapter_card(adapter, [plan.model.path]), overwrite=options.overwrite)
     return proof
@@ -59,7 +64,8 @@ def _prove(plan: Plan, lift: Lift, stored: dict[str, Tensor], observer: Observer
     with observer.stage("prove: the projections", 3 * steps, "steps") as advance:
         exact, as_stored = deviations(spec, lift, plan.config, read, stored.get, steps, plan.options.seed, advance)
     dtype = stored[f"{spec.outputs[0].path}.weight"].dtype
-    for value, allowed in ((exact, EXACT_TOLERANCE), (as_stored, STORED_TOLERANCE.get(dtype, EXACT_TOLERANCE))):
+    exactly = exact_tolerance(lift)
+    for value, allowed in ((exact, exactly), (as_stored, max(STORED_TOLERANCE.get(dtype, 0.0), exactly))):
         if not value <= allowed:
             raise ProofError(f"the proof failed: the projections deviate by {value:.2e}, allowed {allowed:.0e}")
     return Proof(exact, as_stored, steps, GRID, str(dtype).removeprefix("torch."), "projections")

@@ -17,7 +17,7 @@ from liftkit.conversion.plan import check_apart
 from liftkit.conversion.surgery import BASIS, lifted_tensors
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import base_name
-from liftkit.formats.asymflow_adapter import write_asymflow_adapter
+from liftkit.formats.asymflow_adapter import check_exportable, write_asymflow_adapter
 from liftkit.formats.card import adapter_card, exported_card
 from liftkit.formats.merging import read_known, tensor_shapes
 from liftkit.lift import Lift
@@ -76,14 +76,22 @@ def export_adapter(
     residual, sources = None, [Path(folder).expanduser()]
     if is_adapter(folder):
         adapter = _complete(Adapter.load(folder), base)
+        numbers = find_model(base).config("transformer") if base else adapter.provenance.get("config")
     else:
         found = find_model(str(folder))
         adapter, residual = _extract(found, base, rank, observer or Silent())
         sources = [found.path]
+        numbers = found.config("transformer")
     if format_ == "adapter":
         adapter.save(output, adapter_card(adapter, sources), overwrite=overwrite)
     else:
-        write_asymflow_adapter(adapter, output, exported_card(adapter, sources), overwrite=overwrite)
+        check_exportable(adapter)
+        if numbers is None:
+            raise UsageError(
+                f"{folder}: it does not say how large its base is, which the authors' loader needs; give --base, the model that "
+                "it is for"
+            )
+        write_asymflow_adapter(adapter, output, exported_card(adapter, sources), numbers, overwrite=overwrite)
     return Exported(output, adapter, residual)
 
 

@@ -35,6 +35,8 @@ def kind_of(source: str) -> Kind:
         if not is_hub_id("/".join(source.split("/")[:2])) or path.suffix in (".safetensors", ".sft"):
             raise UsageError(f"{source}: {misplaced(source)}")
         return "adapter"
+    if is_asymflow_adapter(path):
+        return "adapter"
     header = read_header(path)
     if not kinds_of_change(header.tensors):
         own_tensors(header)

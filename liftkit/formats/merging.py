@@ -12,6 +12,8 @@ from liftkit.adapter import LIFT, Adapter, check_same_lift
 from liftkit.checkpoint.folder import RECORD, copy_tree
 from liftkit.checkpoint.model import ModelFolder, Weights
 from liftkit.checkpoint.rewrite import rewrite_file
+from liftkit.conversion.surgery import BASIS
+from liftkit.formats.generations import MERGED, history_of
 from liftkit.lift import Lift
 from liftkit.progress import Observer
 
@@ -38,13 +40,17 @@ def write_merged(
         there = Lift.load(folder.path / LIFT)
         check_same_lift(adapter.lift, adapter.lift.basis.to(there.basis), there.basis, there.scale)
     for path in sorted(folder.path.iterdir()):
-        if path.name not in ("transformer", RECORD, "README.md"):
+        if path.name not in ("transformer", RECORD, "README.md", MERGED):
             bring(path, building / path.name)
     target = building / "transformer"
     target.mkdir()
     for path in sorted((folder.path / "transformer").iterdir()):
         if path.name not in weights.headers:
             bring(path, target / path.name)
+    history = history_of(folder)
+    # Where every weight learned, there is no smaller account of what was learned than the weights themselves.
+    if history is not None and set(adapter.full) != set(weights.where) - {BASIS}:
+        history.then(adapter).save(building)
     total = sum(header.path.stat().st_size for header in weights.headers.values())
     with observer.stage("write: transformer", total, "bytes") as advance:
         for name, header in weights.headers.items():

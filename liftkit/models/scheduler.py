@@ -3,6 +3,10 @@
 A latent model at noise level tau and its pixel twin at sigma = s tau / (1 + (s - 1) tau) do the same work
 (Theorem 1). Whatever grid a scheduler makes (static or dynamic shift, terminal stretch, Karras), the lifted
 scheduler makes the same grid and maps it so; a shift m becomes m * s.
+
+A scheduler may have a grid of its own instead, as the authors' models do: ``pixel_shift`` is a shift on the pixel side, for images
+of ``pixel_shift_side`` pixels squared, and in proportion to the square root of the number of pixels; the same for all where there
+is no side. ``clamp`` describes the color space of the states: the denoised estimate is then clamped to its gamut at every step.
 """
 
 from __future__ import annotations
@@ -11,10 +15,18 @@ import functools
 import inspect
 from typing import Any
 
+import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 from liftkit.asymflow import lift_sigma
+from liftkit.color import ColorSpace, color_from_dict
+from liftkit.errors import UsageError
 from liftkit.models.spec import HOME
+
+# Multistep solvers take the logarithm of 1 - sigma.
+NOT_QUITE_ONE = 1.0 - 1e-4
+ADDED = {"lift_scale": 1.0, "pixel_shift": None, "pixel_shift_side": None, "patch_size": 16, "clamp": None}
+"""What a lifted scheduler's config has beside its stock class's, with the defaults."""
 
 
 class LiftedScheduleMixin:
@@ -23,6 +35,8 @@ class LiftedScheduleMixin:
     config: Any
     sigmas: Any
     timesteps: Any
+    step_index: int | None
+    _init_step_index: Any
 
     def _lift_grid(self) -> None:
         device, steps = self.timesteps.device, len(self.timesteps)
@@ -31,14 +45,66 @@ class LiftedScheduleMixin:
         # recovery of the velocity, made for the true sigma, would not agree with.
         self.timesteps = (self.sigmas[:steps] * self.config.num_train_timesteps).to(device)
 
+    def _own_grid(self, sigmas: Any, mu: float | None, steps: int) -> None:
+        """sigma = m t / (1 + (m - 1) t) for t falling evenly from 1, or as given; m by the number of pixels."""
+        device = self.timesteps.device
+        even = (
+            torch.linspace(1.0, 0.0, steps + 1)[:-1] if sigmas is None else torch.as_tensor(sigmas, dtype=torch.float32)
+        )
+        shift = self.config.pixel_shift
+        if self.config.pixel_shift_side and mu is not None:
+            tokens = tokens_of(mu, steps)
+            shift *= self.config.patch_size * tokens**0.5 / self.config.pixel_shift_side if tokens else 1.0
+        grid = lift_sigma(even, shift)
+        self.timesteps = (grid * self.config.num_train_timesteps).to(device)
+        grid = torch.cat([grid, grid.new_zeros(1)])
+        self.sigmas = grid if isinstance(self, FlowMatchEulerDiscreteScheduler) else grid.clamp(max=NOT_QUITE_ONE)
+
+    def _clamped(self, velocity: Any, timestep: Any, sample: Any) -> Any:
+        """The velocity towards the denoised estimate with its colors clamped to the gamut.
+
+        Args:
+            velocity, sample: tokens (B, N, 3 P^2) or folded images (B, 3 f^2, h, w); of each the color is the slowest index.
+        """
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        sigma = float(self.sigmas[self.step_index])
+        state = sample.float()
+        denoised = state - sigma * velocity.float()
+        color = color_from_dict(self.config.clamp)
+        if state.ndim == 3:
+            images = denoised.unflatten(2, (3, -1)).transpose(1, 2)
+            within = color.encode(color.decode(images)).transpose(1, 2).reshape(state.shape)
+        else:
+            images = denoised.reshape(len(state), 3, -1, state.shape[-1])
+            within = color.encode(color.decode(images)).reshape(state.shape)
+        return (state - within) / sigma
+
+
+def tokens_of(mu: float, steps: int) -> int | None:
+    """The number of an image's tokens, from what FLUX.2's pipelines make of it for their schedulers; None if it is from elsewhere.
+
+    Their rule is linear in the tokens below and above a threshold. Both lines are inverted, and whichever gives a whole number
+    that the rule turns into ``mu`` is the one.
+    """
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    for first, second in ((1, 2), (10**6, 10**6 + 1)):
+        low, high = compute_empirical_mu(first, steps), compute_empirical_mu(second, steps)
+        tokens = round(first + (mu - low) / (high - low))
+        if tokens > 0 and abs(compute_empirical_mu(tokens, steps) - mu) < 1e-9:
+            return tokens
+    return None
+
 
 def _lifted(stock: Any) -> Any:
     parameters = list(inspect.signature(stock.__init__).parameters.values())
-    parameters.append(inspect.Parameter("lift_scale", inspect.Parameter.KEYWORD_ONLY, default=1.0, annotation=float))
+    parameters += [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=value) for n, value in ADDED.items()]
 
-    def __init__(self: Any, *args: Any, lift_scale: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        added = {name: kwargs.pop(name, value) for name, value in ADDED.items()}
         stock.__init__(self, *args, **kwargs)
-        self.register_to_config(lift_scale=lift_scale)
+        self.register_to_config(**added)
         if isinstance(self, FlowMatchEulerDiscreteScheduler):
             # Its training grid, from which noise levels are drawn by index.
             self._lift_grid()
@@ -48,12 +114,27 @@ def _lifted(stock: Any) -> Any:
     # Wrapped, because pipelines read its signature to see what a scheduler takes.
     @functools.wraps(stock.set_timesteps)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock.set_timesteps(self, *args, **kwargs)
-        self._lift_grid()
+        if self.config.pixel_shift is None:
+            stock.set_timesteps(self, *args, **kwargs)
+            self._lift_grid()
+            return
+        given = inspect.signature(stock.set_timesteps).bind(self, *args, **kwargs).arguments
+        sigmas = given.get("sigmas")
+        steps = len(sigmas) if sigmas is not None else given["num_inference_steps"]
+        stock.set_timesteps(self, steps, device=given.get("device"))
+        self._own_grid(sigmas, given.get("mu"), steps)
+
+    @functools.wraps(stock.step)
+    def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.config.clamp is not None:
+            model_output = self._clamped(model_output, timestep, sample)
+        return stock.step(self, model_output, timestep, sample, *args, **kwargs)
 
     name = f"Asym{stock.__name__}"
     doc = f"``{stock.__name__}`` on the noise levels of a lifted model; ``lift_scale`` is s."
-    attributes = {"__module__": HOME, "__doc__": doc, "__init__": __init__, "set_timesteps": set_timesteps}
+    attributes = {
+        "__module__": HOME, "__doc__": doc, "__init__": __init__, "set_timesteps": set_timesteps, "step": step,
+    }  # fmt: skip
     return type(name, (LiftedScheduleMixin, stock), attributes)
 
 
@@ -65,3 +146,51 @@ SCHEDULERS = (
     "AsymUniPCMultistepScheduler",
     "AsymDPMSolverMultistepScheduler",
 )
+
+
+def authors_config(sampling: dict[str, Any], scale: float, patch: int, color: ColorSpace) -> dict[str, Any]:
+    """The config of a lifted scheduler that samples as an adapter's record says; its ``_class_name`` is the class.
+
+    Args:
+        sampling: ``solver`` (of :data:`SCHEDULERS`, without its prefix), ``shift``, ``shift_side`` and ``clamp``.
+        scale: s.
+        patch: P.
+        color: of the states.
+    """
+    solver = str(sampling["solver"])
+    multistep = {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if "Multistep" in solver else {}
+    return {
+        "_class_name": f"Asym{solver}",
+        "num_train_timesteps": 1000,
+        **multistep,
+        "lift_scale": scale,
+        "pixel_shift": sampling["shift"],
+        "pixel_shift_side": sampling["shift_side"],
+        "patch_size": patch,
+        "clamp": color.to_dict() if sampling["clamp"] else None,
+    }
+
+
+def with_shift(scheduler: Any, shift: float) -> Any:
+    """A scheduler like another, with one shift for every size: of its own noise levels, pixel or latent.
+
+    Raises:
+        UsageError: if its class has no shift.
+    """
+    config = scheduler.config
+    if isinstance(scheduler, LiftedScheduleMixin):
+        changes = {"pixel_shift": shift, "pixel_shift_side": None}
+    elif "flow_shift" in config:
+        changes = {"flow_shift": shift}
+    elif "shift" in config:
+        changes = {"shift": shift}
+    else:
+        raise UsageError(f"--shift: {type(scheduler).__name__} has none; leave it out")
+    if "use_dynamic_shifting" in config:
+        changes["use_dynamic_shifting"] = False
+    return type(scheduler).from_config(config, **changes)
+
+
+def with_clamp(scheduler: Any, color: dict[str, Any] | None) -> Any:
+    """A scheduler like another that clamps the denoised estimate to the gamut of a color space, or does not."""
+    return type(scheduler).from_config(scheduler.config, clamp=color)
