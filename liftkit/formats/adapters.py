@@ -13,7 +13,7 @@ from liftkit.adapter import LIFT, Adapter, check_class, is_adapter, load_pixel_p
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
 from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
-from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id
+from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id, read_json
 from liftkit.checkpoint.record import read_record
 from liftkit.conversion.plan import ConvertOptions, check_apart
 from liftkit.errors import UsageError
