@@ -15,6 +15,7 @@ from liftkit.errors import UsageError
 from liftkit.formats.generations import check_needs
 from liftkit.guidance import Guidance
 from liftkit.models import load
+from liftkit.models.broken import broken
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.models.registry import architecture
 from liftkit.progress import Observer
@@ -71,6 +72,34 @@ def load_pipeline(
     return Loaded(pipeline, folder.image_size(), folder.text_length())
 
 
+class _Watch:
+    """Looks at what a pipeline has after each step: NaN would end as a black picture.
+
+    Args:
+        pipeline: of diffusers.
+        then: a callback to be called in its turn.
+    """
+
+    def __init__(self, pipeline: Any, then: Any = None) -> None:
+        self.then = then
+        known = inspect.signature(pipeline.__call__).parameters
+        names = [name for name in getattr(pipeline, "_callback_tensor_inputs", ()) if name in WATCHED]
+        watched = {"callback_on_step_end": self, "callback_on_step_end_tensor_inputs": names}
+        self.arguments = {key: value for key, value in watched.items() if key in known}
+
+    def __call__(self, pipeline: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """After a step."""
+        for name, component in WATCHED.items():
+            tensor = values.get(name)
+            if tensor is not None and not torch.isfinite(tensor).all():
+                raise UsageError(broken(pipeline, component, f"{name} of step {step + 1}"))
+        return self.then(pipeline, step, time, values) if self.then is not None else {}
+
+
+WATCHED = {"prompt_embeds": "text_encoder", "pooled_prompt_embeds": "text_encoder", "latents": "transformer"}
+"""Tensors of a pipeline, the first to be made first, and the component that makes them."""
+
+
 def state_noise(flow: FlowModel, count: int, height: int, width: int, factor: int, seed: int) -> Tensor:
     """Standard normal states, image i from its own stream so that batches do not change it.
 
@@ -116,6 +145,9 @@ def sample(
 
     Returns:
         (n, 3, H, W) in [-1, 1], on the CPU.
+
+    Raises:
+        UsageError: naming the component that gives numbers which are not finite.
     """
     pipeline, flow = model.pipeline, model.flow
     height, width = height or model.size, width or model.size
@@ -125,6 +157,7 @@ def sample(
     choices = {"num_inference_steps": steps, "guidance_scale": guidance.scale, "max_sequence_length": model.text_length}
     arguments = {key: value for key, value in choices.items() if value is not None and key in known}
     images = []
+    watch = _Watch(pipeline, more.pop("callback_on_step_end", None))
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
         against = {} if negative is None else _negative(model, negative, len(prompts[part]))
@@ -135,10 +168,13 @@ def sample(
                 width=width,
                 latents=flow.pipeline_state(noise[part].to(pipeline.device)),
                 output_type="pt",
+                **watch.arguments,
                 **arguments,
                 **against,
                 **more,
             )
+        if not torch.isfinite(output.images).all():
+            raise UsageError(broken(pipeline, "vae", "its decoder's picture"))
         images.append(output.images.float().cpu() * 2.0 - 1.0)
         advance(len(images[-1]))
     return torch.cat(images)

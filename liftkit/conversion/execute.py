@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from liftkit.checkpoint.files import write_text
+from liftkit.checkpoint.finite import message as not_finite
 from liftkit.checkpoint.folder import RECORD, atomic_folder, digests
 from liftkit.checkpoint.follow import Ledger
 from liftkit.checkpoint.model import find_model
@@ -116,11 +117,8 @@ def _write_report(result: Conversion, building: Path, ledger: Ledger, observer: 
     with observer.stage("write: checksums", None, "bytes") as advance:
         found = digests(building, ledger.digests(), advance)
     for path, digest in found.items():
-        if digest.not_finite and path.startswith("transformer/"):
-            raise UsageError(
-                f"{plan.model.source}: {path}: tensor {digest.not_finite[0]!r} holds NaN or infinite numbers; "
-                "download or save the model again"
-            )
+        if digest.not_finite:
+            raise UsageError(not_finite(f"{plan.model.source}: {path}", digest.not_finite[0]))
     record = {
         "format": "liftkit.conversion",
         "version": 1,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from liftkit.checkpoint.components import LATENT_VAE, Component
+from liftkit.checkpoint.finite import check_files
 from liftkit.checkpoint.folder import check_space, check_target
-from liftkit.checkpoint.header import Header, TensorEntry, tensor_bytes
+from liftkit.checkpoint.header import Header, TensorEntry, read_header, tensor_bytes
 from liftkit.checkpoint.model import ModelFolder, Weights
 from liftkit.checkpoint.rewrite import casts, rewritten_size
 from liftkit.checkpoint.source import Stamp, check_at_home, stamps
@@ -149,6 +150,8 @@ def _plan_files(plan: Plan) -> None:
     plan.sources = stamps([model.path / "model_index.json", *configs, *transformer, *plan.brought.values()])
     # Headers were read a moment ago: that file, not one that took its place since, is what was planned for.
     plan.sources |= {header.path: header.stamp for header in plan.weights.headers.values() if header.stamp is not None}
+    weights = [path for path in plan.brought.values() if path.suffix == ".safetensors"]
+    check_files([*plan.weights.headers.values(), *map(read_header, weights)])
     names = (*(projection.path for projection, _ in plan.spec.projections), *plan.spec.reference)
     copied = sum(plan.sources[path].size for path in plan.brought.values())
     plan.parts = {"transformer": plan.transformer_bytes, "copied": copied, "reference": _size_of(plan, names)}

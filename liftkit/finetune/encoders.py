@@ -13,9 +13,11 @@ from torch import Tensor
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.data.cache import held_cache
 from liftkit.data.training import TrainingData
+from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.trainee import Trainee
 from liftkit.models import load
+from liftkit.models.broken import broken
 from liftkit.models.latents import LatentSpace
 from liftkit.progress import Observer
 
@@ -39,7 +41,11 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
 
         @torch.no_grad()
         def encode(prompts: list[str]) -> dict[str, Tensor]:
-            return {name: each.cpu() for name, each in trainee.spec.prompts(pipeline, prompts, length).items()}
+            found = {name: each.cpu() for name, each in trainee.spec.prompts(pipeline, prompts, length).items()}
+            for name, each in found.items():
+                if each.is_floating_point() and not each.isfinite().all():
+                    raise UsageError(f"{folder.source}: {broken(pipeline, 'text_encoder', f'{name} of a caption')}")
+            return found
 
         return encode
 

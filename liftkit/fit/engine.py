@@ -12,6 +12,7 @@ import torch
 
 from liftkit.color import SRGB, ColorSpace, Oklab
 from liftkit.errors import UsageError
+from liftkit.figures import check_figures
 from liftkit.fit.alignment import Fit, alignment, alignment_kept, linear_map, mean, spread
 from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.gallery import PER_FOLD, Gallery, HeldOut, make_gallery
@@ -180,6 +181,12 @@ def fit_collected(
     without = ("alignment_kept",) if options.kind == "jacobian" else ()
     report["verdict"] = verdict(report, without)
     figures = {**lift.figures, "alignment": report}
+    try:
+        check_figures(figures)
+    except ValueError as error:
+        raise UsageError(
+            f"cannot fit: {error}; the images, or the model's VAE, give numbers that say nothing"
+        ) from error
     return replace(lift, figures=figures, pictures=gallery.pictures if gallery else {})
 
 

@@ -60,6 +60,8 @@ class TokenMoments:
                 f"these moments are of {self.latent_dim} and {self.pixel_dim}"
             )
         latents, pixels = (tokens.flatten(0, -2).to(self.cross) for tokens in (latent_tokens, pixel_tokens))
+        if not len(latents):
+            return
         latent_sum, pixel_sum = latents.sum(dim=0), pixels.sum(dim=0)
         # A sum is finite where all its terms are.
         if not (torch.isfinite(latent_sum).all() and torch.isfinite(pixel_sum).all()):
