@@ -1,0 +1,1 @@
+"""Commands killed at every file event, and what has to hold after."""
