@@ -70,6 +70,12 @@ KEYS: dict[str, dict[str, str]] = {
         "tallies": TALLIES,
         "pushed": PUSHED,
     },
+    "clean": {
+        "run": "its folder",
+        "dry_run": "whether nothing was deleted",
+        "files": "the files that were deleted, or would be",
+        "bytes": "of them",
+    },
     "sample": {
         "output": "the picture, or the folder of pictures",
         "files": "every picture that was written, the sheet last",

@@ -15,6 +15,7 @@ import typer
 
 from liftkit.checkpoint.lock import remove_begun
 from liftkit.cli import console, scripting, terminal
+from liftkit.cli.clean import clean
 from liftkit.cli.compare import compare
 from liftkit.cli.convert import convert
 from liftkit.cli.demo import demo
@@ -42,6 +43,7 @@ app.command()(fit)
 app.command()(verify)
 app.command()(report)
 app.command()(finetune)
+app.command()(clean)
 app.command()(compare)
 app.command()(sample)
 app.command()(generate)

@@ -122,6 +122,7 @@ def _report(recipe: Recipe, done: Finetuned) -> None:
         rows.append(("go on", resume_command(recipe.output)))
     else:
         rows += [("result", str(done.result)), ("next", _next(recipe, done.result))]
+        rows += _may_go(recipe.output)
     console.table("Finetuned" if done.result is not None else "Stopped", rows)
 
 
@@ -154,6 +155,13 @@ def _speed(figures: dict[str, Any]) -> list[str]:
     parts = [f"{figures['images_per_second']:.1f} images/s"] if figures["images_per_second"] else []
     parts += [f"{figures['tflops']:.3f} TFLOPS"] if figures["tflops"] else []
     return [*parts, f"peak memory {console.size(figures['peak_memory'])}"]
+
+
+def _may_go(run: Path) -> list[tuple[str, str]]:
+    from liftkit.finetune.clean import find
+
+    size = find(run).size
+    return [("may go", f"checkpoints and cache, {console.size(size)}: liftkit clean {quote(str(run))}")] if size else []
 
 
 def _next(recipe: Recipe, result: Path) -> str:

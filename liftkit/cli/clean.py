@@ -1,0 +1,34 @@
+"""``liftkit clean``: delete what a finished run no longer needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from liftkit.cli import console
+
+
+def clean(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run of liftkit finetune.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted and stop.")] = False,
+) -> None:
+    """Delete checkpoints and cache of a finished run; result, recipe, log and previews stay.
+
+    Example: liftkit clean runs/photos --dry-run
+    """
+    from liftkit.finetune.clean import clean as delete
+    from liftkit.finetune.clean import leftovers
+
+    found = leftovers(run)
+    files = [str(path) for path in found.files]
+    size = found.size
+    if not dry_run:
+        size = delete(run)
+    console.result(run=run, dry_run=dry_run, files=files, bytes=size)
+    done = "would go" if dry_run else "are gone"
+    console.out.print(
+        f"{run}: {len(found.checkpoints)} files of checkpoints and {len(found.cache)} of the cache {done} "
+        f"({console.size(size)}); the result stays, but the run can no longer go on from where it ended"
+    )
