@@ -26,6 +26,10 @@ BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 _LFS = b"version https://git-lfs"
 
 
+MOST_BYTES = 512 * 1024 * 1024
+"""Of a file beside the weights; vocabularies, the largest of them, take some tens of MB."""
+
+
 @dataclass(frozen=True)
 class Component:
     """One component, checked.
@@ -78,6 +82,11 @@ def read_component(folder: ModelFolder, name: str) -> Component:
     if not path.is_dir():
         raise UsageError(f"{path}: missing, though model_index.json lists it; is the model folder complete?")
     files = {file.relative_to(path).as_posix(): file for file in list_files(path, folder.home)}
+    for file in files.values():
+        if file.suffix not in (".safetensors", *PICKLES) and file.stat().st_size > MOST_BYTES:
+            raise UsageError(
+                f"{file}: {file.stat().st_size} bytes, {MOST_BYTES} at most for a file that holds no weights"
+            )
     library, class_name = _class_of(folder, name)
     if "Scheduler" in class_name or name == "scheduler":
         read_json(path / SCHEDULER)

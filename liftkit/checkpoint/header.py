@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from liftkit.errors import UsageError
 MAX_HEADER = 16 * 1024 * 1024
 """Bytes; enough for a hundred thousand tensors, and little enough to be parsed without harm."""
 MOST_DIMENSIONS, LARGEST = 64, 2**48
+MOST_TENSORS, MOST_METADATA = 100_000, 8 * 1024 * 1024
+"""Tensors of a file, and characters of its metadata; real files have some thousands of either."""
 ALIGNMENT = 64
 """Bytes: of a cache line, and of the widest vector. Where a file is mapped into memory, matrix libraries take other kernels
 for tensors that begin elsewhere, whose sums are rounded otherwise."""
@@ -79,6 +82,13 @@ def read_header(path: Path) -> Header:
     """
     with open_regular(path) as file:
         stamp = stamp_of(file)
+    return _parsed(path, stamp)
+
+
+@lru_cache(maxsize=256)
+def _parsed(path: Path, stamp: Stamp) -> Header:
+    """The header of a file as it is now: a command asks for it several times, and it is parsed once."""
+    with open_regular(path, stamp) as file:
         lead = file.read(8)
         length = int.from_bytes(lead, "little") if len(lead) == 8 else -1
         raw = file.read(length) if 2 <= length <= min(MAX_HEADER, stamp.size - 8) else None
@@ -91,6 +101,10 @@ def read_header(path: Path) -> Header:
     metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UsageError(f"{path}: its safetensors metadata is not a table of strings; fetch the file again")
+    if len(content) > MOST_TENSORS:
+        raise UsageError(f"{path}: {len(content)} tensors in one file, {MOST_TENSORS} at most; is it a model?")
+    if sum(len(key) + len(value) for key, value in metadata.items()) > MOST_METADATA:
+        raise UsageError(f"{path}: more than {MOST_METADATA} characters of metadata; is it the right file?")
     tensors = {name: _entry(path, name, value) for name, value in content.items()}
     _check_layout(path, tensors, stamp.size - 8 - length)
     header = Header(path, tensors, metadata, 8 + length, stamp)

@@ -16,6 +16,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from liftkit.checkpoint.files import reason
 from liftkit.checkpoint.misplaced import near
+from liftkit.checkpoint.source import open_regular
 from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Recipe, broken_rules
 from liftkit.finetune.recipe_paths import missing_paths
@@ -66,7 +67,7 @@ def _read(path: Path) -> str:
             f"{path}: a folder; a recipe is a YAML file (to go on with a run, give its folder by --resume alone)"
         )
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({reason(error)}); a recipe is a YAML file") from error

@@ -25,6 +25,7 @@ from liftkit.checkpoint.components import LATENT_VAE, Component, read_component,
 from liftkit.checkpoint.files import reason
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.errors import LiftkitError, UsageError
+from liftkit.models.chat import limit_template
 from liftkit.models.registry import architecture
 
 TEXT = ("text_encoder", "tokenizer")
@@ -177,7 +178,9 @@ def check_prompts(folder: ModelFolder) -> None:
 def _load(part: Component, dtype: torch.dtype | None, device: str | None = None) -> Any:
     made = _class(part)
     if part.weights is None:
-        return made.from_pretrained(part.path)
+        loaded = made.from_pretrained(part.path)
+        limit_template(loaded, part.path)
+        return loaded
     more: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if device is not None:
         more["device_map"] = device
