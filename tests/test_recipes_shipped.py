@@ -16,6 +16,7 @@ from liftkit.errors import UsageError
 from liftkit.finetune import shipped
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.shipped import shipped_recipes
+from liftkit.finetune.step import with_shift_of
 from tests import tiny
 from tests.recipes import SMALL, keys, load, refused
 
@@ -92,6 +93,17 @@ def test_klein_9b_has_the_settings_of_the_paper() -> None:
     assert (noise.mean, noise.std, noise.shift) == (0, 1, 17)
     assert (recipe.ema.gamma, recipe.ema.start) == (7, 100)
     assert (recipe.objective.perceptual, recipe.objective.kappa) == ("lpips", 0.3)
+
+
+def test_the_shift_of_sd35_comes_from_the_lift() -> None:
+    recipe = load_recipe("sd3.5-medium", HERE)
+    assert recipe.noise.latent_shift == 3
+    lift = tiny.lift()
+    lifted, latent = with_shift_of(lift, recipe), with_shift_of(None, recipe)
+    assert (lifted.noise.shift, latent.noise.shift) == (3 * lift.scale, 3)
+    assert lifted.model_copy(update={"noise": recipe.noise}) == recipe
+    given = load_recipe("flux2-klein-9b", HERE)
+    assert with_shift_of(lift, given) is given
 
 
 def test_an_installed_package_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

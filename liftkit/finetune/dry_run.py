@@ -22,6 +22,7 @@ from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.resume import check_model, find_resumption, model_record
 from liftkit.finetune.run import check_packages, find_source, make_accelerator, token_side, training_data
 from liftkit.finetune.run_folder import RunFolder
+from liftkit.finetune.step import with_shift_of
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Trainer
 from liftkit.progress import Observer, Silent
@@ -62,7 +63,9 @@ def describe(recipe: Recipe, observer: Observer, resume: str | None = None) -> l
         takes = (
             _time(recipe, trainee, data, scratch, observer, first) if not missing else "not measured here: see below"
         )
-    tables = [("Images", images), ("What learns", _learns(recipe, trainee, data, count)), ("What it takes", needs)]
+    learns = _learns(recipe, trainee, data, count)
+    learns.append(("noise", f"shift {with_shift_of(trainee.lift, recipe).noise.shift:.4g}"))
+    tables = [("Images", images), ("What learns", learns), ("What it takes", needs)]
     needs.append(("time", takes))
     return [*tables, ("Missing", [("before it can run", missing)])] if missing else tables
 

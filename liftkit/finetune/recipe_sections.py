@@ -183,6 +183,13 @@ class Noise(Section):
     shift: Annotated[
         float, Field(gt=0, description="Of the pixel sigma: the latent model's, times the lift's scale.")
     ] = 17.0
+    latent_shift: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="The latent model's own shift: multiplied by the lift's scale, it takes the place of shift.",
+        ),
+    ] = None
 
 
 class Objective(Section):

@@ -43,6 +43,16 @@ def draw(shape: tuple[int, ...], recipe: Noise, seed: int, step: int) -> tuple[T
     return noise, shifted(torch.sigmoid(time), recipe.shift)
 
 
+def with_shift_of(lift: Lift | None, recipe: Recipe) -> Recipe:
+    """The recipe with ``noise.shift`` as ``noise.latent_shift`` wants it: times the lift's scale s (Eq. 11-17), by which the
+    pixel model sees the noise levels of the latent one; as it is in latent space."""
+    noise = recipe.noise
+    if noise.latent_shift is None:
+        return recipe
+    shift = noise.latent_shift * (lift.scale if lift is not None else 1.0)
+    return recipe.model_copy(update={"noise": noise.model_copy(update={"shift": shift})})
+
+
 def shifted(sigma: Tensor, shift: float) -> Tensor:
     """``shift sigma / (1 + (shift - 1) sigma)``."""
     return shift * sigma / (1.0 + (shift - 1.0) * sigma)

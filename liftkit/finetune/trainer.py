@@ -37,7 +37,7 @@ from liftkit.finetune.state import (
     whole,
     write_checkpoint,
 )
-from liftkit.finetune.step import Objective, draw, step_seed
+from liftkit.finetune.step import Objective, draw, step_seed, with_shift_of
 from liftkit.finetune.trainee import COMPUTE, Trainee
 from liftkit.finetune.watch import preview, preview_prompts, validate
 from liftkit.progress import Observer
@@ -93,6 +93,8 @@ class Trainer:
         self.recipe, self.trainee, self.data, self.held_out = recipe, trainee, data, held_out
         self.accelerator, self.folder, self.observer = accelerator, folder, observer
         self.model_record = model
+        # Checkpoints keep the recipe as it was asked for.
+        self.lifted = with_shift_of(trainee.lift, recipe)
         self.step = 0
         self.speed = Speed()
         self._wrap(vae)
@@ -181,7 +183,7 @@ class Trainer:
         batch = batch.to(device)
         x0 = self.objective.state(batch)
         # Drawn for the global batch, so that it does not matter how many processes share it.
-        noise, sigma = draw((recipe.batch_size, *x0.shape[1:]), recipe.noise, recipe.seed, self.step)
+        noise, sigma = draw((recipe.batch_size, *x0.shape[1:]), self.lifted.noise, recipe.seed, self.step)
         rows = self._rows()
         noise, sigma = noise[rows].to(device), sigma[rows].to(device)
         size = min(recipe.micro_batch or len(x0), len(x0))
@@ -319,7 +321,7 @@ class Trainer:
         empty = {name: value.to(device) for name, value in self.data.prompts([""]).items()}
         shape = tuple(self.objective.state(self.data.batch(0, slice(0, 1)).to(device)).shape[1:])
         with self.averaged():
-            states = preview(self.objective.student, prompts, empty, shape, recipe, device)
+            states = preview(self.objective.student, prompts, empty, shape, self.lifted, device)
         if not self.accelerator.is_main_process:
             return
         with atomic_file(self.folder.previews / f"step-{self.step:07d}.png") as file:
@@ -336,7 +338,7 @@ class Trainer:
         if self.held_out is None:
             return
         with self.averaged():
-            rows = validate(self.objective, self._validation, self.recipe, self.recipe.seed, self.accelerator.device)
+            rows = validate(self.objective, self._validation, self.lifted, self.recipe.seed, self.accelerator.device)
         values = {f"validation/sigma_{sigma:.3f}": error for sigma, error in rows}
         self.accelerator.log(values, step=self.step)
         if self.accelerator.is_main_process:
