@@ -104,8 +104,8 @@ def _images(data: TrainingData, held_out: TrainingData | None, scratch: Path, ob
                 raise UsageError(f"{data.sources[0].name}: none of its {found} images can be read")
     names = ", ".join(dict.fromkeys(source.name for source in data.sources))
     rows.append(("found", f"{found} in {names}: {own} to train on, {pictures - own} held out for validation"))
-    summaries = [summary for tally in combined(tallies) if (summary := tally.summary())]
-    rows += [("left out", summary) for summary in summaries] or [("left out", "none")]
+    lost = [f"{tally.lost} {tally.what}: {tally.reasons()}" for tally in combined(tallies) if tally.lost]
+    rows += [("left out", text) for text in lost or ["none"]]
     rows.append(("captions", f"{own - silent} with one, {silent} without (trained with the empty prompt)"))
     rows.append(("enlarged", f"{small} are smaller than they are trained at" if small else "none"))
     shapes = [f"{width} x {height}" for (height, width), _ in sizes.most_common(3)]
