@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from liftkit.data.picture_files import scan
-from liftkit.data.pictures import READER, TOO_SMALL, PictureError, look, open_picture_file, read_picture
+from liftkit.data.pictures import READER, TOO_SMALL, PictureError, decoded, look, open_picture_file
 from liftkit.errors import UsageError
 from liftkit.tally import Tally
 
@@ -94,7 +94,8 @@ class ImageFolder:
         path, name = self.files[place], self._name(place)
         with open_picture_file(path, name) as file:
             remark = look(file, name).remark
-            return fitted(read_picture(file, name, resolution), name, resolution, multiple), remark
+            with decoded(file, name, resolution) as image:
+                return fitted(image, name, resolution, multiple), remark
 
     def _result(self, place: int, future: Future[tuple[Tensor, str]]) -> Tensor | None:
         """A decoded image, or None and a note of why not."""
@@ -210,7 +211,7 @@ BROKEN = (PictureError,)
 
 
 def load_image(path: Path, resolution: int, multiple: int) -> Tensor:
-    """One image file as uint8 (3, S, S): see :func:`~liftkit.data.pictures.read_picture`, shrunk (never enlarged) and
+    """One image file as uint8 (3, S, S): see :func:`~liftkit.data.pictures.decoded`, shrunk (never enlarged) and
     cropped about its center.
 
     Args:
@@ -221,8 +222,9 @@ def load_image(path: Path, resolution: int, multiple: int) -> Tensor:
     Raises:
         PictureError: if it cannot be read, or is smaller than ``multiple``.
     """
-    with open_picture_file(path, str(path)) as file:
-        return fitted(read_picture(file, str(path), resolution), str(path), resolution, multiple)
+    name = str(path)
+    with open_picture_file(path, name) as file, decoded(file, name, resolution) as image:
+        return fitted(image, name, resolution, multiple)
 
 
 def fitted(image: Image, name: str, resolution: int, multiple: int) -> Tensor:

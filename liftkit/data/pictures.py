@@ -114,7 +114,15 @@ def look(file: IO[bytes], name: str) -> Look:
 
 
 def read_picture(file: IO[bytes], name: str, resolution: int) -> Image:
-    """A picture in sRGB, upright, and on white where it is transparent.
+    """What :func:`decoded` gives, to keep."""
+    with decoded(file, name, resolution) as image:
+        return image
+
+
+@contextmanager
+def decoded(file: IO[bytes], name: str, resolution: int) -> Iterator[Image]:
+    """A picture in sRGB, upright, and on white where it is transparent. Within the block it counts as one in flight: make
+    it smaller there, and do not keep it.
 
     Args:
         file: from the beginning.
@@ -142,11 +150,12 @@ def read_picture(file: IO[bytes], name: str, resolution: int) -> Image:
         try:
             exact = opened.format in ("PNG", "PPM")
             image, alpha = eight_bits(opened, transparent, exact)
-            return _upright(on_white(to_srgb(image, profile), alpha), orientation)
+            image = _upright(on_white(to_srgb(image, profile), alpha), orientation)
         except NotFinite as error:
             raise PictureError(name, str(error)) from error
         except MemoryError as error:
             raise PictureError(name, NO_MEMORY) from error
+        yield image
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from liftkit.data.captions import WITHOUT
 from liftkit.data.images import covered
-from liftkit.data.pictures import READER, PictureError, look, read_picture
+from liftkit.data.pictures import READER, PictureError, decoded, look
 from liftkit.tally import Tally
 
 Size = tuple[int, int]
@@ -130,9 +130,9 @@ class EncodedSource(ABC):
 
     def image(self, index: int, size: Size) -> Tensor:
         """See :class:`CaptionedSource`."""
-        with self.open(index) as file:
-            # JPEG's own reduction down to twice the size cannot be told from Lanczos over all pixels.
-            return covered(read_picture(file, self.label(index), 2 * max(size)), *size)
+        # JPEG's own reduction down to twice the size cannot be told from Lanczos over all pixels.
+        with self.open(index) as file, decoded(file, self.label(index), 2 * max(size)) as image:
+            return covered(image, *size)
 
 
 def digest(file: IO[bytes], name: str) -> str:
