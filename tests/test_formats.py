@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 import liftkit
 from liftkit.adapter import LORA_A, LORA_B, Adapter
+from liftkit.color import Oklab
 from liftkit.conversion.audit import audit
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import fuse, keep, open_adapter
-from liftkit.formats.asymflow_adapter import COMFYUI, unknown_to_comfyui, write_asymflow_adapter
+from liftkit.formats.asymflow_adapter import COMFYUI, export_problem, unknown_to_comfyui, write_asymflow_adapter
 from liftkit.formats.exporting import export_adapter
 from tests import tiny
 from tests.adapters import random_adapter
@@ -348,8 +349,29 @@ def test_it_must_be_whole_and_fit(theirs: Path, klein: Path, cli: Cli, tmp_path:
     assert {path.name for path in tmp_path.iterdir()} == {"broken"}
 
 
-def test_another_color_or_class_is_not_exported(converted: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
-    failed(cli("export", converted["flux2"], "-o", tmp_path / "x", *THEIRS), "wrong colors", "--color oklab-paper")
+def test_the_plan_and_the_export_say_whether_the_colors_fit(
+    model_folders: dict[str, Path], image_folder: Path, cli: Cli, tmp_path: Path
+) -> None:
+    given = ("convert", model_folders["flux2"], "--images", image_folder, "-o", tmp_path / "pixel", "--device", "cpu")
+    for color, said in (((), "to asymflow-adapter: yes"), (("--color", "oklab"), "not to asymflow-adapter: it means")):
+        code, out, err = cli(*given, "--dry-run", *color)
+        assert code == 0, err
+        assert said in out
+    code, _, err = cli(*given, "--color", "oklab", "--proof", "projections")
+    assert code == 0, err
+    failed(cli("export", tmp_path / "pixel", "-o", tmp_path / "x", *THEIRS), "wrong colors", "--color oklab-paper")
+
+
+def test_what_a_recipe_trains_can_be_exported_or_the_reason_is_known() -> None:
+    pixel = "AsymFlux2Transformer2DModel"
+    assert export_problem(pixel, Oklab(), ["x_embedder", "proj_out", "norm_out"]) == ""
+    assert "trained in full" in export_problem(pixel, Oklab(), [""])
+    assert "context_embedder" in export_problem(pixel, Oklab(), ["context_embedder"])
+    assert "oklab-paper" in export_problem(pixel, Oklab((0.5, 0.0, 0.0), 0.1), ["proj_out"])
+    assert pixel in export_problem("AsymSD3Transformer2DModel", Oklab(), [])
+
+
+def test_another_class_is_not_exported(converted: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
     failed(cli("export", converted["sd3"], "-o", tmp_path / "x", *THEIRS), "AsymSD3Transformer2DModel")
     random_adapter(converted["sd3"]).save(tmp_path / "sd3", "# card\n")
     failed(cli("export", tmp_path / "sd3", "-o", tmp_path / "x", *THEIRS), "AsymSD3Transformer2DModel")

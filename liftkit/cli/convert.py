@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from liftkit.lift import Lift
 
 
+FLUX2 = "Flux2Transformer2DModel"
+
+
 class Color(StrEnum):
     """Choices of ``--color``."""
 
@@ -118,8 +121,12 @@ LatentsOption = Annotated[
 ]
 Prompts = Annotated[Path | None, typer.Option(help="Prompts, one a line, for --latents model.")]
 ColorOption = Annotated[
-    Color,
-    typer.Option(help="Colour space, normalised to the images; auto compares; oklab-paper has the paper's constants."),
+    Color | None,
+    typer.Option(
+        help="Color space, normalized to the images; auto compares; oklab-paper has the paper's constants, as the authors' "
+        "format needs.",
+        show_default="oklab-paper for FLUX.2, else oklab",
+    ),
 ]
 VaeOption = Annotated[
     Path | None,
@@ -139,7 +146,7 @@ def convert(
     scale: ScaleOption = Scale.norm,
     latents: LatentsOption = Latents.images,
     prompts: Prompts = None,
-    color: ColorOption = Color.oklab,
+    color: ColorOption = None,
     vae: VaeOption = None,
     device: Device = "auto",
     dtype: Annotated[
@@ -180,7 +187,7 @@ def convert(
         scale=scale.value,
         latents=latents.value,
         prompts=prompts,
-        color=color.value,
+        color=None if color is None else color.value,
         vae=vae,
         device=device,
         dtype=dtype.value,
@@ -225,10 +232,19 @@ def print_plan(plan: Plan) -> None:
             ("disk", f"{console.size(plan.needed_bytes)} for {plan.output}: {_parts(plan)}"),
             ("proof", f"on the {plan.proof} ({plan.reasons['proof']})"),
             ("device", f"{options.device} ({plan.reasons['device']})"),
+            *((("export", _export(plan)),) if plan.spec.name == FLUX2 else ()),
             *(("limit", limit) for limit in plan.limits),
             *([("files", plan.left_out.summary())] if plan.left_out.left_out else []),
         ],
     )  # fmt: skip
+
+
+def _export(plan: Plan) -> str:
+    """Whether the result can be exported in the authors' format."""
+    from liftkit.formats.asymflow_adapter import color_problem
+
+    problem = color_problem(plan.color)
+    return f"not to asymflow-adapter: {problem}" if problem else "to asymflow-adapter: yes"
 
 
 def _parts(plan: Plan) -> str:

@@ -9,7 +9,6 @@ import typer
 
 from liftkit.cli import console
 from liftkit.cli.convert import (
-    Color,
     ColorOption,
     Device,
     Images,
@@ -47,7 +46,7 @@ def fit(
     rank: Annotated[int | None, typer.Option(min=1, help="Of a PCA subspace for training from scratch.")] = None,
     latents: LatentsOption = Latents.images,
     prompts: Prompts = None,
-    color: ColorOption = Color.oklab,
+    color: ColorOption = None,
     vae: VaeOption = None,
     part: Annotated[
         str | None, typer.Option(help="Take a share of the images, such as 3/8, for --moments-out.")
@@ -73,7 +72,7 @@ def fit(
         rank=rank,
         latents=latents.value,
         prompts=prompts,
-        color=color.value,
+        color=None if color is None else color.value,
         vae=vae,
         device=device,
         seed=seed,

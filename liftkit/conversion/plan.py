@@ -13,10 +13,11 @@ from liftkit.checkpoint.header import Header, TensorEntry, read_header, tensor_b
 from liftkit.checkpoint.model import ModelFolder, Weights
 from liftkit.checkpoint.rewrite import casts, rewritten_size
 from liftkit.checkpoint.source import Stamp, check_at_home, stamps
+from liftkit.color import ColorSpace
 from liftkit.conversion.memory import ProofKind, choose_proof
 from liftkit.conversion.subject import Subject, check_sources, choose, inspect_model, note_images
 from liftkit.errors import UsageError
-from liftkit.fit.engine import FitOptions
+from liftkit.fit.engine import COLORS, DEFAULT_COLOR, FitOptions
 from liftkit.fit.gallery import ROWS, SHOWN, SHOWN_SIDE
 from liftkit.lift import Lift
 from liftkit.models.load import limits, try_loading
@@ -95,6 +96,13 @@ class Plan(Subject):
     def wanted(self) -> str | None:
         """The dtype that floating tensors are cast to, as safetensors calls it, or None to keep their own."""
         return None if self.options.dtype == "auto" else DTYPES[self.options.dtype]
+
+    @property
+    def color(self) -> ColorSpace | None:
+        """The color space of the result; None where it is fitted, or chosen by comparing."""
+        if self.lift is not None:
+            return self.lift.color
+        return None if self.options.color == "auto" else COLORS[self.options.color or DEFAULT_COLOR][1]
 
     def is_untouched(self, header: Header) -> bool:
         """Whether a weight file of the transformer comes along as it is."""

@@ -223,7 +223,9 @@ def choose(options: Options, subject: Subject) -> Options:
         else f"for {ENOUGH_TOKENS} tokens, {tokens} an image of full size",
         "device": why,
     }
-    return replace(options, resolution=resolution, num_images=count, device=device)
+    return replace(
+        options, resolution=resolution, num_images=count, device=device, color=options.color or subject.spec.color
+    )
 
 
 def choose_device(wanted: str) -> tuple[str, str]:

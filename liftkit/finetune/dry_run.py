@@ -25,6 +25,7 @@ from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.step import with_shift_of
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Trainer
+from liftkit.formats.asymflow_adapter import export_problem
 from liftkit.progress import Observer, Silent
 from liftkit.tally import Tally, combined
 
@@ -67,6 +68,9 @@ def describe(recipe: Recipe, observer: Observer, resume: str | None = None) -> l
     learns.append(("noise", f"shift {with_shift_of(trainee.lift, recipe).noise.shift:.4g}"))
     tables = [("Images", images), ("What learns", learns), ("What it takes", needs)]
     needs.append(("time", takes))
+    if trainee.lift is not None:
+        problem = export_problem(type(trainee.transformer).__name__, trainee.lift.color, trainee.learns["full"])
+        needs.append(("export", f"not to asymflow-adapter: {problem}" if problem else "to asymflow-adapter: yes"))
     return [*tables, ("Missing", [("before it can run", missing)])] if missing else tables
 
 

@@ -186,7 +186,7 @@ def find_source(recipe: Recipe, output: Path, observer: Observer) -> ModelFolder
     base = output / "base"
     if not base.is_dir():
         output.mkdir(parents=True, exist_ok=True)
-        convert(DEMO, base, observer=observer, images="demo", device="cpu")
+        convert(DEMO, base, observer=observer, images="demo", device="cpu", color="oklab")
     return find_model(str(base))
 
 

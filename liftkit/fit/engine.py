@@ -34,6 +34,7 @@ COLORS: dict[str, tuple[type[ColorSpace], ColorSpace | None]] = {
     "oklab-paper": (Oklab, Oklab()),
 }
 """``--color``: the space, and its published normalisation where that is asked for by name."""
+DEFAULT_COLOR = "oklab"
 
 FIRST_CHECK = 64
 JACOBIAN_IMAGES = 16
@@ -52,7 +53,8 @@ class FitOptions:
         rank: of a PCA subspace for training from scratch; None fits for a conversion.
         latents: ``images`` are encoded; ``normal`` or ``model`` latents are decoded, and no image is needed.
         prompts: a file of prompts, one a line, for ``latents="model"``.
-        color: ``oklab`` or ``srgb``, normalised to the images; ``oklab-paper`` has the paper's constants; ``auto`` compares.
+        color: ``oklab`` or ``srgb``, normalized to the images; ``oklab-paper`` has the paper's constants; ``auto`` compares;
+            None is the architecture's own: ``oklab-paper`` for FLUX.2, whose adapters others load so, else ``oklab``.
         vae: a folder of another VAE of the same latent space to fit through; None takes the model's own.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``, ...
         seed: of the image order, of drawn latents and of the proof.
@@ -66,18 +68,19 @@ class FitOptions:
     rank: int | None = None
     latents: Literal["images", "normal", "model"] = "images"
     prompts: Path | None = None
-    color: Literal["auto", "oklab", "srgb", "oklab-paper"] = "oklab"
+    color: Literal["auto", "oklab", "srgb", "oklab-paper"] | None = None
     vae: Path | None = None
     device: str = "auto"
     seed: int = 0
 
 
-def color_names(color: str) -> tuple[str, ...]:
+def color_names(color: str | None) -> tuple[str, ...]:
     """The colour spaces whose moments a choice of ``--color`` needs.
 
     Raises:
         UsageError: if there is no such choice.
     """
+    color = color or DEFAULT_COLOR
     if color == "auto":
         return ("oklab", "srgb")
     if color not in COLORS:
@@ -241,7 +244,7 @@ def decoder(source: PairSource, color: ColorSpace) -> Callable[[torch.Tensor], t
 def _choose_color(collection: Collection, options: FitOptions) -> tuple[str, str]:
     """The colour space of a fit, and why."""
     if options.color != "auto":
-        return options.color, "as asked"
+        return options.color or DEFAULT_COLOR, "as asked"
     ceilings = {}
     for name, folds in collection.folds.items():
         color = fitted_color(COLORS[name][0], folds.total)

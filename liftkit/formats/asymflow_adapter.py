@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +34,7 @@ from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import STEM, read_json
 from liftkit.checkpoint.rewrite import read_tensor
-from liftkit.color import Oklab
+from liftkit.color import ColorSpace, Oklab
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.models.flux2 import FLUX2
@@ -193,6 +193,33 @@ def unknown_to_comfyui(adapter: Adapter) -> list[str]:
     return [module for module in adapter.pairs if module not in COMFYUI]
 
 
+def color_problem(color: ColorSpace | None) -> str:
+    """Why the format cannot hold a conversion in a color space (None: one that is fitted); empty if it can."""
+    if color == Oklab():
+        return ""
+    return (
+        f"it means {Oklab()}, this lift {color or 'colors that are fitted to the images'}; their pipeline would paint wrong "
+        "colors; convert with --color oklab-paper"
+    )
+
+
+def export_problem(transformer: str, color: ColorSpace, full: Sequence[str]) -> str:
+    """Why what a recipe trains could not be exported in this format; empty if it can.
+
+    Args:
+        transformer: class of the folder's transformer.
+        color: of its lift.
+        full: paths of the modules that are trained in full; ``""`` is the whole network.
+    """
+    if transformer != CLASS:
+        return f"it holds adapters for {CLASS}"
+    known = (INPUT.removesuffix(".weight"), OUTPUT.removesuffix(".weight"), "norm_out")
+    other = [path for path in full if path.split(".")[0] not in known]
+    if other:
+        return f"it has no place for {other[0] or 'a network'} trained in full; train with LoRA"
+    return color_problem(color)
+
+
 def check_exportable(adapter: Adapter) -> Lift:
     """The lift of an adapter; raise unless the format has a place for all that it holds.
 
@@ -202,11 +229,9 @@ def check_exportable(adapter: Adapter) -> Lift:
     lift = adapter.lift
     if lift is None or adapter.transformer != CLASS:
         raise UsageError(f"--format {NAME}: it holds pixel adapters for {CLASS}, this one is for {adapter.transformer}")
-    if lift.color != Oklab():
-        raise UsageError(
-            f"--format {NAME}: it means {Oklab()}, this lift {lift.color}; their pipeline would paint wrong colors; "
-            "convert with --color oklab-paper"
-        )
+    problem = color_problem(lift.color)
+    if problem:
+        raise UsageError(f"--format {NAME}: {problem}")
     missing = [name for name in FULL if name not in adapter.full]
     if missing:
         raise UsageError(f"--format {NAME}: it holds {missing[0]}, the adapter does not: give --base, the latent model")

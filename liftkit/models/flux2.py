@@ -97,5 +97,7 @@ FLUX2 = Architecture(
         "single_transformer_blocks.*.attn.to_out",
     ),
     original=ORIGINAL,
+    # What the authors' adapters mean, so that a conversion can be exported as one.
+    color="oklab-paper",
     prompts=_prompts,
 )

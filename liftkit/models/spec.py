@@ -111,6 +111,7 @@ class Architecture:
             order, or one ``batch``, whose second half is conditional.
         original: matrices by their names in the authors' own code, with the modules here that hold their rows, in order;
             ``*`` is the number of a block.
+        color: the ``--color`` of its conversions where none is asked for.
         encoders: components without which its stock pipelines cannot read a prompt.
         prompts: ``(pipeline, prompts, text length or None) -> arguments`` of the transformer's forward, by the stock
             pipeline's own text encoders.
@@ -135,6 +136,7 @@ class Architecture:
     adapters: tuple[str, ...] = ()
     guidance: Literal["calls", "batch"] = "calls"
     original: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    color: Literal["oklab", "oklab-paper"] = "oklab"
     encoders: tuple[str, ...] = ("text_encoder", "tokenizer")
     prompts: Callable[[Any, list[str], int | None], dict[str, Tensor]] = _no_prompts
 
