@@ -106,3 +106,25 @@ def test_learned_tensors_are_float16_where_their_numbers_allow(
     found = compact(value, stored)
     assert found.dtype == kept
     assert torch.allclose(found.float(), value, rtol=1e-3, atol=0.0)
+
+
+def test_a_recipe_goes_on_from_an_adapter_and_leaves_one_for_the_latent_base(
+    pixel: Path, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from liftkit.finetune.recipe import Recipe
+    from liftkit.finetune.run import find_source
+    from liftkit.progress import Silent
+
+    random_adapter(pixel, alpha=6.0).save(tmp_path / "first", "# card\n")
+    recipe = Recipe(
+        model=str(model_folders["flux2"]),
+        adapter=str(tmp_path / "first"),
+        output=tmp_path / "run",
+        data={"sources": [{"kind": "demo"}]},
+    )
+    folder = find_source(recipe, tmp_path / "run", Silent())
+    assert find_source(recipe, tmp_path / "run", Silent()).path == folder.path
+    assert folder.class_of("transformer") == "AsymFlux2Transformer2DModel"
+    stacked = for_latent_base(random_adapter(folder.path), folder)
+    assert {len(down) for down, _ in stacked.pairs.values()} == {6}
+    assert "needs" not in stacked.provenance

@@ -162,6 +162,12 @@ class Recipe(Section):
         Text,
         Field(description="A converted folder, a latent one, a Hub id, or `demo`, the embedded model."),
     ]
+    adapter: Annotated[
+        Text | None,
+        Field(
+            description="An adapter of liftkit's or of the AsymFlow authors to go on from, merged into `model` first; null: none."
+        ),
+    ] = None
     output: Annotated[File, Field(description="The run folder.")]
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Of data order, noise and new weights.")] = 0
     init: Annotated[

@@ -33,6 +33,11 @@ def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
                 or "; expected a folder (liftkit convert makes one), a Hub id, or demo"
             )
             yield ("model",), f"model: no folder {model}{hint}"
+    adapter = plain.get("adapter")
+    if _is_text(adapter) and not (
+        os.path.exists(os.path.expanduser(adapter)) or is_hub_id("/".join(adapter.split("/")[:2]))
+    ):
+        yield ("adapter",), f"adapter: no folder {adapter}{near(Path(os.path.expanduser(adapter)))}"
     data = plain.get("data")
     data = data if isinstance(data, dict) else {}
     for key, path in (("output", plain.get("output")), ("data.cache", data.get("cache"))):
@@ -68,7 +73,11 @@ def _relative(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     """Values of a recipe that may be relative paths."""
     data = plain.get("data")
     data = data if isinstance(data, dict) else {}
-    places: list[tuple[Location, Any]] = [(("model",), plain.get("model")), (("data", "cache"), data.get("cache"))]
+    places: list[tuple[Location, Any]] = [
+        (("model",), plain.get("model")),
+        (("adapter",), plain.get("adapter")),
+        (("data", "cache"), data.get("cache")),
+    ]
     sources = data.get("sources")
     for place, source in enumerate(sources if isinstance(sources, list) else []):
         if isinstance(source, dict):

@@ -58,6 +58,7 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data that may be published: of paths the name alone."""
     plain = recipe.model_dump(mode="json")
     plain["output"], plain["model"] = Path(plain["output"]).name, Path(plain["model"]).name
+    plain["adapter"] = None if plain["adapter"] is None else Path(plain["adapter"]).name
     plain["data"]["cache"] = None
     for source in plain["data"]["sources"]:
         source |= {"path": Path(source["path"]).name} if "path" in source else {}

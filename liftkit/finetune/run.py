@@ -178,7 +178,16 @@ def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
 
 
 def find_source(recipe: Recipe, output: Path, observer: Observer) -> ModelFolder:
-    """The folder that training begins from; ``demo`` is tiny-klein, converted into the run folder where need be."""
+    """The folder that training begins from; ``demo`` is tiny-klein, converted into the run folder where need be, and an adapter
+    to go on from is merged into its base there."""
+    if recipe.adapter is not None:
+        from liftkit.formats.adapters import fuse
+
+        merged = output / "base"
+        if not merged.is_dir():
+            output.mkdir(parents=True, exist_ok=True)
+            fuse(recipe.adapter, recipe.model, merged, shards="link", observer=observer)
+        return find_model(str(merged))
     if recipe.model != DEMO or recipe.space == "latent":
         return find_model(recipe.model)
     from liftkit.conversion.execute import convert
