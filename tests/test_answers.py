@@ -125,7 +125,7 @@ def test_recipes(ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_finetune_and_one_that_was_stopped(ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     speed = SimpleNamespace(seconds=4.0, steps=8, flops=0.0)
     trainer = SimpleNamespace(speed=speed, accelerator=SimpleNamespace(is_main_process=True, device="cpu"))
-    outcome = SimpleNamespace(step=8, seconds=5.0, stopped=False)
+    outcome = SimpleNamespace(step=8, seconds=5.0, stopped=False, signal=2)
     done = SimpleNamespace(outcome=outcome, result=tmp_path / "model", trainer=trainer, tallies=[])
     monkeypatch.setattr("liftkit.finetune.run.finetune", lambda recipe, resume, observer: done)
     arguments = ("finetune", "tiny-klein", "-o", tmp_path / "run", "batch_size=32", "micro_batch=null")

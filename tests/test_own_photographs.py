@@ -126,3 +126,25 @@ def test_what_would_take_too_long_to_measure_is_estimated_and_says_so(
     code, stdout, stderr = cli("finetune", "tiny-klein", *few_steps("run"), "--dry-run")
     assert code == 0, stderr
     assert "not measured on this CPU; estimated at" in stdout
+
+
+def test_previews_carry_step_and_prompt_and_validation_is_on_screen(place: Path, cli) -> None:
+    from liftkit.report.saving import read_settings
+
+    changes = {"previews": {"every": 1, "count": 2, "steps": 2, "prompts": ["a red seven", "x" * 300]}}
+    code, _, stderr = cli("finetune", "tiny-klein", *few_steps("run", validation__every=1, **changes))
+    assert code == 0, stderr
+    pictures = sorted((place / "run" / "previews").iterdir())
+    assert [path.name for path in pictures] == ["step-0000001.png", "step-0000002.png"]
+    assert read_settings(pictures[1]) == [
+        {"prompt": "a red seven", "seed": 0, "step": 2},
+        {"prompt": "x" * 300, "seed": 1, "step": 2},
+    ]
+    with Image.open(pictures[0]) as opened:
+        # Two pictures of 64 pixels, twice as large, with a title and captions.
+        assert opened.size == (2 * 128 + 4, 22 + 128 + 30)
+        title, caption = opened.crop((0, 0, 260, 22)), opened.crop((0, 152, 128, 180))
+        assert all(len(part.getcolors(1 << 20) or []) > 4 for part in (title, caption))
+    assert "note: step 1: preview run/previews/step-0000001.png" in stderr
+    assert "note: step 2: error on held-out images" in stderr
+    assert "before)" in stderr

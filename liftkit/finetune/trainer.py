@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liftkit.checkpoint.files import atomic_file
 from liftkit.data.training import Batch, TrainingData
 from liftkit.errors import LiftkitError
 from liftkit.finetune.adversary import Adversary
@@ -96,6 +95,7 @@ class Trainer:
         # Checkpoints keep the recipe as it was asked for.
         self.lifted = with_shift_of(trainee.lift, recipe)
         self.step = 0
+        self._validated: float | None = None
         self.speed = Speed()
         self._wrap(vae)
 
@@ -310,7 +310,8 @@ class Trainer:
                 self.average.exchange(self.parameters)
 
     def _preview(self) -> None:
-        from liftkit.report.pictures import grid
+        from liftkit.report.pictures import captioned
+        from liftkit.report.saving import write_picture
 
         lift = self.trainee.lift
         if lift is None:
@@ -324,8 +325,13 @@ class Trainer:
             states = preview(self.objective.student, prompts, empty, shape, self.lifted, device)
         if not self.accelerator.is_main_process:
             return
-        with atomic_file(self.folder.previews / f"step-{self.step:07d}.png") as file:
-            grid(lift.color.decode(states), min(len(states), 8)).save(file, "PNG")
+        path = self.folder.previews / f"step-{self.step:07d}.png"
+        seeds = range(recipe.previews.seed, recipe.previews.seed + len(captions))
+        made = [{"prompt": prompt, "seed": seed, "step": self.step} for prompt, seed in zip(captions, seeds)]
+        title = f"step {self.step} of {recipe.steps}"
+        write_picture(captioned(lift.color.decode(states), captions, title, 8), path, made)
+        self.folder.log({"step": self.step, "preview": str(path.relative_to(self.folder.path))})
+        self.observer.note(f"step {self.step}: preview {path}")
 
     def _held_out_batches(self) -> Iterator[Batch]:
         if self.held_out is None:
@@ -343,6 +349,10 @@ class Trainer:
         self.accelerator.log(values, step=self.step)
         if self.accelerator.is_main_process:
             self.folder.log({"step": self.step, "validation": [[sigma, error] for sigma, error in rows]})
+            mean = sum(error for _, error in rows) / len(rows)
+            before = f" ({self._validated:.4f} before)" if self._validated is not None else ""
+            self._validated = mean
+            self.observer.note(f"step {self.step}: error on held-out images {mean:.4f}{before}")
 
     # -- state ------------------------------------------------------------------------------------------------------
 

@@ -102,6 +102,39 @@ def labelled(rows: list[Row], *, title: str, tile: int = 112) -> Any:
     return canvas
 
 
+def captioned(images: Tensor, captions: list[str], title: str, columns: int) -> Any:
+    """Images (n, 3, H, W) in [-1, 1] with their captions under them and a title above, as a Pillow image.
+
+    Small images are enlarged without smoothing to 112 pixels; captions that are too long for two lines are cut.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    tiles, gap, band = to_uint8(images), 4, 30
+    columns = min(columns, len(tiles))
+    factor = max(1, -(-112 // tiles.shape[2]))
+    height, width = tiles.shape[1] * factor, tiles.shape[2] * factor
+    rows = -(-len(tiles) // columns)
+    canvas = Image.new("RGB", (columns * (width + gap) - gap, 22 + rows * (height + band)), (252, 252, 250))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    draw.text((2, 3), title, fill=(20, 20, 20), font=ImageFont.load_default(14))
+    for index, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = column * (width + gap), 22 + row * (height + band)
+        canvas.paste(Image.fromarray(tile).resize((width, height), Image.Resampling.NEAREST), (left, top))
+        lines: list[str] = []
+        rest = " ".join(caption.split())
+        while rest and len(lines) < 2:
+            fits = next(n for n in range(len(rest), 0, -1) if n == 1 or draw.textlength(rest[:n], font) <= width - 2)
+            # Between words, where there is a place to break.
+            cut = rest.rfind(" ", 0, fits + 1) if fits < len(rest) else fits
+            cut = fits if cut <= 0 else cut
+            lines.append(rest[:cut])
+            rest = rest[cut:].strip()
+        for number, line in enumerate(lines):
+            draw.text((left + 1, top + height + 2 + 13 * number), line, fill=(70, 70, 70), font=font)
+    return canvas
+
+
 def data_uri(image: Any) -> str:
     """A Pillow image as a ``data:`` address of a PNG."""
     buffer = io.BytesIO()

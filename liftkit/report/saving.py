@@ -102,11 +102,11 @@ def save_images(
         path.mkdir(exist_ok=True)
         for index, made in enumerate(settings):
             place = _free(path / f"{made['seed']:06d}-{_slug(made['prompt'])}.png")
-            _write(grid(images[index : index + 1], 1), place, made)
+            write_picture(grid(images[index : index + 1], 1), place, made)
             single.append(place)
         path = path / SHEET
     columns = columns or min(len(images), 4 if len(images) <= 16 else 8)
-    _write(grid(images, columns), path, list(settings))
+    write_picture(grid(images, columns), path, list(settings))
     return [*single, path]
 
 
@@ -119,7 +119,8 @@ def read_settings(path: Path) -> Any:
     return None if not found else json.loads(found)
 
 
-def _write(picture: Any, path: Path, settings: Any) -> None:
+def write_picture(picture: Any, path: Path, settings: Any) -> None:
+    """Write a Pillow image at once, with what made it (plain data) in its metadata; see :func:`read_settings`."""
     from PIL import Image, PngImagePlugin
 
     from liftkit.checkpoint.files import atomic_file
