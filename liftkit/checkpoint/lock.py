@@ -70,7 +70,7 @@ def claim(output: Path, *, inside: bool = False, waiting: Callable[[str], None] 
     lock = place / LOCK if inside else place.with_name(f".{place.name}{LOCK}")
     made = _make_folders(place) if inside else []
     try:
-        handle = _acquire(output, lock, waiting)
+        handle = _acquire(output, lock, waiting, made if inside else None)
         _claims.add(owner)
         _begun[lock] = os.getpid()
         try:
@@ -99,16 +99,23 @@ def _make_folders(place: Path) -> list[Path]:
     return made
 
 
-def _acquire(output: Path, lock: Path, waiting: Callable[[str], None] | None) -> int:
+def _acquire(output: Path, lock: Path, waiting: Callable[[str], None] | None, made: list[Path] | None) -> int:
     """An open lock file that this run holds.
 
-    A holder removes its lock file at the end. Whoever opened it before holds a file without a name, and tries again.
+    A holder removes its lock file at the end, and a folder that it made and left empty. Whoever opened the file before holds
+    one without a name, and tries again.
+
+    Args:
+        made: takes the folders that have to be made again; None where the lock file lies beside the output.
     """
     said = False
     while True:
         try:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | _NO_LINK, 0o666)
         except OSError as error:
+            if made is not None and isinstance(error, FileNotFoundError):
+                made += _make_folders(lock.parent)
+                continue
             raise UsageError(f"{lock.parent}: not writable ({error.strerror}); choose another output") from error
         free = _lock(handle)
         if free is None:
