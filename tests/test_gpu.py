@@ -21,7 +21,13 @@ from tests import tiny
 from tests.test_finetune import TEXT, rows
 
 pytestmark = pytest.mark.gpu
-FINETUNE = ("previews.every=0", "validation.every=0", "trainable.dropout=0", "objective.adversarial=0")
+FINETUNE = (
+    "optimizer.name=adamw",
+    "previews.every=0",
+    "validation.every=0",
+    "trainable.dropout=0",
+    "objective.adversarial=0",
+)
 
 
 @pytest.fixture
@@ -141,7 +147,7 @@ def test_a_resumed_run_ends_where_one_that_was_not_does(gpu: str, make: Any, tmp
 def test_mixed_precision_has_the_losses_of_float32(precision: str, limit: float, gpu: str, make: Any) -> None:
     if precision == "fp16" and gpu == "cpu":
         pytest.skip("accelerate has no fp16 on a CPU")
-    quick = ("steps=2", "optimizer.name=adamw")
+    quick = ("steps=2",)
     exact = rows(finetune(make("exact", *quick)).trainer.folder.path)
     found = rows(finetune(make("found", *quick, f"precision={precision}")).trainer.folder.path)
     for one, other in zip(exact, found, strict=True):
