@@ -245,3 +245,16 @@ def test_lifts_of_earlier_versions_are_reported(cli: Cli, tmp_path: Path) -> Non
             assert text not in page.read_text()
             assert text not in out
     assert len(picture_rows(pictures)) == len(gallery.ROWS)
+
+
+def test_labels_make_no_formulas_and_no_markup() -> None:
+    from liftkit.report.charts import chart, plain_label
+
+    with chart("<script>alert(1)</script>") as (plot, result):
+        plot.plot([1, 2], [1, 10], label=plain_label("a $\\frac{1$ <b>&\x1b"))
+        plot.set_yscale("log")
+        plot.legend()
+    assert "<script" not in result[0]
+    assert "<b>&" not in result[0]
+    assert "\x1b" not in result[0]
+    assert "mathdefault" not in result[0]

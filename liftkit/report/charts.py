@@ -22,7 +22,6 @@ STYLE: dict[Any, Any] = {
     "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT, "grid.color": GRID, "axes.spines.top": False,
     "axes.spines.right": False, "axes.spines.left": False, "axes.grid.axis": "y", "axes.grid": True,
     "axes.axisbelow": True, "ytick.left": False, "legend.frameon": False, "legend.fontsize": 9,
-    "text.parse_math": False,
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "lines.linewidth": 1.8,
 }  # fmt: skip
 
@@ -123,6 +122,11 @@ def _scale(plot: Any, x: Axis, y: Axis) -> None:
         plot.set_yscale("log")
     plot.set_xlim(x.low, x.high)
     plot.set_ylim(y.low, y.high)
+
+
+def plain_label(text: str) -> str:
+    """A name for a chart, of which matplotlib makes no formula."""
+    return printable(text).replace("$", r"\$")
 
 
 @contextmanager

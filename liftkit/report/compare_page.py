@@ -13,7 +13,7 @@ from torch import Tensor
 from liftkit.data.images import to_signed
 from liftkit.evaluate.comparison import Comparison, Row
 from liftkit.evaluate.figures import BEST, FIGURES, Figure
-from liftkit.report.charts import FAINT, INK, SERIES, chart
+from liftkit.report.charts import FAINT, INK, SERIES, chart, plain_label
 from liftkit.report.pictures import data_uri, grid
 from liftkit.report.templating import render
 
@@ -90,7 +90,7 @@ def spectra(rows: Sequence[Row]) -> Markup:
             style: dict[str, Any] = {"color": next(colors)} if row.role == "pixel" else {"color": SERIES[1]}
             if row.role == "control" and row.key != "base":
                 style = {"color": FAINT, "linestyle": next(dashes), "linewidth": 1.3}
-            plot.plot(range(1, len(row.score.spectrum) + 1), row.score.spectrum, label=row.label, **style)
+            plot.plot(range(1, len(row.score.spectrum) + 1), row.score.spectrum, label=plain_label(row.label), **style)
         plot.set_xlabel("cycles per image")
         plot.set_ylabel("dB")
         plot.figure.legend(loc="outside lower center", ncols=2, fontsize=8)
@@ -107,7 +107,7 @@ def bars(found: Comparison, name: str) -> Markup:
         colors = [SERIES[0] if row.role == "pixel" else SERIES[1] if row.key == "base" else FAINT for row, _ in shown]
         drawn = plot.barh(range(len(shown)), [value for _, value in shown], 0.7, color=colors)
         plot.bar_label(drawn, [figure.show(value) for _, value in shown], padding=3, fontsize=8, color=INK)
-        plot.set_yticks(range(len(shown)), [row.label for row, _ in shown])
+        plot.set_yticks(range(len(shown)), [plain_label(row.label) for row, _ in shown])
         plot.grid(False, axis="y")
         if figure.kind == "distance":
             plot.set_xscale("log")
