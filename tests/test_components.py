@@ -266,3 +266,17 @@ def test_tied_weights_are_not_missing(tmp_path: Path) -> None:
     assert part.weights is not None
     assert "encoder.embed_tokens.weight" not in part.weights.where
     assert load.load_component(find_model(str(folder)), "text_encoder").shared.weight.shape == (8, 8)
+
+
+def test_an_adapter_merged_into_a_variant_leaves_plain_names(klein: Path, tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    from liftkit.formats.adapters import fuse
+    from tests.adapters import random_adapter
+
+    to_variant(klein, "transformer", shards=True)
+    to_variant(klein, "text_encoder", shards=True)
+    random_adapter(klein).save(tmp_path / "adapter", "# card\n")
+    output = fuse(tmp_path / "adapter", str(klein), tmp_path / "out").output
+    assert is_plain(output)
+    assert DiffusionPipeline.from_pretrained(output).transformer is not None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from liftkit.adapter import LIFT, Adapter, check_same_lift
+from liftkit.checkpoint.components import Component, read_components
+from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, copy_tree
 from liftkit.checkpoint.model import ModelFolder, Weights
 from liftkit.checkpoint.rewrite import rewrite_file
@@ -21,7 +23,8 @@ from liftkit.progress import Observer
 def write_merged(
     adapter: Adapter, folder: ModelFolder, building: Path, observer: Observer, *, move: bool = False
 ) -> None:
-    """Write a model with an adapter merged into its transformer; all other files, and tensors, as they are.
+    """Write a model with an adapter merged into its transformer; all other files, and tensors, as they are, but for the names
+    of variants, for which nobody will ask.
 
     Args:
         adapter: to merge.
@@ -39,14 +42,15 @@ def write_merged(
     if adapter.lift is not None:
         there = Lift.load(folder.path / LIFT)
         check_same_lift(adapter.lift, adapter.lift.basis.to(there.basis), there.basis, there.scale)
+    parts = {part.name: part for part in read_components(folder)}
+    variants = {name for name, part in parts.items() if part.weights is not None and part.weights.variant is not None}
     for path in sorted(folder.path.iterdir()):
-        if path.name not in ("transformer", RECORD, "README.md", MERGED):
+        if path.name in variants - {"transformer"}:
+            _bring_component(parts[path.name], building / path.name, bring)
+        elif path.name not in ("transformer", RECORD, "README.md", MERGED):
             bring(path, building / path.name)
-    target = building / "transformer"
-    target.mkdir()
-    for path in sorted((folder.path / "transformer").iterdir()):
-        if path.name not in weights.headers:
-            bring(path, target / path.name)
+    target, names = building / "transformer", weights.plain_names()
+    _bring_component(parts["transformer"], target, bring, without=names.values())
     history = history_of(folder)
     # Where every weight learned, there is no smaller account of what was learned than the weights themselves.
     if history is not None and set(adapter.full) != set(weights.where) - {BASIS}:
@@ -55,7 +59,20 @@ def write_merged(
     with observer.stage("write: transformer", total, "bytes") as advance:
         for name, header in weights.headers.items():
             here = [key for key in adapter.shapes if weights.where[key] == name]
-            rewrite_file(header, target / name, _Changes(adapter, weights, here), progress=advance)
+            rewrite_file(header, target / names[name], _Changes(adapter, weights, here), progress=advance)
+
+
+def _bring_component(
+    part: Component, target: Path, bring: Callable[[Path, Path], object], without: Collection[str] = ()
+) -> None:
+    """The files of a component under their plain names, but for some."""
+    target.mkdir()
+    for name, path in part.files.items():
+        if name not in without:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            bring(path, target / name)
+    for name, text in part.index.items():
+        write_text(target / name, text)
 
 
 def tensor_shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
