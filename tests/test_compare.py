@@ -288,7 +288,7 @@ def test_the_command_prints_writes_and_claims_nothing(
     )
     assert code == 0, err
     assert all(name in out for name in FIGURES)
-    assert "not given" in out
+    assert "not given" not in out
     assert "control not given: network from random weights (--scratch FOLDER)" in err
     found = json.loads(data.read_text())
     assert found["schema"] == "liftkit.comparison/1"

@@ -148,3 +148,14 @@ def test_previews_carry_step_and_prompt_and_validation_is_on_screen(place: Path,
     assert "note: step 1: preview run/previews/step-0000001.png" in stderr
     assert "note: step 2: error on held-out images" in stderr
     assert "before)" in stderr
+
+
+def test_the_result_of_a_run_is_called_as_the_run_is(tmp_path: Path) -> None:
+    from liftkit.evaluate.entries import _name
+
+    model = tmp_path / "photos" / "model"
+    model.mkdir(parents=True)
+    assert _name(model, "model") == "model"
+    (tmp_path / "photos" / "run.json").write_text("{}")
+    assert _name(model, "model") == "photos"
+    assert _name(tmp_path / "photos", "photos") == "photos"

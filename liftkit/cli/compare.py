@@ -129,7 +129,9 @@ def _table(found: Comparison) -> Table:
     title = f"{found.count} samples each, against {found.real['reference']} real images"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("", style="dim", no_wrap=True)
-    for row in found.rows:
+    # Controls that were not given and figures that no row has are named or left out, not drawn as dashes.
+    shown = [row for row in found.rows if row.score is not None]
+    for row in shown:
         head = (
             row.label
             if row.role == "pixel"
@@ -137,11 +139,13 @@ def _table(found: Comparison) -> Table:
         )
         style = "bold" if row.role == "pixel" else "dim"
         table.add_column(printable(head), justify="right", header_style=style)
-    for index, (name, figure) in enumerate(FIGURES.items()):
+    for name, figure in FIGURES.items():
         best, cells = found.best(name), []
-        for row in found.rows:
-            value = row.score.figures[name] if row.score is not None else None
-            text = "not given" if row.score is None and index == 0 else figure.show(value)
+        values = [row.score.figures[name] if row.score is not None else None for row in shown]
+        if all(value is None for value in values):
+            continue
+        for row, value in zip(shown, values):
+            text = figure.show(value)
             cells.append(Text(text, style="bold") if row.key in best else text)
         table.add_row(name, *cells)
     return table

@@ -57,7 +57,7 @@ def open_entry(name: str, base: str = "demo") -> Entry:
     lift = Lift.load(folder.path / "lift.safetensors") if is_lifted(kind) else None
     return Entry(
         source=name,
-        name=folder.name,
+        name=_name(folder.path, folder.name),
         digest=_digest(folder),
         lift=lift,
         size=folder.image_size(),
@@ -71,12 +71,18 @@ def _adapted(name: str, base: str) -> Entry:
     folder = find_model(base)
     return Entry(
         source=name,
-        name=Path(name).resolve().name,
+        name=_name(Path(name), Path(name).resolve().name),
         digest=digest({"base": below.digest, "adapter": manifest(Path(name))}),
         lift=adapter.lift,
         size=below.size,
         load=lambda device: load_pipeline(folder, device, adapter=adapter),
     )
+
+
+def _name(path: Path, name: str) -> str:
+    """What to call a model in a table: the result of a run is called as the run is, ``photos`` for ``runs/photos/model``."""
+    above = path.resolve().parent
+    return above.name if path.resolve().name in ("model", "adapter") and (above / "run.json").is_file() else name
 
 
 def open_pixel(name: str, base: str = "demo") -> tuple[Entry, Lift]:
