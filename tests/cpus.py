@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -82,7 +83,7 @@ EVERY = [Setting(*choice) for choice in product(KERNELS, (False, True), (1, 0), 
 QUICK = [Setting("avx2", False, 0, True), Setting("default", True, 1, True), Setting("native", True, 0, False)]
 
 
-def run(setting: Setting, show: Callable[[str], object] = print) -> bool:
+def run(setting: Setting, show: Callable[[str], object] = partial(print, flush=True)) -> bool:
     """Run the tests under a setting and show how they ended, in one line where all passed."""
     begun = time.monotonic()
     done = subprocess.run(
