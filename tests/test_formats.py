@@ -311,6 +311,12 @@ def test_the_config_holds_the_base_s_own_numbers(theirs: Path, klein: Path, tmp_
     assert config["base_rank"] == config["basis_rank"] == tiny.RANK
 
 
+def test_what_was_exported_here_is_sampled_as_it_was(theirs: Path, pixel: Path, tmp_path: Path) -> None:
+    assert open_adapter(theirs).provenance["sampling"]["shift"] == 17.0
+    export_adapter(str(pixel), tmp_path / "out", "asymflow-adapter")
+    assert "sampling" not in open_adapter(tmp_path / "out").provenance
+
+
 def test_modules_outside_of_those_that_comfyui_knows_are_named(theirs: Path) -> None:
     adapter = open_adapter(theirs)
     assert len(COMFYUI) == 58

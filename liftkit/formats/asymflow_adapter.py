@@ -104,11 +104,21 @@ def read_asymflow_adapter(path: Path, base: str = "") -> Adapter:
     order = _order(lift)
     tensors[INPUT] = tensors[INPUT][:, order].contiguous()
     tensors[OUTPUT] = tensors[OUTPUT][order].contiguous()
-    provenance = {"imported": {"format": NAME, "config": stated}, "sampling": SAMPLING}
+    provenance = {"imported": {"format": NAME, "config": stated}, **_sampling(path)}
     try:
         return _same_alpha(Adapter(tensors, None, lift, CLASS, base, provenance))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def _sampling(path: Path) -> dict[str, Any]:
+    """The authors' way to sample; of what liftkit exported, that of the model it was exported from, if it had one of its own."""
+    record = path / RECORD
+    if record.is_file():
+        found = read_json(record)
+        if found.get("format") == "liftkit.export":
+            return {"sampling": found["sampling"]} if isinstance(found.get("sampling"), dict) else {}
+    return {"sampling": SAMPLING}
 
 
 def _weight_file(path: Path) -> Path | None:
