@@ -57,7 +57,14 @@ def values(key: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 def allowed(data: dict[str, Any]) -> dict[str, Any]:
     """The same, where values go together and paths are there."""
-    data |= {"model": "demo", "space": "pixel", "init": "pretrained", "save": "model", "trackers": ["wandb"]}
+    data |= {
+        "model": "demo",
+        "adapter": None,
+        "space": "pixel",
+        "init": "pretrained",
+        "save": "model",
+        "trackers": ["wandb"],
+    }
     data["micro_batch"] = data.get("micro_batch") and data.get("batch_size", 32)
     data.get("optimizer", {}).pop("decay_from", None)
     data.get("optimizer", {}).pop("betas", None)
