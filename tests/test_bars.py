@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import time
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
 
-from liftkit.cli.bars import Bars, Stage, clock_text
+from liftkit.cli.bars import Bars, PlainLines, Stage, clock_text
 from liftkit.cli.terminal import SafeConsole
 
 STATUS = "loss 2.727  20.2 images/s  1 image left out"
@@ -117,6 +118,38 @@ def test_without_a_terminal_a_line_comes_soon_and_then_now_and_then() -> None:
 def test_a_short_stage_is_one_line_and_slow_steps_are_a_line_each() -> None:
     assert len(plain_lines([0.1] * 10)) == 1
     assert [line.split()[1] for line in plain_lines([40.0] * 3)] == ["1/3", "2/3", "3/3"]
+
+
+def test_a_step_that_takes_minutes_has_a_line_every_15_seconds() -> None:
+    stream, clock = io.StringIO(), Clock()
+    stage = Stage("score", 3, "rows", clock)
+    lines = PlainLines(stage, SafeConsole(file=stream), every=15.0)
+    for _ in range(60):
+        clock.now += 1.0
+        lines.beat()
+    lines.advance(1)
+    for _ in range(20):
+        clock.now += 1.0
+        lines.beat()
+    lines.end()
+    clock.now += 100.0
+    lines.beat()
+    shown = [line.split()[1:4:2] for line in stream.getvalue().splitlines()]
+    assert shown == [
+        ["0/3", "0:15"], ["0/3", "0:30"], ["0/3", "0:45"], ["0/3", "1:00"], ["1/3", "1:15"], ["1/3", "1:20"],
+    ]  # fmt: skip
+
+
+def test_the_heartbeat_needs_no_work_to_advance_and_stops_with_its_stage() -> None:
+    stream = io.StringIO()
+    with Bars(SafeConsole(file=stream), print, every=0.02).stage("score", 3, "rows"):
+        deadline = time.monotonic() + 10
+        while stream.getvalue().count("0/3 rows") < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    lines = stream.getvalue()
+    assert lines.count("0/3 rows") >= 2
+    time.sleep(0.1)
+    assert stream.getvalue() == lines
 
 
 def test_a_stage_that_fails_says_how_far_it_came() -> None:

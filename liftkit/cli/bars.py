@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event, Lock, Thread
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -20,7 +21,9 @@ from liftkit.checkpoint.text import printable
 from liftkit.progress import Advance
 
 EVERY = 15.0
-"""Seconds between plain lines."""
+"""Seconds between plain lines; as long a wait for slow work to advance is a line too."""
+POLL = 1.0
+"""Seconds between looks at the clock of a heartbeat."""
 SOON = 2.0
 """Seconds until the first one."""
 WINDOW = 30.0
@@ -164,20 +167,60 @@ class Bars:
 
     @contextmanager
     def _lines(self, stage: Stage) -> Iterator[Advance]:
-        due, shown = self.clock() + min(SOON, self.every), -1.0
+        lines, over = PlainLines(stage, self.console, self.every), Event()
 
-        def advance(amount: float) -> None:
-            nonlocal due, shown
-            stage.advance(amount)
-            if self.clock() >= due:
-                due, shown = self.clock() + self.every, stage.done
-                self.console.print(stage.plain())
+        def watch() -> None:
+            while not over.wait(min(POLL, self.every)):
+                lines.beat()
 
+        Thread(target=watch, name="heartbeat", daemon=True).start()
         try:
-            yield advance
+            yield lines.advance
         finally:
-            if stage.done != shown:
-                self.console.print(stage.plain())
+            over.set()
+            lines.end()
+
+
+class PlainLines:
+    """Lines of one stage: soon after it begins, then now and then, at the latest by a heartbeat, and at its end.
+
+    Args:
+        stage: whose clock counts.
+        console: to print on.
+        every: seconds between lines.
+    """
+
+    def __init__(self, stage: Stage, console: Console, every: float) -> None:
+        self.stage, self.console, self.every = stage, console, every
+        self._last, self._due = stage.began, stage.began + min(SOON, every)
+        self._shown, self._over = -1.0, False
+        self._lock = Lock()
+
+    def advance(self, amount: float) -> None:
+        """So much more is done; a line if one is due."""
+        with self._lock:
+            self.stage.advance(amount)
+            if self.stage.clock() >= self._due:
+                self._print()
+                self._shown = self.stage.done
+
+    def beat(self) -> None:
+        """A line if the last one is long ago, though nothing advanced."""
+        with self._lock:
+            if not self._over and self.stage.clock() >= self._last + self.every:
+                self._print()
+
+    def end(self) -> None:
+        """The last line, unless it would repeat that of the last advance; no heartbeat comes after it."""
+        with self._lock:
+            self._over = True
+            if self.stage.done != self._shown:
+                self._print()
+
+    def _print(self) -> None:
+        self._last = self.stage.clock()
+        self._due = self._last + self.every
+        self.console.print(self.stage.plain())
 
 
 @contextmanager

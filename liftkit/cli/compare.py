@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def compare(
     base: Annotated[str, typer.Argument(help="The latent model: a folder, a Hub id, or 'demo'.")],
     pixels: Annotated[list[str], typer.Argument(metavar="PIXEL...", help="Pixel models: converted folders.")],
-    real: Annotated[str, typer.Option(help="'demo', or a folder of images with captions.")] = "demo",
+    real: Annotated[
+        str, typer.Option(help="'demo', or a folder of images; one without a caption takes the empty prompt.")
+    ] = "demo",
     count: Annotated[
         int | None, typer.Option("--count", "-n", min=8, help="Samples of each model.", show_default="512, quick: 64")
     ] = None,
@@ -129,6 +131,7 @@ def _table(found: Comparison) -> Table:
     title = f"{found.count} samples each, against {found.real['reference']} real images"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("", style="dim", no_wrap=True)
+    table.add_column("better", style="dim", no_wrap=True)
     # Controls that were not given and figures that no row has are named or left out, not drawn as dashes.
     shown = [row for row in found.rows if row.score is not None]
     for row in shown:
@@ -147,5 +150,5 @@ def _table(found: Comparison) -> Table:
         for row, value in zip(shown, values):
             text = figure.show(value)
             cells.append(Text(text, style="bold") if row.key in best else text)
-        table.add_row(name, *cells)
+        table.add_row(name, figure.better, *cells)
     return table

@@ -68,21 +68,21 @@ def load(source: CaptionedSource, picture: Picture) -> Tensor:
     return source.image(picture.index, picture.size)
 
 
-def check_captions(source: CaptionedSource, pictures: Sequence[Picture]) -> None:
+def check_captions(source: CaptionedSource, captions: Sequence[str]) -> None:
     """Raise unless some image of a source has a caption, or nothing there looks as if it held one.
 
     Args:
-        source: of the pictures.
-        pictures: those of its images that are used.
+        source: of the images.
+        captions: of those of its images that are used; empty where one has none.
 
     Raises:
         UsageError: naming what looks like captions.
     """
     passed_over = "; ".join(text.summary() for text in source.texts if text.lost)
-    if passed_over and not any(picture.caption for picture in pictures) and not source.has_captions():
+    if passed_over and not any(captions) and not source.has_captions():
         raise UsageError(
             f"{source.name}: no image has a caption, though there is what looks like captions: {passed_over}; put each "
-            "into a .txt file of its image's name or into metadata.jsonl, or move these files away to train without"
+            "into a .txt file of its image's name or into metadata.jsonl, or move these files away to go without"
         )
 
 

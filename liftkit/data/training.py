@@ -244,7 +244,7 @@ class TrainingData:
             own = [picture for picture in pictures if picture.source == number]
             if not own:
                 raise UsageError(f"{source.name}: none of its {len(source)} images can be read ({reasons[number]})")
-            check_captions(source, own)
+            check_captions(source, [picture.caption for picture in own])
             silent = sum(not picture.caption for picture in own)
             if silent:
                 observer.note(f"{source.name}: {silent} of {len(own)} images have no caption")

@@ -170,9 +170,9 @@ def _verdicts(rows: list[Row], count: int) -> list[Verdict]:
     """One for each pixel model."""
     controls = [row for row in rows if row.role == "control"]
     given = {row.key: row.score.figures for row in controls if row.score is not None}
-    missing = {row.key: row.label for row in controls if row.score is None}
+    labels = {row.key: row.label for row in controls}
     return [
-        judge(row.key, row.label, row.score.figures, given, missing, count)
+        judge(row.key, row.label, row.score.figures, given, labels, count)
         for row in rows
         if row.role == "pixel" and row.score is not None
     ]
@@ -185,6 +185,11 @@ def _notes(work: Work, real: Real) -> list[str]:
     if work.options.prompts is not None:
         notes.append(
             "The prompts are not the real images' own captions: the real rows show other things than the models'."
+        )
+    if real.silent:
+        notes.append(
+            f"{len(real.silent)} of the {work.count} real images whose captions are the prompts have none, such as "
+            f"{real.silent[0]}: their prompt is empty."
         )
     if real.scenes is None:
         notes.append("The prompts are not the demo data's, so that its oracle's figures do not apply.")

@@ -24,7 +24,7 @@ class CompareOptions:
     Args:
         base: the latent model: a pipeline folder, a Hub id, or ``demo``.
         pixels: pixel models: converted folders.
-        real: ``demo``, or a folder of images with captions.
+        real: ``demo``, or a folder of images, with captions or without.
         count: n, samples of each model; None takes 512, or 64 if ``quick``.
         seed: of the noise of sample 0, and of the choice of real images.
         steps: of the samplers: one for all, or one for the base and each pixel model; the pipelines' own if empty.

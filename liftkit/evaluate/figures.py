@@ -31,13 +31,14 @@ _COST: dict[Kind, Callable[[float], float]] = {
     "ratio": lambda value: abs(log(max(value, 1e-9))),
     "chance": lambda value: max(value - 0.5, 0.0),
 }
-BEST: dict[Kind, str] = {
-    "high": "1 is best",
-    "distance": "0 is best",
-    "low": "0 is best",
-    "zero": "0 is best",
-    "ratio": "1 is best",
-    "chance": "0.5 is best",
+# Which values are better, for people.
+_BETTER: dict[Kind, str] = {
+    "high": "higher, up to 1",
+    "distance": "lower, down to 0",
+    "low": "lower, down to 0",
+    "zero": "closer to 0",
+    "ratio": "closer to 1",
+    "chance": "lower, down to 0.5",
 }
 
 
@@ -64,6 +65,11 @@ class Figure:
         """How far a value is from the best; smaller is better."""
         return _COST[self.kind](value)
 
+    @property
+    def better(self) -> str:
+        """Which values are better, in words that follow "better:"."""
+        return _BETTER[self.kind]
+
     def tolerance(self, count: int) -> float:
         """Difference of costs below which two values are level, for ``count`` samples."""
         return self.noise * (ENOUGH / count) ** 0.5
@@ -77,7 +83,7 @@ class Figure:
 
 FIGURES = {
     "digit": Figure("digit", "share of samples in which the oracle reads the prompted digit", "high", 0.02),
-    "color": Figure("colour", "the same, colour", "high", 0.01),
+    "color": Figure("color", "the same, color", "high", 0.01),
     "background": Figure("background", "the same, background", "high", 0.01),
     "oracle_frechet": Figure("Frechet distance (oracle)", "of the oracle's 64 features", "distance", 0.2, 2),
     "texture_frechet": Figure(

@@ -14,6 +14,7 @@ from torch import Tensor
 from liftkit.conversion.fitting import read_prompts
 from liftkit.data import demo
 from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaptioned
+from liftkit.data.filling import check_captions
 from liftkit.data.images import check_folder
 from liftkit.data.pictures import PictureError
 from liftkit.errors import UsageError
@@ -33,6 +34,7 @@ class Real:
         reference: uint8 (m, 3, S, S), m >= n: what every row is scored against, and nothing is chosen by.
         prompts: n captions of the shown images, or the user's own in turn.
         scenes: what the prompts ask for, where all are the demo data's; else None.
+        silent: names of the shown images without a caption, whose prompts are empty.
         description: plain data for reports.
         tallies: accounts of images and captions.
     """
@@ -41,6 +43,7 @@ class Real:
     reference: Tensor
     prompts: tuple[str, ...]
     scenes: list[demo.Scene] | None
+    silent: tuple[str, ...]
     description: dict[str, Any]
     tallies: tuple[Tally, ...] = ()
 
@@ -49,7 +52,8 @@ def open_real(name: str, count: int, size: int, seed: int, prompts: Path | None)
     """The real images of ``--real``.
 
     Args:
-        name: ``demo`` for held-out images of the demo data, or a folder of images with captions.
+        name: ``demo`` for held-out images of the demo data, or a folder of images; those without a caption get the empty
+            prompt.
         count: n. The reference has 2 n images and at least 1024; from a folder, what it holds beyond the first n, but at
             least n.
         size: S; smaller images are left out.
@@ -57,7 +61,7 @@ def open_real(name: str, count: int, size: int, seed: int, prompts: Path | None)
         prompts: a file of prompts to use instead of captions.
 
     Raises:
-        UsageError: if the folder is missing, too small, or lacks captions.
+        UsageError: if the folder is missing or too small, or what looks like its captions cannot be read.
     """
     source: CaptionedSource
     most = count + max(2 * count, REFERENCE)
@@ -80,16 +84,21 @@ def open_real(name: str, count: int, size: int, seed: int, prompts: Path | None)
             f"to paint the prompts of and {count} others to score against"
             + (f"; left out: {tally.reasons()}" if tally.lost else "")
         )
-    texts = _prompts(source, places[:count], prompts, name)
+    captions = {source.label(place): source.caption(place) for place in places[:count]} if prompts is None else {}
+    texts = _repeated(prompts, count) if prompts is not None else tuple(captions.values())
+    silent = tuple(label for label, text in captions.items() if not text)
+    if silent:
+        check_captions(source, texts)
     tallies = tuple(combined([tally, *source.texts]))
     description = {
         **source.describe(),
         "size": size,
         "shown": count,
         "reference": len(images) - count,
+        "without_caption": len(silent),
         "tallies": [each.to_json() for each in tallies],
     }
-    return Real(images[:count], images[count:], texts, _scenes(texts), description, tallies)
+    return Real(images[:count], images[count:], texts, _scenes(texts), silent, description, tallies)
 
 
 def _load(source: CaptionedSource, order: Sequence[int], most: int, size: int) -> tuple[Tensor, list[int], Tally]:
@@ -112,21 +121,12 @@ def _load(source: CaptionedSource, order: Sequence[int], most: int, size: int) -
     return torch.stack(images) if images else empty, places, tally
 
 
-def _prompts(source: CaptionedSource, places: list[int], given: Path | None, name: str) -> tuple[str, ...]:
-    if given is not None:
-        if not given.is_file():
-            raise UsageError(f"--prompts {given}: no such file")
-        lines = read_prompts(given)
-        return tuple(lines[index % len(lines)] for index in range(len(places)))
-    texts = tuple(source.caption(place) for place in places)
-    missing = [source.label(place) for place, text in zip(places, texts) if not text]
-    if missing:
-        passed_over = "".join(f" ({text.summary()})" for text in source.texts if text.lost)
-        raise UsageError(
-            f"--real {name}: {len(missing)} images without a caption, such as {missing[0]}{passed_over}; put one in a .txt "
-            "file beside each image, or give --prompts FILE, one a line"
-        )
-    return texts
+def _repeated(file: Path, count: int) -> tuple[str, ...]:
+    """The prompts of a file, in turn."""
+    if not file.is_file():
+        raise UsageError(f"--prompts {file}: no such file")
+    lines = read_prompts(file)
+    return tuple(lines[index % len(lines)] for index in range(count))
 
 
 def _scenes(prompts: tuple[str, ...]) -> list[demo.Scene] | None:

@@ -48,7 +48,7 @@ class Verdict:
 
 
 def judge(
-    key: str, label: str, figures: Figures, controls: Mapping[str, Figures], missing: Mapping[str, str], count: int
+    key: str, label: str, figures: Figures, controls: Mapping[str, Figures], labels: Mapping[str, str], count: int
 ) -> Verdict:
     """Compare one model with the controls.
 
@@ -56,14 +56,15 @@ def judge(
         key, label: of its row.
         figures: of the model, by name.
         controls: figures of each control that was given, by its row's key.
-        missing: labels of those that were not, by key.
+        labels: of all controls, by key; those without figures are missing.
         count: samples of each; fewer make wider tolerances.
     """
     standings = {name: _standing(name, value, controls, count) for name, value in figures.items() if value is not None}
     swept = [name for name, found in standings.items() if found.beats and not found.level and not found.behind]
+    missing = [control for control in labels if control not in controls]
     claims, partial = ([], swept) if missing else (swept, [])
-    text = _say(label, claims, partial, standings, list(missing.values()))
-    return Verdict(key, label, claims, partial, standings, list(missing), text)
+    text = _say(label, claims, partial, standings, labels, missing)
+    return Verdict(key, label, claims, partial, standings, missing, text)
 
 
 def _standing(name: str, value: float, controls: Mapping[str, Figures], count: int) -> Standing:
@@ -78,18 +79,26 @@ def _standing(name: str, value: float, controls: Mapping[str, Figures], count: i
     return found
 
 
-def _say(label: str, claims: list[str], partial: list[str], standings: dict[str, Standing], missing: list[str]) -> str:
+def _say(
+    label: str,
+    claims: list[str],
+    partial: list[str],
+    standings: dict[str, Standing],
+    labels: Mapping[str, str],
+    missing: list[str],
+) -> str:
     if claims:
-        return f"{label} is better than every control in {_names(claims)}; in the other figures it is not."
+        return f"{label} improves on all controls in {_names(claims)}; in the other figures it does not."
     if partial:
         return (
-            f"{label} is better than every control that was given in {_names(partial)}; "
-            f"without the controls {' and '.join(missing)} that is no claim yet."
+            f"{label} improves on all given controls in {_names(partial)}. "
+            f"Nothing is claimed without the controls that were not given: {', '.join(labels[key] for key in missing)}."
         )
-    several = [name for name, found in standings.items() if found.beats]
-    if not several:
-        return f"{label} is better than no control in any figure."
-    return f"{label} is better than every control in no figure; it beats some of them in {_names(several)}."
+    beaten = {key: [name for name, found in standings.items() if key in found.beats] for key in labels}
+    some = "; ".join(f"{labels[key]} ({_names(names)})" for key, names in beaten.items() if names)
+    if not some:
+        return f"No figure of {label} improves on any control."
+    return f"No figure of {label} improves on all controls. It beats some: {some}."
 
 
 def _names(figures: list[str]) -> str:

@@ -34,7 +34,7 @@ DECODED = 1000
 MEASURED = 2e13
 """Floating-point operations of a step up to which it is timed on a CPU; a step of tiny-klein has 4e11."""
 GPU = 2e14
-"""Operations a second that an estimate takes for granted: about 40 % of what an H100 promises in bfloat16, less overheads."""
+"""Operations a second of the GPU of an estimate. Assumed, not measured: a fifth of an H100's nominal 9.9e14 in bfloat16."""
 
 Rows = list[tuple[str, str]]
 
@@ -47,6 +47,7 @@ def describe(recipe: Recipe, observer: Observer, resume: str | None = None) -> l
     Raises:
         UsageError: whatever else the run itself would complain about before training.
     """
+    resume = RunFolder(recipe.output).resumed(resume, observer.note)
     resumption = find_resumption(recipe, resume) if resume is not None else None
     with TemporaryDirectory() as temporary:
         scratch = Path(temporary)
@@ -98,7 +99,7 @@ def _images(data: TrainingData, held_out: TrainingData | None, scratch: Path, ob
         pictures += len(usable)
         tallies += [filling.images(usable), *(text for source in part.sources for text in source.texts)]
         for number, source in enumerate(part.sources):
-            check_captions(source, [picture for picture in usable if picture.source == number])
+            check_captions(source, [picture.caption for picture in usable if picture.source == number])
         if part is data:
             own = len(usable)
             silent = sum(not picture.caption for picture in usable)
@@ -183,7 +184,7 @@ def _time(recipe: Recipe, trainee: Trainee, data: TrainingData, scratch: Path, o
     if not torch.cuda.is_available() and operations > MEASURED:
         return (
             f"not measured on this CPU; estimated at {operations / 1e12:,.0f} TFLOP a step ({passes} x weights x tokens), "
-            f"{span(steps * operations / GPU)} on one GPU that does {GPU / 1e12:.0f} TFLOPS"
+            f"{span(steps * operations / GPU)} on one GPU at an assumed {GPU / 1e12:.0f} TFLOPS, which nobody measured"
         )
     trainer = Trainer(
         recipe, trainee, data, None, _vae(recipe, trainee), make_accelerator(recipe, RunFolder(scratch)), RunFolder(scratch),

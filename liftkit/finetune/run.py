@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -72,6 +73,8 @@ def _finetune(recipe: Recipe, resume: str | None, observer: Observer) -> Finetun
     folder.check(resuming=resume is not None)
     resume = folder.resumed(resume, observer.note)
     resumption = find_resumption(recipe, resume) if resume is not None else None
+    if resumption is None and os.environ.get("RANK", "0") == "0":
+        folder.rewind(0)
     trainer = prepare(recipe, folder, observer, resumption)
     outcome = trainer.train()
     result = None

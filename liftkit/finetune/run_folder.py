@@ -64,7 +64,7 @@ class RunFolder:
     def resumed(self, resume: str | None, note: Callable[[str], None]) -> str | None:
         """What a run really goes on from: ``resume``, or None where the run here ended before its first checkpoint.
 
-        Such a run begins again at step 0.
+        Such a run begins again at step 0. Nothing is changed here: who begins it drops its log by :meth:`rewind`.
 
         Args:
             resume: ``latest``, the path of a checkpoint, or None.
@@ -75,8 +75,6 @@ class RunFolder:
         if not self.log_file.exists() and resume is None:
             return None
         note(f"{self.path}: the run there ended before its first checkpoint; it begins again at step 0")
-        if os.environ.get("RANK", "0") == "0":
-            self.rewind(0)
         return None
 
     def check(self, resuming: bool) -> None:
