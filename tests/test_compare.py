@@ -110,10 +110,11 @@ def test_rows_stand_in_order_and_missing_controls_keep_their_place(painter: Pain
     assert [row.key for row in found.rows if row.score is None] == ["continued", "scratch"]
     assert found.verdicts[0].missing == ["continued", "scratch"]
     assert not found.verdicts[0].claims
-    left_out = found.real["left_out"]
-    assert left_out["count"] == len(left_out["names"]) > 0
-    assert set(left_out["names"]) <= {"small.png", "broken.png"}
-    assert any(left_out["names"][0] in note for note in found.notes)
+    images = next(each for each in found.real["tallies"] if each["what"] == "images")
+    names = [name for each in images["left_out"] for name in each["examples"]]
+    assert len(names) > 0
+    assert set(names) <= {"small.png", "broken.png"}
+    assert any(names[0] in note for note in found.notes)
     assert found.real["reference"] == 2 * COUNT
 
 
@@ -212,7 +213,7 @@ def test_what_does_not_fit_is_said_before_anything_is_sampled(
         ({"prompts": prompts}, "holds no prompt"),
         ({"prompts": tmp_path / "none.txt"}, "no such file"),
         ({"device": "abacus"}, "--device abacus"),
-        ({"cache": prompts}, "--cache .*: cannot be made"),
+        ({"cache": prompts}, "--cache .*: is a file; give a folder"),
     ):
         with pytest.raises(UsageError, match=message):
             compare(replace(options, **changes))
@@ -229,17 +230,32 @@ def test_another_family_s_pixels_are_refused(options: CompareOptions, tmp_path: 
         prepare(replace(options, pixels=(str(odd),)))
 
 
-def test_missing_captions_name_an_image(captioned: Path, tmp_path: Path) -> None:
+def test_images_without_a_caption_take_the_empty_prompt_and_one_note_counts_them(
+    painter: Painter, options: CompareOptions, captioned: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "images"
     shutil.copytree(captioned, folder)
+    whole = open_real(str(folder), COUNT, 16, 0, None)
+    assert whole.silent == ()
+    for text in list(whole.prompts[:3]):
+        (folder / f"{text.count('x'):02d}.txt").unlink()
+    found = compare(replace(options, real=str(folder)))
+    assert painter.calls[0][1] + painter.calls[1][1] == ["", "", "", *whole.prompts[3:6]]
+    note = "Real images without a caption: 3 of the 8 that give the prompts, such as "
+    assert [each.startswith(note) for each in found.notes].count(True) == 1
+    assert found.real["without_caption"] == 3
     for file in folder.glob("*.txt"):
         file.unlink()
-    with pytest.raises(UsageError, match=r"8 images without a caption, such as \d\d.png"):
-        open_real(str(folder), COUNT, 16, 0, None)
+    real = open_real(str(folder), COUNT, 16, 0, None)
+    assert (real.prompts, len(real.silent)) == (("",) * COUNT, COUNT)
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     real = open_real(str(folder), COUNT, 16, 0, tmp_path / "prompts.txt")
-    assert real.prompts == ("one", "two") * 4
+    assert (real.prompts, real.silent) == (("one", "two") * 4, ())
     assert real.scenes is None
+    # The reader of captions stops where what looks like captions is of no use, as training does.
+    (folder / "captions.csv").write_text("file;title\n00.png;a cat\n")
+    with pytest.raises(UsageError, match=r"no image has a caption, though there is .*captions.csv"):
+        open_real(str(folder), COUNT, 16, 0, None)
 
 
 def test_the_real_sets_are_disjoint_and_belong_to_their_prompts() -> None:
@@ -289,7 +305,9 @@ def test_the_command_prints_writes_and_claims_nothing(
     assert code == 0, err
     empty = {"digit", "color", "background", "oracle_frechet", "texture_frechet", "patch_frechet"}
     assert {name for name in FIGURES if name not in out} == empty
-    assert "not given" not in out
+    assert not re.search(r"continued|scratch", out.partition("laplacian")[0]), "no columns of what was not given"
+    assert "laplacian        closer to 1" in out
+    assert re.search(r"No figure of <mine> improves on|<mine> improves on all given controls in", out)
     assert "control not given: network from random weights (--scratch FOLDER)" in err
     found = json.loads(data.read_text())
     assert found["schema"] == "liftkit.comparison/1"
@@ -302,6 +320,13 @@ def test_the_command_prints_writes_and_claims_nothing(
     assert "<mine>" not in text
     assert "&lt;mine&gt;" in text
     assert "--continued" in text
+    assert text.count("controls that were not given: latent base, continued, network from random weights.") in (1, 2)
+    heads = re.findall(r"<th class=\"number[^>]*>(.*?)</th>", text.partition("<h2>Figures</h2>")[2])
+    assert heads[:3] == ["&lt;mine&gt;", "real images", "real through the VAE"], "pixel models go first"
+    assert not set(heads) & {"latent base, continued", "network from random weights"}
+    assert "Frechet distance" not in text.partition("<h2>Figures</h2>")[2].partition("Provenance")[0]
+    assert text.count("better: closer to 1</small>") == 4
+    assert "16 real images that no setting was tuned on" in text
     assert "Spectra over those of real images" in text
 
 

@@ -228,6 +228,9 @@ def test_the_two_sample_test_decides_between_the_finalists(
     assert chosen.amount == 0.02
 
 
+LABELS = {"vae": "real through the VAE", "base": "latent base", "unsharp": "base + unsharp mask"}
+
+
 def figures_like(**changes: float) -> dict[str, float | None]:
     base = dict.fromkeys(FIGURES, 1.0) | {"patch_frechet": 0.2, "two_sample": 0.6, "spectrum_high": -2.0}
     return {**base, **changes}
@@ -236,33 +239,39 @@ def figures_like(**changes: float) -> dict[str, float | None]:
 def test_a_claim_needs_every_control() -> None:
     good = figures_like(patch_frechet=0.1, two_sample=0.55)
     beaten = {"vae": figures_like(), "base": figures_like(two_sample=0.56)}
-    found = judge("pixel-1", "mine", good, beaten, {}, 512)
+    found = judge("pixel-1", "mine", good, beaten, {key: LABELS[key] for key in beaten}, 512)
     assert found.claims == ["patch_frechet"]
     assert found.standings["two_sample"].beats == ["vae"]
     assert found.standings["two_sample"].level == ["base"], "within what two seeds make"
-    assert found.text.startswith("mine is better than every control in Frechet distance (patches)")
+    assert found.text.startswith("mine improves on all controls in Frechet distance (patches);")
 
 
 def test_a_missing_control_forbids_the_claim() -> None:
     good = figures_like(patch_frechet=0.1)
-    found = judge("pixel-1", "mine", good, {"base": figures_like()}, {"scratch": "random weights"}, 512)
+    found = judge(
+        "pixel-1", "mine", good, {"base": figures_like()}, {"base": "latent base", "scratch": "random weights"}, 512
+    )
     assert (found.claims, found.partial, found.missing) == ([], ["patch_frechet"], ["scratch"])
-    assert "random weights" in found.text
-    assert "no claim" in found.text
+    assert found.text == (
+        "mine improves on all given controls in Frechet distance (patches). "
+        "Nothing is claimed without the controls that were not given: random weights."
+    )
 
 
 def test_no_claim_where_one_control_is_better() -> None:
     good = figures_like(patch_frechet=0.1)
     rivals = {"base": figures_like(), "unsharp": figures_like(patch_frechet=0.05)}
-    found = judge("pixel-1", "mine", good, rivals, {}, 512)
+    found = judge("pixel-1", "mine", good, rivals, {key: LABELS[key] for key in rivals}, 512)
     assert not found.claims
     assert found.standings["patch_frechet"].behind == ["unsharp"]
-    assert "no figure" in found.text
-    worst = judge("pixel-1", "mine", figures_like(patch_frechet=0.4), rivals, {}, 512)
-    assert "no control in any figure" in worst.text
+    assert found.text == (
+        "No figure of mine improves on all controls. It beats some: latent base (Frechet distance (patches))."
+    )
+    worst = judge("pixel-1", "mine", figures_like(patch_frechet=0.4), rivals, {key: LABELS[key] for key in rivals}, 512)
+    assert worst.text == "No figure of mine improves on any control."
 
 
 def test_figures_that_do_not_apply_are_left_out_of_verdicts() -> None:
     good = figures_like(patch_frechet=0.1) | {"digit": None}
-    found = judge("pixel-1", "mine", good, {"base": figures_like() | {"digit": None}}, {}, 512)
+    found = judge("pixel-1", "mine", good, {"base": figures_like() | {"digit": None}}, LABELS, 512)
     assert "digit" not in found.standings

@@ -397,6 +397,18 @@ def test_dry_run_tells_what_learns_and_writes_nothing(make, cli, tmp_path: Path)
     assert not recipe.output.exists()
 
 
+def test_the_speed_of_a_gpu_that_is_not_here_is_assumed_and_called_so(
+    make, cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("dry")
+    monkeypatch.setattr("liftkit.finetune.dry_run.MEASURED", 0)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, stdout, stderr = cli("finetune", tmp_path / "dry.yaml", "--dry-run")
+    assert code == 0, stderr
+    assert "not measured on this CPU" in " ".join(stdout.split())
+    assert "on one GPU at an assumed 200 TFLOPS, which nobody measured" in " ".join(stdout.split())
+
+
 def test_a_dry_run_names_the_packages_that_are_missing(
     make, cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

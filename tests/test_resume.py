@@ -83,6 +83,22 @@ def test_the_line_that_is_printed_at_a_stop_can_be_pasted(place: Path, cli) -> N
     assert "9 of 9" in stdout
 
 
+def test_a_dry_run_of_a_run_without_a_checkpoint_plans_its_beginning(place: Path, cli) -> None:
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(place / "my run" / name)
+    log = (place / "my run" / "log.jsonl").read_bytes()
+    assert log
+    note = "my run: the run there ended before its first checkpoint; it begins again at step 0"
+    code, stdout, stderr = cli("finetune", "--resume", "my run", "--dry-run")
+    assert (code, note in stderr) == (0, True), stderr
+    assert "for 2 steps" in stdout
+    assert (place / "my run" / "log.jsonl").read_bytes() == log, "a dry run leaves the log as it is"
+    code, _, stderr = cli("finetune", "--resume", "my run")
+    assert (code, note in stderr) == (0, True), stderr
+    rows = [json.loads(line) for line in (place / "my run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2], "its log begins again too"
+
+
 def test_the_recipe_of_a_run_keeps_what_it_was(place: Path, cli) -> None:
     for steps, rate in ((3, 1e-3), (4, 2e-3)):
         code, _, stderr = cli("finetune", "--resume", "my run", f"steps={steps}", f"optimizer.learning_rate={rate}")

@@ -188,8 +188,8 @@ def _notes(work: Work, real: Real) -> list[str]:
         )
     if real.silent:
         notes.append(
-            f"{len(real.silent)} of the {work.count} real images whose captions are the prompts have none, such as "
-            f"{real.silent[0]}: their prompt is empty."
+            f"Real images without a caption: {len(real.silent)} of the {work.count} that give the prompts, such as "
+            f"{real.silent[0]}. Their prompt is empty."
         )
     if real.scenes is None:
         notes.append("The prompts are not the demo data's, so that its oracle's figures do not apply.")

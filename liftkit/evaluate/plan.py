@@ -98,6 +98,8 @@ def _resolved(options: CompareOptions) -> CompareOptions:
             f"--steps: {len(options.steps)} given; give one for all models, or {1 + len(options.pixels)}, for the base "
             "and each pixel model in order"
         )
+    if options.cache is not None and options.cache.exists() and not options.cache.is_dir():
+        raise UsageError(f"--cache {options.cache}: is a file; give a folder")
     device, _ = choose_device(options.device)
     at_demo = options.real == "demo"
     steps = options.steps or ((embedded.STEPS,) if at_demo else ())

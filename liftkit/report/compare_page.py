@@ -12,7 +12,7 @@ from torch import Tensor
 
 from liftkit.data.images import to_signed
 from liftkit.evaluate.comparison import Comparison, Row
-from liftkit.evaluate.figures import BEST, FIGURES, Figure
+from liftkit.evaluate.figures import FIGURES
 from liftkit.report.charts import FAINT, INK, SERIES, chart, plain_label
 from liftkit.report.pictures import data_uri, grid
 from liftkit.report.templating import render
@@ -34,8 +34,10 @@ def compare_page(found: Comparison) -> str:
     names = ", ".join(row.label for row in models)
     lead = (
         f"{names} beside the latent base: {found.count} samples of each from the same noise, scored against "
-        f"{found.real['reference']} real images that nothing was chosen by."
+        f"{found.real['reference']} real images that no setting was tuned on."
     )
+    # Pixel models go first: on a narrow screen the other columns are a swipe away.
+    rows = sorted((row for row in found.rows if row.score is not None), key=lambda row: row.role != "pixel")
     tied = [row for row in found.rows if row.key in ("real", "base") or row.role == "pixel"]
     return render(
         "compare.html",
@@ -46,10 +48,10 @@ def compare_page(found: Comparison) -> str:
         notes=found.notes,
         verdicts=found.verdicts,
         controls=_given_controls(found),
-        rows=found.rows,
+        rows=rows,
         figures=FIGURES,
-        lines=[_figure_row(found, name, figure) for name, figure in FIGURES.items()],
-        best_is=BEST,
+        lines=[line for name in FIGURES if (line := _figure_row(found, rows, name))],
+        missing=[row for row in found.rows if row.score is None],
         how_to=HOW_TO,
         charts=charts(found),
         provenance=json.dumps(_provenance(found), indent=2),
@@ -62,10 +64,12 @@ def _tied_row(row: Row, prompts: Sequence[str]) -> dict[str, Any]:
     return {"label": row.label, "images": [(prompt, _picture(image)) for image, prompt in zip(row.images, prompts)]}
 
 
-def _figure_row(found: Comparison, name: str, figure: Figure) -> dict[str, Any]:
-    """One figure of all rows, and which of them are the best of what models painted."""
-    best = found.best(name)
-    values = [(row.key in best, row.score.figures[name] if row.score is not None else None) for row in found.rows]
+def _figure_row(found: Comparison, rows: Sequence[Row], name: str) -> dict[str, Any]:
+    """One figure of these rows, and which of them are the best of what models painted; empty if none of them has it."""
+    figure, best = FIGURES[name], found.best(name)
+    values = [(row.key in best, row.score.figures[name] if row.score is not None else None) for row in rows]
+    if all(value is None for _, value in values):
+        return {}
     return {"figure": figure, "cells": [(leads, figure.show(value)) for leads, value in values]}
 
 
@@ -117,7 +121,7 @@ def bars(found: Comparison, name: str) -> Markup:
         for _, value in (pair for pair in values if pair[0].role == "real"):
             plot.axvline(value, color=INK, linewidth=1, linestyle=":")
         plot.set_xlabel(
-            f"{BEST[figure.kind]}; dotted: real images" + (", log scale" if figure.kind == "distance" else "")
+            f"better: {figure.better}; dotted: real images" + (", log scale" if figure.kind == "distance" else "")
         )
     return result[0]
 
