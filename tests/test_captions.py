@@ -164,10 +164,14 @@ def test_a_long_metadata_file_is_read_as_a_stream(tmp_path: Path) -> None:
         ("metadata.csv", "name,caption\na.png,x\n"),
         ("metadata.csv", "file_name,text\na.png,x,y,z\n"),
         ("metadata.csv", ""),
+        ("metadata.csv", "file_name,text\ra.png,x\r"),
+        ("metadata.csv", 'file_name,text\na.png,"x\nb.png,y\n'),
+        ("metadata.csv", 'file_name,text\na.png,"x \\"y\\" z"\n'),
         ("metadata.jsonl", "[]\n"),
         ("metadata.jsonl", '{"file_name": 3}\n'),
         ("metadata.jsonl", "[" * 100_000),
         ("metadata.jsonl", "a\0b"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "\\ud800"}'),
     ],
 )
 def test_metadata_that_cannot_be_read_are_named(tmp_path: Path, name: str, content: str) -> None:
@@ -284,6 +288,57 @@ def test_shards_that_are_cut_or_lie_about_sizes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.tar")
     with pytest.raises(UsageError, match=r"no regular file|no such shard"):
         WebDataset(tmp_path / "pipe.tar")
+
+
+def test_a_damaged_member_is_no_end_of_a_shard(tmp_path: Path) -> None:
+    whole = pack(tmp_path / "a.tar", {"a.png": png(), "b.png": png()}).read_bytes()
+    at = whole.index(b"b.png")
+    for damaged in (whole[:at] + b"X" + whole[at + 1 :], whole[: at + 100]):
+        (tmp_path / "a.tar").write_bytes(damaged)
+        with pytest.raises(UsageError, match=rf"a\.tar: .*no header of a member at byte {at}"):
+            WebDataset(tmp_path / "a.tar")
+
+
+def test_shards_that_were_joined_by_cat_are_read_to_the_end(tmp_path: Path) -> None:
+    first = pack(tmp_path / "1.tar", {"a.png": png(), "a.txt": b"one"}).read_bytes()
+    second = pack(tmp_path / "2.tar", {"b.png": png("blue"), "b.txt": b"two"}).read_bytes()
+    (tmp_path / "a.tar").write_bytes(first + second)
+    source = WebDataset(tmp_path / "a.tar")
+    assert captions(source) == {"a.tar:a.png": "one", "a.tar:b.png": "two"}
+    assert source.image(1, (16, 16))[2, 0, 0] == 255
+
+
+def test_members_of_shards_are_known_by_their_content_and_all_text_is_accounted_for(tmp_path: Path) -> None:
+    path = pack(
+        tmp_path / "a.tar",
+        {"a.img": png(), "a.txt": b"by content", "b": png(), "captions.jsonl": b"{}", "b.txt": "a.txt", "c.npy": b"x"},
+    )
+    source = WebDataset(path)
+    assert captions(source) == {"a.tar:a.img": "by content", "a.tar:b": ""}
+    assert source.texts[1].left_out == {
+        "of a kind that is not read": {"a.tar:captions.jsonl": None},
+        "links or devices": {"a.tar:b.txt": None},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("metadata.csv", "sep=;\nfile_name;text\na.png;red\n", "red"),
+        ("metadata.csv", "\n\nfile_name,text\na.png,red\n", "red"),
+        ("metadata.csv", 'file_name, text\na.png, "red, ""big"""\n', 'red, "big"'),
+        ("a.json", '{"text": "", "caption": "red"}', "red"),
+        ("a.json", '{"caption": {"en": "red"}}', ""),
+        ("a.txt", "\ufeff\ufeffred", "red"),
+        ("a.tags", "red", ""),
+    ],
+)
+def test_what_spreadsheets_and_trainers_write(tmp_path: Path, name: str, content: str, expected: str) -> None:
+    draw(tmp_path / "a.png")
+    (tmp_path / name).write_text(content)
+    source = CaptionedFolder(tmp_path)
+    assert captions(source) == {"a.png": expected}
+    assert expected or source.texts[1].lost == 1
 
 
 def test_braces_have_a_limit() -> None:

@@ -308,6 +308,43 @@ def test_reasons() -> None:
     assert reason(encoded(COLORS, "TIFF", tiffinfo={50706: b"\1\4\0\0"})) == "camera raw: develop it to JPEG or TIFF"
 
 
+def test_a_kind_of_tiff_that_is_not_read_is_not_called_damaged_alone() -> None:
+    floats = encoded(Image.fromarray(RAMP / np.float32(255)), "TIFF")
+    doubles = floats.replace(struct.pack("<HHIHH", 258, 3, 1, 32, 0), struct.pack("<HHIHH", 258, 3, 1, 64, 0))
+    assert doubles != floats
+    assert "of a kind that is not read" in reason(doubles)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "late PNG", "WEBP", "TIFF"])
+def test_the_header_has_the_size_of_the_upright_picture(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    wide = COLORS[:32]
+    if kind == "TIFF":
+        content = encoded(wide, kind, tiffinfo={274: orientation})
+    elif kind == "late PNG":  # where exiftool puts it
+        content = encoded(wide)
+        content = content[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + content[-12:]
+    else:
+        content = encoded(wide, kind, exif=exif, lossless=True)
+    turned = {
+        1: wide, 2: wide[:, ::-1], 3: wide[::-1, ::-1], 4: wide[::-1], 5: wide.transpose(1, 0, 2), 6: np.rot90(wide, -1),
+        7: np.rot90(wide, 2).transpose(1, 0, 2), 8: np.rot90(wide),
+    }[orientation]  # fmt: skip
+    assert np.array_equal(read(content), turned)
+    found = look(io.BytesIO(content), "picture")
+    assert (found.height, found.width) == turned.shape[:2]
+
+
+@pytest.mark.parametrize("samples", [RAMP, RAMP.astype(np.uint16) * 257, RAMP / np.float32(255)])
+def test_zero_is_white_where_a_tiff_says_so(samples: np.ndarray) -> None:
+    content = encoded(Image.fromarray(samples), "TIFF", tiffinfo={262: 0})
+    black = struct.pack("<HHIHH", 262, 3, 1, 1, 0)
+    content = content.replace(black, struct.pack("<HHIHH", 262, 3, 1, 0, 0))
+    assert np.abs(read(content)[..., 0].astype(int) - (255 - RAMP)).max() <= 1
+
+
 def test_content_decides_and_not_the_name(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(COLORS))
     with open_picture_file(tmp_path / "a.jpg", "a.jpg") as file:

@@ -54,7 +54,7 @@ def decode_text(raw: bytes, where: str) -> str:
     """
     encoding = "utf-16" if raw.startswith(_UTF16) else "utf-8-sig"
     try:
-        text = raw.decode(encoding)
+        text = raw.decode(encoding).lstrip("\ufeff")  # some editors write a second mark
     except UnicodeDecodeError as error:
         raise UsageError(_no_text(where, error.reason, f"at byte {error.start}")) from error
     if "\0" in text:

@@ -15,6 +15,7 @@ from liftkit.checkpoint.text import read_text, stream_lines
 from liftkit.data import demo
 from liftkit.data.captions import (
     CAPTION_LIMIT,
+    NOT_TAKEN,
     Captions,
     caption_in,
     looks_like_captions,
@@ -134,7 +135,7 @@ class CaptionedFolder(EncodedSource):
         files = Tally("caption files", used=len(set(beside.values())) + len(tables))
         for name in others:
             if name not in tables and name not in beside.values() and looks_like_captions(name):
-                files.leave_out(name, left.get(name, "of a kind that is not read"))
+                files.leave_out(name, left.get(name, NOT_TAKEN))
         self.texts = [self._captions.lines, files]
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,6 +23,7 @@ CAPTION_KEYS = ("text", "caption", "prompt")
 SIDECARS = (".txt", ".caption", ".json")
 """Endings of files beside a picture that hold its caption, the first that is there."""
 WITHOUT = "without text, caption or prompt"
+NOT_TAKEN = "of a kind that is not read"
 METADATA_LINES = "metadata.jsonl"
 METADATA = (METADATA_LINES, "metadata.csv")
 CAPTION_LIMIT = 1024 * 1024
@@ -30,8 +32,10 @@ CAPTION_LIMIT = 1024 * 1024
 _NO_CAPTIONS = re.compile(
     r"(read ?me|licen[cs]e|copying|credits?|attributions?|notes?|requirements|changelog|authors?)\b", re.I
 )
-_TABLES = (".jsonl", ".csv", ".tsv", ".parquet", ".xlsx")
-_CAPTION_TABLE = re.compile(r"meta|capt|label|annot|prompt|tags?\b|text", re.I)
+_CAPTION_TEXTS = ("txt", "text", "caption", "captions", "cap", "prompt", "prompts", "tag", "tags", "wd14")
+_TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xlsx")
+_CAPTION_TABLE = re.compile(r"meta|capt|label|annot|prompt|tags?\b|text|data", re.I)
+_HALF = re.compile("[\ud800-\udfff]")
 NAMED = 20
 """Lines without a picture that are named; all are counted."""
 
@@ -50,16 +54,27 @@ def plain_name(name: str) -> str:
 
 
 def caption_of(entry: dict[str, Any]) -> str:
-    """The caption of a line of metadata, empty where it has none; of several in a list, the first."""
-    found = next((entry[key] for key in CAPTION_KEYS if entry.get(key) is not None), "")
-    return plain_caption(found)
+    """The caption of a line of metadata, empty where it has none: the first key with a text; of several in a list, the first."""
+    found = (plain_caption(entry.get(key)) for key in CAPTION_KEYS)
+    return next(filter(None, found), "")
+
+
+def has_caption(entry: dict[str, Any]) -> bool:
+    """Whether a line of metadata holds a caption, be it an empty one."""
+    return any(_first(entry.get(key)) is not None for key in CAPTION_KEYS)
 
 
 def plain_caption(value: Any) -> str:
-    """What a column or a file holds as one caption."""
+    """What a column or a file holds as one caption; empty for a table, which is none."""
+    found = _first(value)
+    return "" if found is None else str(found).strip()
+
+
+def _first(value: Any) -> Any:
+    """A value, or the first of a list; None for what holds no caption."""
     if isinstance(value, (list, tuple)):
         value = value[0] if value else ""
-    return "" if value is None else str(value).strip()
+    return None if isinstance(value, (dict, list, tuple)) else value
 
 
 def caption_in(text: str, name: str) -> str | None:
@@ -75,7 +90,7 @@ def caption_in(text: str, name: str) -> str | None:
     if not name.lower().endswith(".json"):
         return text.strip()
     entry = json_object(text, name)
-    return caption_of(entry) if any(key in entry for key in CAPTION_KEYS) else None
+    return caption_of(entry) if has_caption(entry) else None
 
 
 def json_object(text: str, where: str) -> dict[str, Any]:
@@ -90,7 +105,17 @@ def json_object(text: str, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: expected a JSON object, found {text[:60]!r}") from error
     if not isinstance(entry, dict):
         raise UsageError(f"{where}: expected a JSON object, found {text[:60]!r}")
+    _check_characters(entry, where)
     return entry
+
+
+def _check_characters(entry: dict[str, Any], where: str) -> None:
+    """Raise unless the captions of an entry are text: JSON can name half of a character, which no tokenizer takes."""
+    for key in CAPTION_KEYS:
+        if _HALF.search(plain_caption(entry.get(key))):
+            raise UsageError(
+                f"{where}: {key} holds half of a surrogate pair, which is no character; write the text again"
+            )
 
 
 def sidecars(pictures: Iterable[str], others: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -137,7 +162,7 @@ def looks_like_captions(name: str) -> bool:
     stem, _, ending = base.lower().rpartition(".")
     if _NO_CAPTIONS.match(base):
         return False
-    if ending in ("txt", "caption"):
+    if ending in _CAPTION_TEXTS:
         return True
     return f".{ending}" in _TABLES or (ending in ("json", "yaml", "yml", "xml") and bool(_CAPTION_TABLE.search(stem)))
 
@@ -174,29 +199,33 @@ def _json_entries(text: Iterator[str], where: str) -> Metadata:
             raise UsageError(
                 f'{where}:{number}: expected {{"file_name": "...", "text": "..."}}, found {line[:60].strip()!r}'
             )
+        _check_characters(entry, f"{where}:{number}")
         yield number, entry
 
 
 def _csv_entries(text: Iterator[str], where: str) -> Metadata:
-    head = next(text, "")
+    # A spreadsheet may begin with blank lines, and with one that names its separator.
+    begins = (each for each in enumerate(text) if each[1].strip() and not each[1].lower().startswith("sep="))
+    before, head = next(begins, (0, ""))
     separator = max(",;\t", key=head.count)
-    columns = next(csv.reader([head], delimiter=separator), [])
-    columns = [column.strip() for column in columns]
-    if "file_name" not in columns:
-        raise UsageError(f"{where}: expected a column file_name, and text, found {', '.join(columns)[:80]!r}")
-    reader = csv.reader(text, delimiter=separator)
+    reader = csv.reader(chain([head], text), delimiter=separator, skipinitialspace=True, strict=True)
     try:
+        columns = [column.strip() for column in next(reader, [])]
+        if "file_name" not in columns:
+            raise UsageError(f"{where}: expected a column file_name, and text, found {', '.join(columns)[:80]!r}")
         for row in reader:
-            if not row:
-                continue
             if len(row) > len(columns):
                 raise UsageError(
-                    f"{where}:{reader.line_num + 1}: {len(row)} values in {len(columns)} columns; put quotes around a text "
+                    f"{where}:{reader.line_num + before}: {len(row)} values in {len(columns)} columns; put quotes around a text "
                     f"with {separator!r} in it"
                 )
-            yield reader.line_num + 1, dict(zip(columns, row))
+            if row:
+                yield reader.line_num + before, dict(zip(columns, row))
     except csv.Error as error:
-        raise UsageError(f"{where}:{reader.line_num + 1}: no CSV ({error})") from error
+        raise UsageError(
+            f"{where}:{reader.line_num + before}: no CSV ({error}); are all quotes closed and doubled inside of a text, and do "
+            "lines end in \\n?"
+        ) from error
 
 
 @dataclass
@@ -239,7 +268,7 @@ class Captions:
             picture, reason = self._picture(folder, name)
             if picture is None:
                 self._leave_out(line, reason)
-            elif not any(key in entry for key in CAPTION_KEYS):
+            elif not has_caption(entry):
                 self._leave_out(line, WITHOUT)
             elif picture in here and here[picture][1] != name and _is_absolute(name):
                 # Tails of two foreign paths: nobody knows which one is meant.

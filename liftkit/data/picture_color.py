@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ _HDR_TRANSFERS = (16, 18)
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 _GAMMA_OF_SRGB = 0.45455
+_MOST_CHUNKS, _MOST_CHUNK_BYTES = 100_000, 1 << 20
 
 
 def declared_profile(opened: Image, file: IO[bytes]) -> tuple[bytes | None, str]:
@@ -225,13 +226,26 @@ def _code_points(opened: Image, file: IO[bytes]) -> tuple[int, int] | None:
         return int(nclx["color_primaries"]), int(nclx["transfer_characteristics"])
     if opened.format != "PNG":
         return None
+    body = next((body for _, body in png_chunks(file, (b"cICP",), b"IDAT")), b"")
+    return (body[0], body[1]) if len(body) == 4 else None
+
+
+def png_chunks(file: IO[bytes], kinds: Sequence[bytes], end: bytes = b"IEND") -> Iterator[tuple[bytes, bytes]]:
+    """Chunks of some kinds in a PNG, with what they hold; others are passed over unread.
+
+    Args:
+        file: of the PNG; its place is changed.
+        kinds: names of chunks.
+        end: the chunk to stop at.
+    """
     file.seek(8)
-    for _ in range(64):
+    for _ in range(_MOST_CHUNKS):
         head = file.read(8)
-        if len(head) < 8 or head[4:] in (b"IDAT", b"IEND"):
-            return None
-        if head[4:] == b"cICP":
-            body = file.read(4)
-            return (body[0], body[1]) if len(body) == 4 else None
-        file.seek(struct.unpack(">I", head[:4])[0] + 4, 1)
-    return None
+        if len(head) < 8 or head[4:] in (end, b"IEND"):
+            return
+        size = struct.unpack(">I", head[:4])[0]
+        if head[4:] in kinds and size <= _MOST_CHUNK_BYTES:
+            yield head[4:], file.read(size)
+            file.seek(4, 1)
+        else:
+            file.seek(size + 4, 1)

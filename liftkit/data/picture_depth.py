@@ -38,7 +38,19 @@ def transparent_sample(opened: Any) -> Any:
     return value
 
 
-def eight_bits(image: Image, transparent: Any = None, exact: bool = False) -> tuple[Image, Image | None]:
+def white_is_zero(opened: Any) -> bool:
+    """Whether a TIFF's zero means white, in a mode that Pillow does not turn round when it decodes.
+
+    Args:
+        opened: by Pillow, not decoded yet.
+    """
+    wide = opened.mode.startswith("I") or opened.mode == "F"
+    return bool(opened.format == "TIFF" and wide and opened.tag_v2.get(262) == 0)
+
+
+def eight_bits(
+    image: Image, transparent: Any = None, exact: bool = False, negative: bool = False
+) -> tuple[Image, Image | None]:
     """A decoded picture with eight bits a channel.
 
     Samples of more bits are scaled by the range of their type. Where the largest is under a sixteenth of it, in a format
@@ -50,6 +62,7 @@ def eight_bits(image: Image, transparent: Any = None, exact: bool = False) -> tu
         image: in any of Pillow's modes.
         transparent: see :func:`transparent_sample`.
         exact: whether the whole range of the type counts: PNG and PNM say so.
+        negative: see :func:`white_is_zero`.
 
     Returns:
         The picture in L, RGB, CMYK, LAB, YCbCr or HSV, and its alpha in L; None where nothing is transparent.
@@ -62,6 +75,7 @@ def eight_bits(image: Image, transparent: Any = None, exact: bool = False) -> tu
         low, high = _levels(image, exact)
         key = transparent if isinstance(transparent, int) else None
         image, alpha = _scaled(image, low, high, key)
+        image = image.point(lambda value: 255 - value) if negative else image
     elif image.mode in ("P", "PA") or image.mode in ("RGBa", "La"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     elif transparent is not None and image.mode in ("1", "L", "RGB"):

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from liftkit.checkpoint.source import open_regular
-from liftkit.data.picture_color import declared_profile, to_srgb
-from liftkit.data.picture_depth import NotFinite, eight_bits, on_white, transparent_sample
+from liftkit.data.picture_color import declared_profile, png_chunks, to_srgb
+from liftkit.data.picture_depth import NotFinite, eight_bits, on_white, transparent_sample, white_is_zero
 from liftkit.data.picture_kinds import FORMATS, HEAD, declared_size, format_of, refusal, register
 from liftkit.errors import LiftkitError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-READER = "pictures/2"
+READER = "pictures/3"
 """Part of the identity of whatever is made of a picture: another reader may see other pixels in the same file."""
 MOST_PIXELS = 2**28
 """Of one picture, as it is decoded; a JPEG may be decoded at a fraction of its size."""
@@ -108,8 +108,8 @@ def look(file: IO[bytes], name: str) -> Look:
     with _opened(file, name) as opened:
         with _explained(name):
             _, remark = declared_profile(opened, file)
-            orientation = _orientation(opened)
-        width, height = opened.size
+            orientation = _orientation(opened, file)
+        width, height = _stored_size(opened)
         return Look(width, height, remark) if orientation >= 5 else Look(height, width, remark)
 
 
@@ -145,11 +145,12 @@ def decoded(file: IO[bytes], name: str, resolution: int) -> Iterator[Image]:
             stack.enter_context(_in_flight.hold(largest[0] * largest[1]))
         with _explained(name):
             transparent = transparent_sample(opened)
+            negative = white_is_zero(opened)
             opened.load()
             orientation = _orientation(opened)
         try:
             exact = opened.format in ("PNG", "PPM")
-            image, alpha = eight_bits(opened, transparent, exact)
+            image, alpha = eight_bits(opened, transparent, exact, negative)
             image = _upright(on_white(to_srgb(image, profile), alpha), orientation)
         except NotFinite as error:
             raise PictureError(name, str(error)) from error
@@ -198,7 +199,7 @@ def _opened(file: IO[bytes], name: str) -> Iterator[Any]:
         if early is not None:
             _check_size(early, MOST_PIXELS, name)
             stack.enter_context(_in_flight.hold(early[0] * early[1]))
-        with _explained(name, unidentified=NO_PICTURE if known is None else f"damaged {known}"):
+        with _explained(name, unidentified=_unidentified(known)):
             register(known)
             # The limits here are tighter than Pillow's own, except for JPEG, which may be decoded smaller.
             with _opening:
@@ -220,6 +221,13 @@ def _formats(known: str | None, name: str) -> tuple[str, ...]:
         return {"JPEG": ("JPEG", "MPO"), "BMP": ("BMP", "DIB")}.get(known, (known,))
     is_targa = name.lower().endswith((".tga", ".icb", ".vda", ".vst"))
     return tuple(each for each in FORMATS if each not in ("HEIF", "JXL", "MPO") and (each != "TGA" or is_targa))
+
+
+def _unidentified(known: str | None) -> str:
+    """Why Pillow does not open a file that begins as one of a format does."""
+    if known == "TIFF":
+        return "a TIFF that is damaged, or of a kind that is not read: save it with 8 or 16 bits a channel"
+    return NO_PICTURE if known is None else f"damaged {known}"
 
 
 def _head(file: IO[bytes]) -> bytes:
@@ -278,10 +286,26 @@ def _detail(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _orientation(opened: Any) -> int:
-    """Exif's, from 1 to 8; 1 where the decoder has turned the picture already."""
+def _stored_size(opened: Any) -> tuple[int, int]:
+    """Width and height before the picture is turned: of TIFFs, Pillow states those of the upright picture."""
+    if opened.format == "TIFF":
+        return int(opened.tag_v2[256]), int(opened.tag_v2[257])
+    return int(opened.size[0]), int(opened.size[1])
+
+
+def _orientation(opened: Any, file: IO[bytes] | None = None) -> int:
+    """Exif's, from 1 to 8; 1 where the decoder has turned the picture already.
+
+    Args:
+        opened: by Pillow.
+        file: its file, whose place is changed, where the picture is not decoded: a PNG may have its Exif after its pixels.
+    """
     from PIL import ExifTags, Image
 
+    if file is not None and opened.format == "PNG" and "exif" not in opened.info:
+        late = next((body for kind, body in png_chunks(file, (b"eXIf",))), None)
+        if late is not None:
+            opened.info["exif"] = b"Exif\0\0" + late
     if opened.format == "HEIF" or (opened.format == "JXL" and not opened.jpeg):
         return 1
     try:

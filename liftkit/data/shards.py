@@ -22,6 +22,7 @@ from liftkit.checkpoint.text import decode_text, stream_lines
 from liftkit.data.braces import expand_braces
 from liftkit.data.captions import (
     CAPTION_LIMIT,
+    NOT_TAKEN,
     Captions,
     caption_in,
     looks_like_captions,
@@ -31,7 +32,7 @@ from liftkit.data.captions import (
     sidecars,
 )
 from liftkit.data.picture_files import HIDDEN, is_hidden, picture_ending
-from liftkit.data.picture_kinds import ENDINGS, NOT_READ
+from liftkit.data.picture_kinds import ENDINGS, HEAD, NOT_READ, TEXTS, format_of
 from liftkit.data.pictures import PictureError
 from liftkit.data.source import EncodedSource, file_stamp
 from liftkit.errors import UsageError
@@ -39,6 +40,8 @@ from liftkit.tally import Tally
 
 HEADER_LIMIT = 16 * 1024 * 1024
 """Bytes of a member's header at most."""
+LINKS = "links or devices"
+_ZEROS = 1 << 20
 Place = tuple[int, int]
 """Start and size of a member in its tar file."""
 
@@ -50,6 +53,7 @@ class _Shard:
     Args:
         path: of the file.
         pictures, others: places by plain name, in the order of the file.
+        links: names of members that are no regular files, without pictures.
         beside: the member that holds the caption, by picture.
         captions: by metadata.
     """
@@ -57,6 +61,7 @@ class _Shard:
     path: Path
     pictures: dict[str, Place] = field(default_factory=dict)
     others: dict[str, Place] = field(default_factory=dict)
+    links: list[str] = field(default_factory=list)
     beside: dict[str, str] = field(default_factory=dict)
     captions: Captions = field(default_factory=lambda: Captions([]))
 
@@ -192,10 +197,14 @@ def _index(tar: Path, tally: Tally) -> _Shard:
     try:
         with open_regular(tar) as raw:
             whole = _Part(raw, 0, os.fstat(raw.fileno()).st_size, HEADER_LIMIT)
-            with tarfile.open(fileobj=whole, mode="r:") as file:  # type: ignore[call-overload]
-                for member in file:
-                    _take(member, shard, tally)
-                    file.members = []  # type: ignore[attr-defined]  # else it keeps them all
+            start: int | None = 0
+            while start is not None:
+                whole.seek(start)
+                with tarfile.open(fileobj=whole, mode="r:") as file:  # type: ignore[call-overload]
+                    for member in file:
+                        _take(member, raw, shard, tally)
+                        file.members = []  # type: ignore[attr-defined]  # else it keeps them all
+                    start = _after_end(whole, file.offset)
     except (OSError, tarfile.TarError, ValueError, OverflowError, MemoryError, EOFError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise
@@ -208,7 +217,30 @@ def _index(tar: Path, tally: Tally) -> _Shard:
     return shard
 
 
-def _take(member: tarfile.TarInfo, shard: _Shard, tally: Tally) -> None:
+def _after_end(whole: _Part, end: int) -> int | None:
+    """Where another archive begins behind one that ended, as ``cat a.tar b.tar`` leaves it; None if nothing follows.
+
+    Args:
+        whole: the file.
+        end: where its members ended.
+
+    Raises:
+        tarfile.ReadError: if there is no mark of an end, which tarfile takes for one.
+    """
+    whole.seek(end)
+    first = whole.read(tarfile.BLOCKSIZE)
+    if any(first):
+        raise tarfile.ReadError(f"no header of a member at byte {end}")
+    at = end
+    while chunk := whole.read(_ZEROS):
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            return at + tarfile.BLOCKSIZE + (len(chunk) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        at += len(chunk)
+    return None
+
+
+def _take(member: tarfile.TarInfo, raw: IO[bytes], shard: _Shard, tally: Tally) -> None:
     """Sort one member in."""
     name = plain_name(member.name)
     parts = PurePosixPath(name).parts
@@ -221,16 +253,21 @@ def _take(member: tarfile.TarInfo, shard: _Shard, tally: Tally) -> None:
         tally.leave_out(shard.label(name), NOT_READ[ending])
     elif not member.isfile():
         if is_picture and not member.isdir():
-            tally.leave_out(shard.label(name), "links or devices")
+            tally.leave_out(shard.label(name), LINKS)
+        elif not member.isdir():
+            shard.links.append(name)
     elif member.sparse is not None:
         tally.leave_out(shard.label(name), "sparse files: pack them without holes")
     elif member.offset_data < 0 or member.size < 0:
         raise ValueError(f"{name} has no place")
     else:
+        place = member.offset_data, member.size
+        if ending not in ENDINGS | TEXTS:
+            is_picture = format_of(_Part(raw, *place).read(HEAD)) is not None
         places = shard.pictures if is_picture else shard.others
         if is_picture and name in places:
             tally.leave_out(shard.label(name), "packed twice; the later one is taken")
-        places[name] = member.offset_data, member.size
+        places[name] = place
 
 
 def _parts_of_samples(shard: _Shard) -> list[str]:
@@ -269,6 +306,8 @@ def _find_captions(shard: _Shard, lines: Tally, files: Tally) -> None:
             )
             shard.captions.add(name.rpartition("/")[0], entries, shard.label(name))
     files.use(len(set(shard.beside.values())) + len(tables))
-    for name, why in left.items():
-        if looks_like_captions(name):
-            files.leave_out(shard.label(name), why)
+    used = {*shard.beside.values(), *tables}
+    for name in (name for name in shard.others if name not in used and looks_like_captions(name)):
+        files.leave_out(shard.label(name), left.get(name, NOT_TAKEN))
+    for name in filter(looks_like_captions, shard.links):
+        files.leave_out(shard.label(name), LINKS)
