@@ -164,6 +164,35 @@ def test_a_difference_is_the_same_matrix_on_a_projection_too(run: Run, converted
     assert torch.equal(product(found, "transformer_blocks.0.attn.to_k"), rand(96, 32)[32:64])
 
 
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_a_config_beside_a_file_of_other_names_is_its_strength(
+    prefix: str, converted: dict[str, Path], cli: Cli, tmp_path: Path
+) -> None:
+    folder, output = tmp_path / "peft", tmp_path / "out.safetensors"
+    folder.mkdir()
+    state = {f"{prefix}{QUERY}.lora_A.weight": rand(4, 32), f"{prefix}{QUERY}.lora_B.weight": rand(32, 4)}
+    save_file(state, folder / "style.safetensors")
+    alphas = {"^transformer_blocks\\.(?:0|1)\\.attn\\.(to_q|to_k)": 16}
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4, "alpha_pattern": alphas})
+    )
+    arguments = ("import", folder / "style.safetensors", "--base", converted["flux2"], "-o", output, "--overwrite")
+    assert cli(*arguments)[0] == 0
+    assert torch.allclose(product(load_file(output), QUERY), 4 * rand(32, 4) @ rand(4, 32), atol=1e-4)
+    # Beside another file nobody knows whose it is.
+    save_file(state, folder / "other.safetensors")
+    code, _, err = cli(*arguments)
+    assert code == 0
+    assert "may be that of other.safetensors" in " ".join(err.split())
+    assert torch.allclose(product(load_file(output), QUERY), rand(32, 4) @ rand(4, 32), atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "transformer._orig_mod.", "pipe.dit."])
+def test_prefixes_of_wrappers_are_passed_over(prefix: str, run: Run) -> None:
+    found = run({f"{prefix}{QUERY}.lora_A.weight": rand(4, 32), f"{prefix}{QUERY}.lora_B.weight": rand(32, 4)})
+    assert torch.allclose(product(found, QUERY), rand(32, 4) @ rand(4, 32), atol=1e-5)
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 def test_pefts_folder_has_its_strengths(rslora: bool, converted: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
     modules = {QUERY: (4, 32, 32), "transformer_blocks.0.attn.to_k": (2, 32, 32), "x_embedder": (4, 16, 32)}
@@ -198,6 +227,8 @@ def test_pefts_folder_has_its_strengths(rslora: bool, converted: dict[str, Path]
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"r": "x"}, "r should be a number"),
         ({"alpha_pattern": {"(a+)+$": 1}}, "no name of modules"),
+        ({"alpha_pattern": {"(a|a)*$": 1}}, "no name of modules"),
+        ({"alpha_pattern": {"a?" * 30 + "a" * 30: 1}}, "no name of modules"),
     ):
         (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({**config, **change}))
         failed(

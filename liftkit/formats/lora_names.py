@@ -15,7 +15,10 @@ from torch import Tensor
 
 from liftkit.models.spec import Architecture
 
-_DOTTED = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "model.")
+_DOTTED = (
+    *("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "model."),
+    *("module.", "_orig_mod.", "pipe.", "dit."),  # of wrappers: parallel, compiled, a whole pipeline's
+)
 _UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_", "lora_")
 _MOST_PREFIXES = 3
 _TEXT = re.compile(
@@ -31,7 +34,7 @@ _OTHERS = (
     ("Qwen-Image", r"(?:img|txt)_(?:mlp[._]net|mod[._])"),
     ("Wan", r"blocks[._]\d+[._](?:self_attn|cross_attn|ffn)"),
     ("Lumina or Z-Image", r"layers[._]\d+[._](?:attention|feed_forward|adaLN)"),
-    ("FLUX.1 or Stable Diffusion 3 in diffusers' names", r"(?:single_)?transformer_blocks[._]\d+[._]"),
+    ("FLUX.1, FLUX.2 or Stable Diffusion 3 in diffusers' names", r"(?:single_)?transformer_blocks[._]\d+[._]"),
 )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.contents import DIFF_B, FOLDED, MAGNITUDE, Part, cannot_fold, part_of, shown
+from liftkit.checkpoint.contents import ALPHA, DIFF_B, FOLDED, MAGNITUDE, Part, cannot_fold, part_of, shown
 from liftkit.checkpoint.files import read_safetensors
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import ModelFolder
@@ -196,12 +196,20 @@ class _Reader:
             raise UsageError(f"nothing here is for the transformer: {left}")
 
     def _config(self) -> Strength | None:
+        """That of the config beside the file, if it is this file's."""
         beside = self.path.parent / CONFIG
+        names = {part.name for part in map(part_of, self.tensors) if part}
+        if not beside.is_file():
+            return None
         peft = self.path.name == WEIGHTS or any(key.startswith(_PEFT) for key in self.tensors)
-        if peft and beside.is_file():
+        others = [path for path in self.path.parent.glob("*.safetensors") if path.name != self.path.name]
+        if peft or (not others and ALPHA not in names):
             self.notes.append(f"ranks and alphas are those of {CONFIG} beside the file")
-            return folder_strength(
-                beside, dora=any(part.name == MAGNITUDE for part in map(part_of, self.tensors) if part)
+            return folder_strength(beside, dora=MAGNITUDE in names)
+        if ALPHA not in names:
+            self.notes.append(
+                f"{CONFIG} beside the file is left out, because it may be that of {others[0].name}; if it is of this file, put "
+                "them into a folder of their own"
             )
         return None
 
@@ -209,7 +217,7 @@ class _Reader:
         """The strength of a module that has no alpha of its own, by its rank."""
         component, _, module = stem.partition(".")
         if component not in stated:
-            component, module = "transformer", stem.removeprefix(_PEFT)
+            component, module = "transformer", stem.removeprefix(_PEFT).removeprefix("transformer.")
 
         def scale(rank: int | None) -> float:
             if component in stated:
