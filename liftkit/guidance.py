@@ -10,6 +10,7 @@ u: ``c - d`` with the difference d that is wanted, zero at the steps without gui
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ class Guidance:
         orthogonal: whether the part along the denoised estimate is left out.
 
     Raises:
-        UsageError: if start and stop are no interval in [0, 1].
+        UsageError: if the scale is not finite, or start and stop are no interval in [0, 1].
     """
 
     scale: float | None = None
@@ -41,6 +42,8 @@ class Guidance:
     orthogonal: bool = False
 
     def __post_init__(self) -> None:
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise UsageError(f"--guidance {self.scale}: expected a finite number")
         if not 0.0 <= self.start <= self.stop <= 1.0:
             raise UsageError(
                 f"guidance from {self.start:g} to {self.stop:g} of the steps: no interval in 0 to 1; "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from liftkit.adapter import Adapter, load_pixel_pipeline
 from liftkit.checkpoint.model import ModelFolder
+from liftkit.checkpoint.text import check_prompts
 from liftkit.errors import UsageError
 from liftkit.formats.generations import check_needs
 from liftkit.guidance import Guidance
@@ -149,6 +150,7 @@ def sample(
     Raises:
         UsageError: naming the component that gives numbers which are not finite.
     """
+    check_prompts([*prompts, negative or ""])
     pipeline, flow = model.pipeline, model.flow
     height, width = height or model.size, width or model.size
     if noise is None:

@@ -193,6 +193,13 @@ def test_the_source_is_never_replaced(where: str, cli: Cli, klein: Path, image_f
     assert (klein / WEIGHTS).exists()
 
 
+def test_no_output_lies_inside_of_its_source(cli: Cli, klein: Path, image_folder: Path) -> None:
+    before = sorted(klein.rglob("*"))
+    for target in (klein / "pixel", klein / "transformer" / "pixel"):
+        failed(cli("convert", klein, "--images", image_folder, "-o", target), "inside of the model", "another output")
+    assert sorted(klein.rglob("*")) == before
+
+
 def test_licence_is_inherited(klein: Path, image_folder: Path, tmp_path: Path) -> None:
     (klein / "README.md").write_text(
         "---\nlicense: other\nlicense_name: flux-non-commercial\ntags: [x]\n---\n# klein\n"

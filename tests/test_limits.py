@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from liftkit.checkpoint import components, header
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import find_model
+from liftkit.cli.app import run
 from liftkit.conversion.plan import ConvertOptions, make_plan
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
@@ -117,3 +119,48 @@ def test_templates_of_loaded_pipelines_are_limited_and_work(model: Path) -> None
     pipeline = load.load_pipeline(find_model(str(model)))
     with pytest.raises(UsageError, match=r"tokenizer: its chat template fails \(TemplateError: no\)"):
         pipeline.tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("transformer", "num_layers", 10**9), ("transformer", "num_layers", 10**400), ("text_encoder", "num_hidden_layers", 10**6)],
+)  # fmt: skip
+def test_no_more_layers_than_tensors(name: str, key: str, value: int, model: Path) -> None:
+    path = model / name / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(UsageError, match=f"{name}/config.json: {key} is 10"):
+        load.load_pipeline(find_model(str(model)))
+
+
+def test_whatever_a_library_raises_about_files_is_one_line(model: Path) -> None:
+    # huggingface_hub's checks of configs raise a class of their own, straight from Exception.
+    path = model / "text_encoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "layer_types": ["full_attention"]}))
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load.load_pipeline(find_model(str(model)))
+
+
+@pytest.mark.parametrize("arguments", [["-n", "1000000000"], ["--steps", "1000000000"], ["--seed", f"1{'0' * 30}"],
+                                       ["--height", "1000000000"], ["--guidance", "nan"], ["--guidance", "inf"]])  # fmt: skip
+def test_numbers_on_the_command_line_have_ends(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["liftkit", "sample", "demo", "-p", "x", *arguments, "-o", str(tmp_path / "s.png")]
+    )
+    with pytest.raises(SystemExit) as found:
+        run()
+    assert found.value.code == 2
+    assert arguments[0] in capsys.readouterr().err
+    assert not (tmp_path / "s.png").exists()
+
+
+def test_a_lack_of_memory_is_no_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 7.28 TiB")
+
+    monkeypatch.setattr("liftkit.cli.app.app", refuse)
+    with pytest.raises(SystemExit) as found:
+        run()
+    assert found.value.code == 1
+    assert "no memory left (Unable to allocate 7.28 TiB)" in capsys.readouterr().err

@@ -198,3 +198,10 @@ def test_rotation_keeps_what_it_says_after_a_kill(tmp_path: Path) -> None:
     for step in (1, 3):
         write_checkpoint(folder.checkpoints, step, {}, {}, 2)
     assert [step for step, _ in checkpoints(folder.checkpoints)] == [2, 3]
+
+
+def test_a_link_in_a_circle_and_the_root_are_no_outputs(tmp_path: Path) -> None:
+    (tmp_path / "self").symlink_to("self")
+    for output, what in ((tmp_path / "self", "in a circle"), (Path("/"), "root of the disk")):
+        with pytest.raises(UsageError, match=what), claim(output):
+            pass

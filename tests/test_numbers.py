@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from liftkit.asymflow import calibrate, lift_sigma, recover_velocity
 from liftkit.checkpoint.finite import check_files, first_not_finite
 from liftkit.checkpoint.header import read_header
+from liftkit.checkpoint.model import find_model
+from liftkit.checkpoint.text import check_prompts
 from liftkit.cli.app import run
 from liftkit.conversion.plan import ConvertOptions, make_plan
 from liftkit.embedded import TINY_KLEIN
-from liftkit.errors import UsageError
+from liftkit.errors import LiftkitError, UsageError
+from liftkit.finetune.recipe_file import load_recipe
+from liftkit.finetune.run import finetune
 from liftkit.fit.moments import TokenMoments
+from liftkit.models.load import load_component
+from liftkit.progress import Silent
 
 STEM = "diffusion_pytorch_model.safetensors"
 PLACES = {
@@ -120,3 +129,52 @@ def test_an_empty_batch_adds_nothing() -> None:
     with pytest.raises(ValueError, match="NaN or infinity"):
         moments.update(torch.full((1, 1, 4), float("nan")), torch.ones(1, 1, 12))
     assert moments.count == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("shift", float("nan")), ("shift", float("inf")), ("shift", 0), ("shift", "3"), ("shift", True),
+        ("num_train_timesteps", 0), ("num_train_timesteps", 10**12), ("base_shift", 1e308), ("lift_scale", -1.0),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_schedule_are_in_their_ranges(key: str, value: Any, tmp_path: Path) -> None:
+    shutil.copytree(TINY_KLEIN, tmp_path / "model")
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(UsageError, match=f"scheduler_config.json: {key} is "):
+        make_plan(str(tmp_path / "model"), tmp_path / "out", ConvertOptions(images="demo", device="cpu"))
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf"), "1", True, None])
+def test_the_scale_of_a_lifted_model_is_a_positive_number(scale: Any, pixel_klein: Path, tmp_path: Path) -> None:
+    shutil.copytree(pixel_klein, tmp_path / "model")
+    path = tmp_path / "model" / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lift_scale": scale}))
+    with pytest.raises(UsageError, match="lift_scale is "):
+        load_component(find_model(str(tmp_path / "model")), "transformer")
+
+
+@pytest.mark.parametrize("prompt", ["a \udcff", "a \ud800 b"])
+def test_half_characters_in_prompts_are_named(prompt: str) -> None:
+    with pytest.raises(UsageError, match="no character of its own"):
+        check_prompts(["sound", prompt])
+    check_prompts(["sound", "\U0001f600 é"])
+
+
+@pytest.mark.parametrize("place", ["transformer/diffusion_pytorch_model.safetensors", "latent/reference.safetensors"])
+def test_a_loss_that_is_none_names_the_tensor_that_made_it_so(place: str, pixel_klein: Path, tmp_path: Path) -> None:
+    shutil.copytree(pixel_klein, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / place)
+    with safe_open(tmp_path / "model" / place, "pt") as file:
+        metadata = file.metadata()
+    name = min(each for each in tensors if "proj" in each or "linear" in each)
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, tmp_path / "model" / place, metadata)
+    recipe = load_recipe(
+        "tiny-klein",
+        [f"model={tmp_path / 'model'}", f"output={tmp_path / 'run'}", "steps=1", "batch_size=1", "validation.every=0",
+         "previews.every=0", "precision=fp32", "data.sources=[{kind: demo, count: 2}]"],
+    )  # fmt: skip
+    with pytest.raises(LiftkitError, match=r"the loss is nan.*tensor '.*' holds NaN or infinity"):
+        finetune(recipe, observer=Silent())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.source import PICKLES, list_files, open_regular
@@ -21,11 +22,19 @@ VOCABULARIES = (
     ("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",), ("tokenizer.model",), ("vocab.txt",),
     ("sentencepiece.bpe.model",), ("tekken.json",), ("tiktoken.model",),
 )  # fmt: skip
+SCHEDULE = {
+    "num_train_timesteps": (1, 100_000), "shift": (1e-4, 1e4), "flow_shift": (1e-4, 1e4), "pixel_shift": (1e-4, 1e4),
+    "base_shift": (-100, 100), "max_shift": (-100, 100), "shift_terminal": (0, 1), "lift_scale": (1e-6, 1e6),
+    "base_image_seq_len": (1, 1e9), "max_image_seq_len": (1, 1e9), "pixel_shift_side": (1, 1e6), "patch_size": (1, 1024),
+}  # fmt: skip
+"""Ranges of the numbers in a scheduler's config, far wider than any that is in use."""
 BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 """Tokenizers whose vocabulary is the bytes or the characters themselves."""
 _LFS = b"version https://git-lfs"
 
 
+MOST_LAYERS = 1000
+"""Layers that a config may name whatever its weights hold: quantized ones are not counted here."""
 MOST_BYTES = 512 * 1024 * 1024
 """Of a file beside the weights; vocabularies, the largest of them, take some tens of MB."""
 
@@ -89,7 +98,7 @@ def read_component(folder: ModelFolder, name: str) -> Component:
             )
     library, class_name = _class_of(folder, name)
     if "Scheduler" in class_name or name == "scheduler":
-        read_json(path / SCHEDULER)
+        _check_schedule(path / SCHEDULER)
     elif "Tokenizer" in class_name or "Processor" in class_name or "FeatureExtractor" in class_name:
         if "Tokenizer" in class_name or "tokenizer_config.json" in files:
             _check_vocabulary(path, class_name)
@@ -102,6 +111,19 @@ def read_component(folder: ModelFolder, name: str) -> Component:
     for relative in sorted(files.keys() - kept.keys()):
         component.left_out.leave_out(f"{name}/{relative}", "pickles")
     return component
+
+
+def _check_schedule(file: Path) -> None:
+    """Raise unless the numbers that noise levels are made of are in their ranges: libraries divide by them and allocate so many."""
+    config = read_json(file)
+    for key, (least, most) in SCHEDULE.items():
+        value = config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise UsageError(
+                f"{file}: {key} is {value!r:.60}, expected a number from {least:g} to {most:g}; fetch it again"
+            )
 
 
 def read_vae(path: Path) -> Component:
@@ -128,6 +150,7 @@ def _class_of(folder: ModelFolder, name: str) -> tuple[str, str]:
 def _model(name: str, library: Library | str, class_name: str, path: Path, files: dict[str, Path]) -> Component:
     config = read_json(path / CONFIG)
     weights = read_weights(path, library, quantized="quantization_config" in config)  # type: ignore[arg-type]
+    _check_layers(path / CONFIG, config, len(weights.where))
     names = weights.plain_names()
     component = Component(name, library, class_name, path, weights, {}, {})
     for relative, file in files.items():
@@ -140,6 +163,17 @@ def _model(name: str, library: Library | str, class_name: str, path: Path, files
         else:
             component.files[relative] = file
     return component
+
+
+def _check_layers(file: Path, config: dict[str, Any], tensors: int) -> None:
+    """Raise if a config has more layers than the weights have tensors: libraries build layer after layer before they compare."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_layers(file, value, tensors)
+        elif "layers" in key and isinstance(value, int) and value > max(tensors, MOST_LAYERS):
+            raise UsageError(
+                f"{file}: {key} is {value!r:.20}, but the weights are {tensors} tensors; fetch the model again"
+            )
 
 
 def _add_index(component: Component, file: Path, names: dict[str, str]) -> None:

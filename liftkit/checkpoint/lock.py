@@ -63,6 +63,9 @@ def claim(output: Path, *, inside: bool = False, waiting: Callable[[str], None] 
         UsageError: naming who holds it, or if nothing can be written there.
     """
     place = Path(os.path.realpath(output))
+    if not place.name or place.is_symlink():
+        what = "a link that leads round in a circle" if place.is_symlink() else "the root of the disk"
+        raise UsageError(f"{output}: {what}; choose another output")
     owner = place, threading.get_ident()
     if owner in _claims:
         yield

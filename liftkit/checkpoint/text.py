@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -135,6 +135,19 @@ def printable(text: str) -> str:
     and lone surrogates become their escapes, such as ``\\x1b``.
     """
     return "".join(character if _prints(character) else _escaped(character) for character in text)
+
+
+def check_prompts(prompts: Iterable[str]) -> None:
+    """Raise unless prompts are whole text, which tokenizers take.
+
+    Raises:
+        UsageError: naming a prompt with half of a surrogate pair, as bytes on a command line that are no UTF-8, and
+            ``\\ud800`` in JSON, leave it.
+    """
+    for prompt in prompts:
+        half = next((character for character in prompt if "\ud800" <= character <= "\udfff"), None)
+        if half is not None:
+            raise UsageError(f"prompt {prompt[:80]!r}: {half!r} is no character of its own; write the prompt in UTF-8")
 
 
 def _no_text(where: str, reason: str, place: str) -> str:

@@ -161,6 +161,9 @@ def _tell(error: Exception) -> int:
         what = f"{error.filename}: " if error.filename is not None else ""
         console.fail(f"{what}{reason(error)}")
         return 1
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "not enough memory" in str(error):
+        console.fail(f"no memory left ({reason(error)[:200]}); take smaller batches or pictures, or a larger machine")
+        return 1
     hint = "" if console.settings.debug else "; run with --debug for the traceback"
     console.fail(f"{type(error).__name__}: {error} (this is a fault of liftkit{hint})")
     return 1

@@ -26,10 +26,15 @@ def compare(
     count: Annotated[
         int | None, typer.Option("--count", "-n", min=8, help="Samples of each model.", show_default="512, quick: 64")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Sample i starts from seed + i, in every model.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Sample i starts from seed + i, in every model.")] = 0,
     steps: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Denoising steps; repeat for base and each PIXEL.", show_default="16 for demo images"),
+        typer.Option(
+            min=1,
+            max=10_000,
+            help="Denoising steps; repeat for base and each PIXEL.",
+            show_default="16 for demo images",
+        ),
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="4 for demo images")] = None,
     guidance_start: guiding.Start = 0.0,

@@ -133,7 +133,7 @@ VaeOption = Annotated[
     typer.Option("--vae", help="Fit through the VAE in this folder, of the same latent space as the model's own."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the image order, of drawn latents and of the proof.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Of the image order, of drawn latents and of the proof.")]
 
 
 def convert(

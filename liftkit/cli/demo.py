@@ -27,7 +27,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the models, the picture and the page.")
     ] = Path("out/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of noise and images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of noise and images.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Leave the live finetune out: under a minute.")] = False,
 ) -> None:
     """Convert the embedded tiny-klein, finetune it for a minute, and compare all models on the same noise.

@@ -15,18 +15,22 @@ def generate(
     prompts: Annotated[
         str, typer.Option("--prompts", help="A file of prompts, one a line, or 'demo'; they take turns.")
     ],
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images in the folder.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=10**9, help="Images in the folder.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The dataset folder; an interrupted one is gone on with.")
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Image i starts from seed + i, whatever the batch.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the pipeline's")] = None,
+    seed: guiding.Seed = 0,
+    steps: guiding.Steps = None,
     guidance: guiding.Scale = None,
     guidance_start: guiding.Start = 0.0,
     guidance_stop: guiding.Stop = 1.0,
     guidance_orthogonal: guiding.Orthogonal = False,
-    height: Annotated[int | None, typer.Option(min=1, help="In pixels.", show_default="the autoencoder's size")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="In pixels.", show_default="the autoencoder's size")] = None,
+    height: Annotated[
+        int | None, typer.Option(min=1, max=65_536, help="In pixels.", show_default="the autoencoder's size")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, max=65_536, help="In pixels.", show_default="the autoencoder's size")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
 ) -> None:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 def sample(
     folder: Annotated[str, typer.Argument(help="A latent or a converted pipeline: a folder, a Hub id, or 'demo'.")],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to paint; repeat for several.")],
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images in all; prompts take turns.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Image i starts from seed + i, whatever the batch.")] = 0,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=10_000, help="Images in all; prompts take turns.")
+    ] = 8,
+    seed: guiding.Seed = 0,
     output: Annotated[
         str,
         typer.Option(
@@ -31,13 +33,17 @@ def sample(
             "Every file holds its prompt, seed and settings.",
         ),
     ] = "samples.png",
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the pipeline's")] = None,
+    steps: guiding.Steps = None,
     guidance: guiding.Scale = None,
     guidance_start: guiding.Start = 0.0,
     guidance_stop: guiding.Stop = 1.0,
     guidance_orthogonal: guiding.Orthogonal = False,
-    height: Annotated[int | None, typer.Option(min=1, help="In pixels.", show_default="the autoencoder's size")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="In pixels.", show_default="the autoencoder's size")] = None,
+    height: Annotated[
+        int | None, typer.Option(min=1, max=65_536, help="In pixels.", show_default="the autoencoder's size")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, max=65_536, help="In pixels.", show_default="the autoencoder's size")
+    ] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Of the grid.", show_default="by count")] = None,
     adapter: Annotated[
         str | None, typer.Option(help="A folder of liftkit finetune with save: adapter, or of the AsymFlow authors.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -209,18 +210,20 @@ def copied_files(model: ModelFolder, parts: list[Component]) -> tuple[dict[str, 
 
 
 def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
-    """Whether the output is none of the inputs, and holds none: replacing it must not remove what it is made from.
+    """Raise unless the output is none of the inputs, holds none and lies in no model: an input stays as it is.
 
     Raises:
         UsageError: naming the input.
     """
-    target = output.resolve()
+    target = Path(os.path.realpath(output))
     for name, path in inputs.items():
         if path is None or path == "demo":
             continue
-        source = Path(path).expanduser().resolve()
+        source = Path(os.path.realpath(Path(path).expanduser()))
         if source == target or target in source.parents:
             raise UsageError(f"{output}: holds {name} ({path}); choose another output")
+        if source in target.parents and (source / "model_index.json").is_file():
+            raise UsageError(f"{output}: inside of {name} ({path}), which stays as it is; choose another output")
 
 
 def _size_of(plan: Plan, modules: tuple[str, ...]) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from liftkit.checkpoint.model import ModelFolder
+from liftkit.checkpoint.text import check_prompts
 from liftkit.data.cache import held_cache
 from liftkit.data.training import TrainingData
 from liftkit.errors import UsageError
@@ -41,6 +42,7 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
 
         @torch.no_grad()
         def encode(prompts: list[str]) -> dict[str, Tensor]:
+            check_prompts(prompts)
             found = {name: each.cpu() for name, each in trainee.spec.prompts(pipeline, prompts, length).items()}
             for name, each in found.items():
                 if each.is_floating_point() and not each.isfinite().all():

@@ -39,6 +39,7 @@ from liftkit.finetune.state import (
 from liftkit.finetune.step import Objective, draw, step_seed, with_shift_of
 from liftkit.finetune.trainee import COMPUTE, Trainee
 from liftkit.finetune.watch import preview, preview_prompts, validate
+from liftkit.models.broken import first_not_finite
 from liftkit.progress import Observer
 from liftkit.tally import Tally, combined
 
@@ -226,9 +227,12 @@ class Trainer:
                 continue
             found = checkpoints(self.folder.checkpoints)
             last = f"the last good checkpoint is {found[-1][1]}" if found else "there is no checkpoint yet"
-            raise LiftkitError(
-                f"step {self.step + 1}: the {what} is {value}; {last}; try a lower optimizer.learning_rate or clip"
-            )
+            # The weights are as the last step left them: what is not finite in them came from the model's files.
+            tensor = first_not_finite(self.trainee.network)
+            advice = "try a lower optimizer.learning_rate or clip"
+            if tensor is not None:
+                advice = f"the model's tensor {tensor!r} holds NaN or infinity"
+            raise LiftkitError(f"step {self.step + 1}: the {what} is {value}; {last}; {advice}")
         return row
 
     def _record(self, row: dict[str, Any], began: float) -> None:

@@ -28,7 +28,8 @@ def broken(pipeline: Any, component: str, what: str) -> str:
 
 def first_not_finite(module: nn.Module) -> str | None:
     """The first parameter or buffer that holds NaN or infinity."""
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    for name, each in (*module.named_parameters(), *module.named_buffers()):
+        tensor = each.to_local() if hasattr(each, "to_local") else each  # of a sharded one, what this process holds
         if (
             tensor.is_floating_point()
             and tensor.numel()

@@ -29,8 +29,6 @@ from liftkit.models.chat import limit_template
 from liftkit.models.registry import architecture
 
 TEXT = ("text_encoder", "tokenizer")
-# A library raises whatever its file readers do.
-_BROKEN = (OSError, ValueError, AttributeError, RuntimeError, KeyError, TypeError, AssertionError)
 
 
 class MissingPackageError(UsageError):
@@ -226,17 +224,18 @@ def _check_complete(part: Component, found: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _explained(source: str) -> Iterator[None]:
-    """What a library raises, as one line about the model."""
-    from safetensors import SafetensorError
+    """What a library raises, as one line about the model.
 
+    Their checks of configs and readers of tokenizers raise classes of their own, some straight from ``Exception``.
+    """
     try:
         yield
-    except UsageError:
+    except LiftkitError:
         raise
     except ImportError as error:
         raise MissingPackageError(f"{source}: cannot be loaded ({reason(error)[:300]})") from error
-    except (*_BROKEN, SafetensorError) as error:
-        raise UsageError(f"{source}: cannot be loaded ({reason(error)[:300]})") from error
+    except Exception as error:
+        raise UsageError(f"{source}: cannot be loaded ({reason(error)[:300]}); check its files") from error
 
 
 @contextmanager

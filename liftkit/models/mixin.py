@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from liftkit.asymflow import at_least_float32, calibrate, recover_velocity
+from liftkit.lift import SCALES
 from liftkit.models.spec import HOME, Architecture
 from liftkit.tokens import patchify, unpatchify
 
@@ -149,6 +150,9 @@ def make_class(spec: Architecture) -> type:
     stock = getattr(diffusers, spec.name)
 
     def __init__(self: Any, *args: Any, lift_rank: int, lift_dim: int, lift_scale: float, **kwargs: Any) -> None:
+        number = isinstance(lift_scale, int | float) and not isinstance(lift_scale, bool)
+        if not number or not SCALES[0] <= lift_scale <= SCALES[1]:
+            raise ValueError(f"lift_scale is {lift_scale!r}, expected a number from {SCALES[0]:g} to {SCALES[1]:g}")
         config = inspect.signature(stock.__init__).bind(self, *args, **kwargs)
         config.apply_defaults()
         names = {key: value for key, value in config.arguments.items() if key != "self"}
