@@ -225,6 +225,14 @@ def float8(folder: Path) -> None:
         (remove("tokenizer/tokenizer.json"), "tokenizer: no vocabulary"),
         (half_a_vocabulary, "vocab.json alone does not do"),
         (write("tokenizer/tokenizer.json", ""), "tokenizer.json: no valid JSON"),
+        (
+            write("tokenizer/tokenizer.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+            "git lfs pull",
+        ),
+        (
+            write("text_encoder/config.json", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+            "git lfs pull",
+        ),
         (write("tokenizer/tokenizer.json", "{}"), "tokenizer.json: it holds no vocabulary"),
         (write("tokenizer/tokenizer.json", "version https://git-lfs.github.com/spec/v1\n"), "tokenizer.json"),
         (remove("scheduler/scheduler_config.json"), "scheduler_config.json"),

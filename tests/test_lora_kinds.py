@@ -187,6 +187,24 @@ def test_a_config_beside_a_file_of_other_names_is_its_strength(
     assert torch.allclose(product(load_file(output), QUERY), rand(32, 4) @ rand(4, 32), atol=1e-4)
 
 
+@pytest.mark.parametrize("targets", [True, False])
+def test_metadata_stay_where_peft_can_load_by_them_and_are_folded_elsewhere(
+    targets: bool, converted: dict[str, Path], cli: Cli, tmp_path: Path
+) -> None:
+    stated = {"transformer.r": 4, "transformer.lora_alpha": 8, "transformer.use_rslora": True}
+    stated |= {"transformer.target_modules": ["to_q"]} if targets else {}
+    state = {f"transformer.{QUERY}.lora_A.weight": rand(4, 32), f"transformer.{QUERY}.lora_B.weight": rand(32, 4)}
+    save_file(state, tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": json.dumps(stated)})
+    code, _, err = cli(
+        "import", tmp_path / "a.safetensors", "--base", converted["flux2"], "-o", tmp_path / "b.safetensors"
+    )
+    assert code == 0, err
+    pipe = load(converted["flux2"])
+    pipe.load_lora_weights(tmp_path / "b.safetensors")
+    delta = pipe.transformer.get_submodule(QUERY).get_delta_weight("default_0")
+    assert torch.allclose(delta, 4 * rand(32, 4) @ rand(4, 32), atol=1e-4)
+
+
 @pytest.mark.parametrize("prefix", ["module.", "transformer._orig_mod.", "pipe.dit."])
 def test_prefixes_of_wrappers_are_passed_over(prefix: str, run: Run) -> None:
     found = run({f"{prefix}{QUERY}.lora_A.weight": rand(4, 32), f"{prefix}{QUERY}.lora_B.weight": rand(32, 4)})

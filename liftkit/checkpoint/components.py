@@ -9,7 +9,7 @@ from typing import Any
 
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.source import PICKLES, list_files, open_regular
-from liftkit.checkpoint.text import read_json
+from liftkit.checkpoint.text import LFS, read_json
 from liftkit.checkpoint.weights import STEMS, Library, Weights, read_weights
 from liftkit.errors import UsageError
 from liftkit.tally import Tally
@@ -30,7 +30,6 @@ SCHEDULE = {
 """Ranges of the numbers in a scheduler's config, far wider than any that is in use."""
 BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 """Tokenizers whose vocabulary is the bytes or the characters themselves."""
-_LFS = b"version https://git-lfs"
 
 
 MOST_LAYERS = 1000
@@ -222,8 +221,8 @@ def _check_content(file: Path) -> None:
             raise UsageError(f"{file}: it holds no vocabulary; fetch the file again")
         return
     with open_regular(file) as opened:
-        start = opened.read(len(_LFS))
+        start = opened.read(len(LFS))
     if not start:
         raise UsageError(f"{file}: empty; fetch the file again")
-    if start == _LFS:
+    if start == LFS:
         raise UsageError(f"{file}: a git-lfs pointer, not the file itself; run 'git lfs pull'")

@@ -22,6 +22,7 @@ LINE_LIMIT = 64 * 1024 * 1024
 """Characters of one line of a file that is streamed, at most."""
 _CHUNK = 1 << 20
 MAX_JSON = 64 * 1024 * 1024
+LFS = b"version https://git-lfs"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -72,6 +73,8 @@ def read_json(path: Path) -> dict[str, Any]:
         if stamp_of(file).size > MAX_JSON:
             raise UsageError(f"{path}: {stamp_of(file).size} bytes of JSON, {MAX_JSON} at most; fetch the file again")
         raw = file.read()
+    if raw.startswith(LFS):
+        raise UsageError(f"{path}: a git-lfs pointer, not the file itself; run 'git lfs pull'")
     try:
         content = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:

@@ -126,7 +126,8 @@ class _Reader:
         homes = {stem: self.names.find(stem) for stem in groups}
         self._check_homes(groups, homes)
         stated = metadata_strength(self.path, self.metadata)
-        stays = "transformer" in stated and all(map(self._as_diffusers_writes, groups, groups.values()))
+        stays = "transformer" in stated and all(strength.loads for strength in stated.values())
+        stays = stays and all(map(self._as_diffusers_writes, groups, groups.values()))
         self.config = self._config()
         for stem, parts in groups.items():
             change = folded(

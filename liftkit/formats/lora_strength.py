@@ -36,6 +36,7 @@ class Strength:
         ranks: by pattern of module.
         alphas: likewise.
         rslora: whether alpha is divided by the root of the rank.
+        loads: whether peft can make its modules of the config: without the names of its targets it cannot.
     """
 
     where: str
@@ -44,6 +45,7 @@ class Strength:
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
+    loads: bool = False
 
     def scale(self, module: str, rank: int | None = None) -> float:
         """What a module's product is multiplied by.
@@ -142,6 +144,7 @@ def _strength(where: str, config: Mapping[str, Any], alpha: str) -> Strength:
         ranks=table("rank_pattern", rank),
         alphas=table("alpha_pattern", number),
         rslora=bool(config.get("use_rslora", False)),
+        loads=bool(config.get("target_modules")),
     )
 
 
