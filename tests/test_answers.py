@@ -177,6 +177,7 @@ def test_pictures_and_self_generated_data(ask: Ask, monkeypatch: pytest.MonkeyPa
     pipeline = SimpleNamespace(default=lambda argument: None)
     monkeypatch.setattr("liftkit.sampling.load_pipeline", lambda *arguments, **choices: pipeline)
     monkeypatch.setattr("liftkit.sampling.check_size", lambda *arguments: None)
+    monkeypatch.setattr("liftkit.sampling.set_noise", lambda *arguments: None)
     monkeypatch.setattr(
         "liftkit.sampling.sample", lambda pipeline, prompts, **choices: torch.zeros(len(prompts), 3, 8, 8)
     )

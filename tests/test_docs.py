@@ -77,7 +77,8 @@ def test_commands_and_options_that_are_shown_exist() -> None:
         }
         assert {word for word in command if word.startswith("-")} <= options | {"--help"}, command
     text = " ".join(page.read_text() for page in PAGES)
-    options = {name for sub in known.values() for parameter in sub.params for name in parameter.opts}
+    parameters = [parameter for sub in known.values() for parameter in sub.params]
+    options = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= options | {"--debug"}
 
 

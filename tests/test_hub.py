@@ -148,7 +148,7 @@ def test_commands_push_only_when_asked(
     ours.save(tmp_path / "adapter", "# card\n")
     arguments: dict[str, tuple[Any, ...]] = {
         "convert": (model_folders["flux2"], "--lift", tmp_path / "lift.safetensors", "--device", "cpu"),
-        "export": (tmp_path / "paper", "--format", "asymflow-adapter"),
+        "export": (tmp_path / "paper", "--format", "asymflow-adapter", "--base", model_folders["flux2"]),
         "import": (tmp_path / "adapter", "--base", converted["flux2"], "--keep-adapter"),
     }
     if command == "export":

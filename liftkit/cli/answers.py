@@ -97,7 +97,12 @@ KEYS: dict[str, dict[str, str]] = {
         "and `examples`; not for an adapter",
         "pushed": PUSHED,
     },
-    "export": {"format": "as --format", "output": FOLDER, "pushed": PUSHED},
+    "export": {
+        "format": "as --format",
+        "output": FOLDER,
+        "unknown_to_comfyui": "LoRA modules that ComfyUI's strict port does not know; for the authors' format alone",
+        "pushed": PUSHED,
+    },
     "demo": {
         **CONVERTED,
         **COMPARED,
