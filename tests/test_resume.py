@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from liftkit.data import demo
+from liftkit.errors import UsageError
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.resume import compare_recipes
-from liftkit.finetune.run_folder import resume_command
+from liftkit.finetune.run_folder import RunFolder, resume_command
 from liftkit.finetune.state import checkpoints
 from tests.training import few_steps
 
@@ -259,3 +260,11 @@ def test_processes_go_on_as_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resume_command(Path("runs/a b")) == "liftkit finetune --resume 'runs/a b'"
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert resume_command(Path("runs/a")) == "accelerate launch --num_processes 4 -m liftkit finetune --resume runs/a"
+
+
+@pytest.mark.parametrize("place", [".", "transformer", "new/run"])
+def test_no_run_begins_inside_of_a_model(place: str, tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(UsageError, match="inside of the model"):
+        RunFolder(tmp_path / place).check(resuming=False)

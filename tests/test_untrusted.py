@@ -151,7 +151,7 @@ def test_odd_pictures_are_refused(picture: torch.Tensor, fitted: Path, tmp_path:
     with pytest.raises(UsageError, match="unknown tensor 'other'"):
         Lift.load(tmp_path / "odd.safetensors")
     save_file(tensors, tmp_path / "odd.safetensors", {"lift": " " * (9 << 20) + metadata["lift"]})
-    with pytest.raises(UsageError, match="characters of description"):
+    with pytest.raises(UsageError, match="characters of"):
         Lift.load(tmp_path / "odd.safetensors")
 
 

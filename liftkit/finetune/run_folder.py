@@ -78,13 +78,17 @@ class RunFolder:
         return None
 
     def check(self, resuming: bool) -> None:
-        """Whether a run may begin here.
+        """Raise unless a run may begin here.
 
         Raises:
-            UsageError: if another run is here and is not resumed.
+            UsageError: if another run is here and is not resumed, or a model, whose files would be mixed with the run's.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"output: {self.path}: is a file; the output is a folder")
+        place = self.path.absolute()
+        model = next((each for each in (place, *place.parents) if (each / "model_index.json").is_file()), None)
+        if model is not None:
+            raise UsageError(f"output: {self.path}: inside of the model {model}; choose another output")
         # A run that saved nothing may be begun again.
         if not resuming and self.log_file.exists() and (self.has_work or not run_record(self.path)):
             raise UsageError(
