@@ -118,15 +118,17 @@ def run(job: FitJob, observer: Observer) -> FitDone:
 
 def _run_merge(job: FitJob, observer: Observer) -> FitDone:
     """Fit on the sum of moments; pictures and the Jacobian need a model with its images."""
-    collection, latent_patch, told = merge(job.moments, job.options)
+    collection, latent_patch, first = merge(job.moments, job.options)
+    # Moments know for which colors they were gathered: those that the model's own fit has.
+    options = replace(job.options, color=job.options.color or first.get("color") or None)
     source = None
     if job.subject is not None and _needs_source(job):
-        source = open_source(job.subject, job.options, observer)
-        if told != Pass(source, color_names(job.options.color), latent_patch).identity():
+        source = open_source(job.subject, options, observer)
+        if first.get("identity") != Pass(source, color_names(options.color), latent_patch).identity():
             raise UsageError(
                 "--merge: the moments are not of this model and these images; leave both out, or give their own"
             )
-    lift = fit_collected(collection, job.options, latent_patch, source, observer)
+    lift = fit_collected(collection, options, latent_patch, source, observer)
     return _save(job, lift, FitDone(images=collection.any.total.images))
 
 
@@ -171,6 +173,7 @@ def _gather(
     if job.moments_out is not None:
         identity = Pass(source, color_names(options.color), subject.latent_patch).identity()
         told = {"part": job.part or "1/1", "identity": identity, "latent_patch": str(subject.latent_patch)}
+        told["color"] = options.color or ""
         write_folds(job.moments_out, collection.folds, told)
         done = replace(done, moments=job.moments_out)
     else:
@@ -199,8 +202,8 @@ def part_of(text: str | None) -> tuple[int, int]:
     return int(first) - 1, int(second)
 
 
-def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int, str | None]:
-    """The sum of moments that several machines gathered, the latent patch that they are of, and their identity.
+def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int, dict[str, str]]:
+    """The sum of moments that several machines gathered, the latent patch that they are of, and what the first says of itself.
 
     Raises:
         UsageError: if files are missing, do not belong together, or lack the colour space that is asked for.
@@ -228,7 +231,7 @@ def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int
             except ValueError as error:
                 raise UsageError(f"{path}: does not go with {paths[0]} ({error})") from error
     _check_complete(parts)
-    return Collection(total), int(first.get("latent_patch", "2")), first.get("identity")
+    return Collection(total), int(first.get("latent_patch", "2")), first
 
 
 def _check_complete(parts: dict[str, Path]) -> None:

@@ -118,7 +118,7 @@ def test_pipeline_py_holds_a_name_of_diffusers_or_is_not_written(name: str) -> N
     except UsageError:
         return
     assert text == pipeline_file("Flux2KleinPipeline").replace("Flux2KleinPipeline", name)
-    assert [type(node) for node in ast.parse(text).body] == [ast.Expr, ast.Import, ast.ImportFrom, ast.ClassDef]
+    assert [type(node) for node in ast.parse(text).body] == [ast.Expr, ast.Import, ast.Import, ast.ClassDef]
     found = getattr(diffusers, name)
     assert "dummy" in found.__module__ or issubclass(found, diffusers.DiffusionPipeline)
 

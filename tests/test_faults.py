@@ -227,6 +227,7 @@ def test_a_small_disk(
     klein: Path, lift_file: Path, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = small_disk("size=4m")
+    (place / "ballast").write_bytes(bytes(3000 << 10))
     with pytest.raises(UsageError, match=r"GB are needed and 0.00 GB are free"):
         liftkit.convert(str(klein), place / "out", lift=lift_file, **CHOICES)
     monkeypatch.setattr(planning, "check_space", lambda target, needed: None)

@@ -209,11 +209,11 @@ def test_one_image_and_one_colour_everywhere(cli: Cli, tmp_path: Path) -> None:
     for index in range(3):
         Image.new("RGB", (64, 64), "teal").save(tmp_path / f"{index}.png")
     source = EncodedImages(latent_space(), ImageFolder(tmp_path), 64, 2)
-    with pytest.raises(liftkit.UsageError, match="one colour"):
+    with pytest.raises(liftkit.UsageError, match="one color"):
         fitted(source)
     code, _, err = cli("fit", TINY_KLEIN, "--images", tmp_path, "-o", tmp_path / "l.safetensors", "--device", "cpu")
     assert code == 2
-    assert "one colour" in err
+    assert "one color" in err
 
 
 @pytest.mark.parametrize("kind", ["procrustes", "jacobian"])

@@ -262,7 +262,8 @@ assert diffusers.AsymSD3Transformer2DModel is liftkit.AsymSD3Transformer2DModel
 print(sum(type(finder).__module__ == "liftkit._diffusers" for finder in sys.meta_path))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == "0\n", done.stderr
+    # One finder stays, for the modules of diffusers that are imported later.
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_the_flow_of_tiny_klein_resumes_only_behind_its_own_vae(

@@ -107,7 +107,10 @@ def test_a_flipped_bit_is_found_by_file_and_tensor(folder: Path) -> None:
             bit = int(torch.randint(8, (1,), generator=generator))
             flip(path, place, bit)
             said = problems(audit_manifest(folder))["manifest"]
-            assert said == [f"{path.relative_to(folder).as_posix()}: changed: tensor {name!r}"]
+            where = f"{path.relative_to(folder).as_posix()}: "
+            # A bit of an exponent may make a number that is none, which is said as well.
+            also = [line for line in said[1:] if not line.endswith("holds NaN or infinite numbers")]
+            assert (said[0], also) == (f"{where}changed: tensor {name!r}", [])
             flip(path, place, bit)
     assert audit_manifest(folder).ok
 

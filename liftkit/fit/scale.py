@@ -12,6 +12,8 @@ from liftkit.fit.moments import TokenMoments
 from liftkit.lift import Lift
 
 ScaleRule = Literal["norm", "lsq"]
+FLAT = 1e-9
+"""Share of the pixels' energy that has to vary; what is below is rounding."""
 
 
 def check_moments(moments: TokenMoments, rank: int) -> None:
@@ -23,7 +25,11 @@ def check_moments(moments: TokenMoments, rank: int) -> None:
     if moments.count < rank:
         raise ValueError(f"{moments.count} tokens cannot determine a basis of rank {rank}; give more images")
     if not moments.latent_gram.trace() > 0 or not moments.pixel_gram.trace() > 0:
-        raise ValueError("latents or pixels have no energy; are all images of one colour?")
+        raise ValueError("latents or pixels have no energy; are all images of one color?")
+    # Colors with fixed constants have energy where nothing varies.
+    mean = moments.pixel_sum / moments.count
+    if not moments.pixel_gram.trace() / moments.count - mean @ mean > FLAT * moments.pixel_gram.trace() / moments.count:
+        raise ValueError("pixels do not vary; are all images of one color?")
 
 
 def scales(basis: Tensor, moments: TokenMoments) -> dict[ScaleRule, float]:
