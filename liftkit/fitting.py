@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from liftkit.checkpoint.files import check_file, output_file
 from liftkit.conversion.fitting import open_source
@@ -120,7 +121,8 @@ def _run_merge(job: FitJob, observer: Observer) -> FitDone:
     """Fit on the sum of moments; pictures and the Jacobian need a model with its images."""
     collection, latent_patch, first = merge(job.moments, job.options)
     # Moments know for which colors they were gathered: those that the model's own fit has.
-    options = replace(job.options, color=job.options.color or first.get("color") or None)
+    color: Any = job.options.color or first.get("color") or None
+    options = replace(job.options, color=color)
     source = None
     if job.subject is not None and _needs_source(job):
         source = open_source(job.subject, options, observer)
