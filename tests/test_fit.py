@@ -108,7 +108,7 @@ def test_fewer_tokens_than_the_rank_and_images_of_one_colour() -> None:
     with pytest.raises(ValueError, match="5 tokens cannot determine"):
         liftkit.fit_procrustes(moments(tokens(5)))
     z, x = tokens(50)
-    with pytest.raises(ValueError, match="one colour"):
+    with pytest.raises(ValueError, match="one color"):
         liftkit.fit_procrustes(moments((z, 0 * x)))
 
 

@@ -236,6 +236,7 @@ def test_more_than_the_rank_that_is_known_is_not_dropped_in_silence(
 def test_what_was_trained_in_full_is_refused_with_the_reason(
     pixel: Path, klein: Path, cli: Cli, tmp_path: Path
 ) -> None:
+    pixel = Path(shutil.copytree(pixel, tmp_path / "copy"))
     path = pixel / "transformer" / WEIGHTS
     state = load_file(path)
     state["transformer_blocks.0.attn.norm_q.weight"] = state["transformer_blocks.0.attn.norm_q.weight"] + 1
