@@ -12,9 +12,9 @@ demo: $(VENV)/ready
 	$(RUN)/liftkit demo $(if $(QUICK),--quick)
 
 test: lint types
-	@echo "Running the tests: 5 to 7 minutes on 2 cores"
+	@echo "Running the tests: about 7 minutes on 2 cores"
 	$(RUN)/pytest -n 2 -m "not slow"
-	@echo "Running the numeric tests as other CPUs would: about 1 minute"
+	@echo "Running the numeric tests as other CPUs would: about 4 minutes"
 	$(RUN)/python -m tests.cpus --quick
 
 test-all: lint types
