@@ -33,7 +33,7 @@ from liftkit.fit.pairs import EncodedImages
 from liftkit.fit.stream import Pass, collect
 from liftkit.models.latents import LatentSpace
 
-PASSES = {"one colour space": ("oklab",), "--color auto": ("oklab", "srgb")}
+PASSES = {"one color space": ("oklab",), "--color auto": ("oklab", "srgb")}
 RANK, DIM, TOKENS = 128, 768, 4096
 USUAL = 2048
 """Images of a fit that is not told how many."""

@@ -53,7 +53,7 @@ def float8(folder: ModelFolder, compute: torch.dtype) -> Loaded:
 
 
 def int8(folder: ModelFolder, compute: torch.dtype, kept: tuple[str, ...]) -> Loaded:
-    """torchao's weight-only quantisation, through diffusers."""
+    """torchao's weight-only quantization, through diffusers."""
     from diffusers import TorchAoConfig
     from torchao.quantization import Int8WeightOnlyConfig
 

@@ -1,4 +1,4 @@
-"""Colour spaces: what the pixel model sees instead of sRGB.
+"""Color spaces: what the pixel model sees instead of sRGB.
 
 Oklab after Ottosson (2020): sRGB -> linear RGB -> LMS -> cube root -> Oklab. Images go in and come out as
 sRGB in [-1, 1]; inside, each space is shifted by a mean per channel and divided by one scalar, so that its
@@ -27,11 +27,11 @@ _LAB_FROM_LMS = (
     (0.0259040371, 0.7827717662, -0.8086757660),
 )
 LEAST, LARGEST = 1e-7, 1e3
-"""Bounds of a normalisation: colours lie in [-1, 1] before it."""
+"""Bounds of a normalization: colors lie in [-1, 1] before it."""
 
 
 class ColorSpace:
-    """A colour space with its normalisation: ``(values - mean) / std``.
+    """A color space with its normalization: ``(values - mean) / std``.
 
     Args:
         mean: three numbers, in the space's own units.
@@ -57,19 +57,19 @@ class ColorSpace:
             )
 
     def encode(self, images: Tensor) -> Tensor:
-        """sRGB (B, 3, H, W), uint8 or in [-1, 1] -> the normalised space, float32 or float64 even under autocast."""
+        """sRGB (B, 3, H, W), uint8 or in [-1, 1] -> the normalized space, float32 or float64 even under autocast."""
         values = self.plain(images)
         return (values - self._mean_like(values)) / self.std
 
     def decode(self, colors: Tensor) -> Tensor:
-        """The normalised space (B, 3, H, W) -> sRGB in [-1, 1], clamped to the gamut, in the same precision."""
+        """The normalized space (B, 3, H, W) -> sRGB in [-1, 1], clamped to the gamut, in the same precision."""
         with torch.autocast(colors.device.type, enabled=False):
             values = at_least_float32(colors)
             return self._to_srgb(values * self.std + self._mean_like(values))
 
     @classmethod
     def plain(cls, images: Tensor) -> Tensor:
-        """The same before normalisation, in the space's own units; statistics are taken of these."""
+        """The same before normalization, in the space's own units; statistics are taken of these."""
         with torch.autocast(images.device.type, enabled=False):
             return cls._from_srgb(images if images.dtype == torch.uint8 else at_least_float32(images))
 
@@ -79,7 +79,7 @@ class ColorSpace:
 
     @classmethod
     def fitted(cls, images: Tensor) -> ColorSpace:
-        """This space normalised to given images: mean per channel, one standard deviation for all.
+        """This space normalized to given images: mean per channel, one standard deviation for all.
 
         Args:
             images: sRGB (B, 3, H, W) in [-1, 1].
@@ -152,7 +152,7 @@ SPACES: dict[str, type[ColorSpace]] = {space.name: space for space in (Oklab, SR
 
 
 def color_from_dict(data: dict[str, Any]) -> ColorSpace:
-    """The colour space that :meth:`ColorSpace.to_dict` described.
+    """The color space that :meth:`ColorSpace.to_dict` described.
 
     Raises:
         ValueError: if the name is unknown or a field is missing.
@@ -168,7 +168,7 @@ def color_from_dict(data: dict[str, Any]) -> ColorSpace:
 
 
 def color_statistics(space: type[ColorSpace], images: Tensor) -> tuple[int, Tensor, float]:
-    """Sums over pixels for a fitted normalisation: pixels, sum per channel (3,) and sum of squares, in float64."""
+    """Sums over pixels for a fitted normalization: pixels, sum per channel (3,) and sum of squares, in float64."""
     values = space.plain(images).double()
     return values.numel() // 3, values.sum(dim=(0, 2, 3)), values.square().sum().item()
 

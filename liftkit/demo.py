@@ -25,7 +25,7 @@ from liftkit.finetune.run_folder import RunFolder
 from liftkit.interrupt import Stopped
 from liftkit.progress import Observer
 from liftkit.report.compare_page import compare_page
-from liftkit.report.pictures import Row, gallery_rows, labelled
+from liftkit.report.pictures import Row, gallery_rows, labeled
 
 STEPS = 120
 IMAGES = 2048
@@ -104,7 +104,7 @@ def _run(output: Path, seed: int, observer: Observer, quick: bool, samples: int 
     )
     result = Demonstration(conversion, models.get("live"), found, output / "demo.png", output / "demo.html")
     with atomic_file(result.picture) as file:
-        labelled(_rows(result), title="tiny-klein, lifted from latents to pixels").save(file, "PNG")
+        labeled(_rows(result), title="tiny-klein, lifted from latents to pixels").save(file, "PNG")
     write_text(result.page, compare_page(found))
     write_text(output / "demo.json", json.dumps(found.to_dict(), indent=2) + "\n")
     return result

@@ -144,6 +144,8 @@ def check_figures(figures: Any) -> dict[str, Any]:
         missing = [name for name in ALWAYS if name not in figures["alignment"]["figures"]]
         if missing:
             raise ValueError(f"figures.alignment.figures: {missing[0]} is missing")
+        # What may be left out is there, as None, for those who read on.
+        figures = {**figures, "alignment": {"pictures": None, "source": None, **figures["alignment"]}}
     return figures
 
 

@@ -208,7 +208,7 @@ def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int
     """The sum of moments that several machines gathered, the latent patch that they are of, and what the first says of itself.
 
     Raises:
-        UsageError: if files are missing, do not belong together, or lack the colour space that is asked for.
+        UsageError: if files are missing, do not belong together, or lack the color space that is asked for.
     """
     total: dict[str, FoldedMoments] = {}
     parts: dict[str, Path] = {}
@@ -217,7 +217,7 @@ def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int
         folds, told = read_folds(path)
         first = first or told
         if told.get("identity") != first.get("identity"):
-            raise UsageError(f"{path}: not of the same model, images and colour spaces as {paths[0]}")
+            raise UsageError(f"{path}: not of the same model, images and color spaces as {paths[0]}")
         missing = set(color_names(options.color)) - folds.keys()
         if missing:
             raise UsageError(

@@ -18,7 +18,7 @@ def check_push(repo: str, private: bool = True) -> None:
     """Whether a folder could be pushed: said before any work is done. Nothing is sent but the question.
 
     Args:
-        repo: ``organisation/name``, or a name of one's own.
+        repo: ``organization/name``, or a name of one's own.
         private: whether it is meant to be.
 
     Raises:

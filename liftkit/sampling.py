@@ -223,9 +223,9 @@ def set_noise(model: Loaded, shift: float | None, clamp: bool | None) -> None:
 def latent_samples(
     model: ModelFolder, prompts: list[str], resolution: int, device: str, seed: int, observer: Observer
 ) -> Tensor:
-    """The final, still normalised latents of a latent model's own samples, (n, C, h, w) on the CPU.
+    """The final, still normalized latents of a latent model's own samples, (n, C, h, w) on the CPU.
 
-    They are taken from the stock pipeline after its last step, before it undoes the normalisation.
+    They are taken from the stock pipeline after its last step, before it undoes the normalization.
     """
     loaded = load_pipeline(model, device)
     flow = loaded.flow

@@ -142,7 +142,7 @@ CARDS = {
 
 
 @pytest.mark.parametrize("text", CARDS)
-def test_licences_are_plain_text_or_left_out(text: str, tmp_path: Path) -> None:
+def test_licenses_are_plain_text_or_left_out(text: str, tmp_path: Path) -> None:
     card = tmp_path / "README.md"
     card.write_text(f"---\n{text}\n---\n# Model")
     assert source_header(card) == CARDS[text]

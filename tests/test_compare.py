@@ -344,7 +344,7 @@ def test_bad_outputs_are_refused_before_the_work(
 
 
 def test_the_demo_through_its_real_pipelines(cli: Cli, tmp_path: Path) -> None:
-    """An untrained conversion keeps the digits, loses colours and shows its patches; the base does neither."""
+    """An untrained conversion keeps the digits, loses colors and shows its patches; the base does neither."""
     convert(str(TINY_KLEIN), tmp_path / "pixel", images="demo", num_images=16, device="cpu")
     data = tmp_path / "data.json"
     arguments = ("--quick", "-n", COUNT, "--steps", 8, "--guidance-start", 0.125, "--device", "cpu", "--json", data)

@@ -200,7 +200,7 @@ def test_no_output_lies_inside_of_its_source(cli: Cli, klein: Path, image_folder
     assert sorted(klein.rglob("*")) == before
 
 
-def test_licence_is_inherited(klein: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_license_is_inherited(klein: Path, image_folder: Path, tmp_path: Path) -> None:
     (klein / "README.md").write_text(
         "---\nlicense: other\nlicense_name: flux-non-commercial\ntags: [x]\n---\n# klein\n"
     )

@@ -1,4 +1,4 @@
-"""The mathematics: tokens, calibration, recovery, colour, lift."""
+"""The mathematics: tokens, calibration, recovery, color, lift."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_recovery_computes_in_float32_at_least() -> None:
     assert liftkit.calibrate(torch.tensor(0.5, dtype=torch.float16), 2.0)[0].dtype == torch.float32
 
 
-def test_oklab_of_known_colours() -> None:
+def test_oklab_of_known_colors() -> None:
     """Ottosson's own examples: white, black, and sRGB red, green, blue."""
     colors = torch.tensor([[1, 1, 1], [-1, -1, -1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.float64)
     expected = torch.tensor(
@@ -122,7 +122,7 @@ def test_oklab_of_known_colours() -> None:
 
 
 @pytest.mark.parametrize("space", [Oklab(), SRGB(), Oklab((0.5, 0.1, 0), 0.3), SRGB((0.1, 0, 0), 0.5)])
-def test_colour_round_trip_and_description(space: liftkit.color.ColorSpace) -> None:
+def test_color_round_trip_and_description(space: liftkit.color.ColorSpace) -> None:
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     images[:, :, 0] = -1.0
     torch.testing.assert_close(space.decode(space.encode(images)), images, atol=2e-5, rtol=0)
@@ -131,7 +131,7 @@ def test_colour_round_trip_and_description(space: liftkit.color.ColorSpace) -> N
 
 @pytest.mark.parametrize("space", [Oklab(), SRGB((0.1, 0, 0), 0.5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_colour_keeps_its_precision_under_autocast(space: liftkit.color.ColorSpace, dtype: torch.dtype) -> None:
+def test_color_keeps_its_precision_under_autocast(space: liftkit.color.ColorSpace, dtype: torch.dtype) -> None:
     images = (torch.rand(2, 3, 8, 8) * 2 - 1).to(dtype)
     colors = space.encode(images)
     with torch.autocast("cpu", torch.bfloat16):
@@ -140,7 +140,7 @@ def test_colour_keeps_its_precision_under_autocast(space: liftkit.color.ColorSpa
 
 
 @pytest.mark.parametrize("space", [Oklab(), SRGB((0.1, 0, 0), 0.5)])
-def test_colours_of_eight_bits_are_those_of_the_same_floats(space: liftkit.color.ColorSpace) -> None:
+def test_colors_of_eight_bits_are_those_of_the_same_floats(space: liftkit.color.ColorSpace) -> None:
     levels = torch.arange(256).repeat(3, 7)[:, :, None]
     levels[1], levels[2] = levels[1].roll(91, 0), levels[2].roll(17, 0)
     images = levels[None].to(torch.uint8)
@@ -161,21 +161,21 @@ def test_transfer_function_and_cube_root_to_float_rounding() -> None:
     assert srgb_to_linear(torch.zeros(1)) == _cube_root(torch.zeros(1)) == 0
 
 
-def test_colour_is_clamped_to_the_gamut_and_differentiable_at_black() -> None:
+def test_color_is_clamped_to_the_gamut_and_differentiable_at_black() -> None:
     assert Oklab().decode(torch.full((1, 3, 2, 2), 40.0)).abs().max() <= 1.0
     black = torch.full((1, 3, 2, 2), -1.0, requires_grad=True)
     Oklab().encode(black).sum().backward()
     assert torch.isfinite(black.grad).all()
 
 
-def test_fitted_colour_has_zero_mean_and_unit_scale() -> None:
+def test_fitted_color_has_zero_mean_and_unit_scale() -> None:
     images = torch.rand(4, 3, 16, 16) ** 2 * 2 - 1
     values = Oklab.fitted(images).encode(images).double()
     assert values.mean(dim=(0, 2, 3)).abs().max() < 1e-5
     assert abs(values.square().mean().item() - 1.0) < 1e-4
 
 
-def test_colour_refuses_nonsense() -> None:
+def test_color_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="three means"):
         Oklab((0, 0), 1)
     with pytest.raises(ValueError, match="cannot read"):

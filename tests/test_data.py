@@ -77,7 +77,7 @@ def test_batches_hold_images_of_one_size(image_folder: Path) -> None:
     assert len({batch.shape[2] for batch in found}) > 1
 
 
-def test_images_are_shrunk_never_enlarged_and_cropped_about_the_centre(tmp_path: Path) -> None:
+def test_images_are_shrunk_never_enlarged_and_cropped_about_the_center(tmp_path: Path) -> None:
     Image.new("RGB", (30, 50), "red").save(tmp_path / "a.png")
     assert load_image(tmp_path / "a.png", 64, 8).shape == (3, 24, 24)
     assert load_image(tmp_path / "a.png", 16, 8).shape == (3, 16, 16)
@@ -85,13 +85,13 @@ def test_images_are_shrunk_never_enlarged_and_cropped_about_the_centre(tmp_path:
         load_image(tmp_path / "a.png", 64, 32)
 
 
-def test_transparent_greyscale_sixteen_bit_and_rotated_files(tmp_path: Path) -> None:
+def test_transparent_grayscale_sixteen_bit_and_rotated_files(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert (load_image(tmp_path / "clear.png", 8, 8) == 255).all()
     Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
     assert (load_image(tmp_path / "deep.png", 8, 8) == 156).all()
-    Image.new("L", (8, 8), 7).save(tmp_path / "grey.jpg")
-    assert (load_image(tmp_path / "grey.jpg", 8, 8) == 7).all()
+    Image.new("L", (8, 8), 7).save(tmp_path / "gray.jpg")
+    assert (load_image(tmp_path / "gray.jpg", 8, 8) == 7).all()
     exif = Image.Exif()
     exif[0x0112] = 6
     picture = Image.new("RGB", (16, 8), "black")

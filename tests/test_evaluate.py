@@ -66,10 +66,10 @@ def test_the_laplacian_of_white_noise_has_twenty_times_its_variance() -> None:
 def test_gradient_quantiles_are_those_of_the_grey_image() -> None:
     ramp = torch.linspace(-1, 1, 33).expand(2, 3, 33, 33)
     assert gradient_quantiles(ramp, (0.1, 0.5, 0.97)) == pytest.approx([1 / 16] * 3, abs=5e-5)
-    grey = noise(8, 1, 33, 33).expand(-1, 3, -1, -1)
-    down, right = grey[:, 0].diff(dim=1)[:, :, :-1], grey[:, 0].diff(dim=2)[:, :-1]
+    gray = noise(8, 1, 33, 33).expand(-1, 3, -1, -1)
+    down, right = gray[:, 0].diff(dim=1)[:, :, :-1], gray[:, 0].diff(dim=2)[:, :-1]
     expected = torch.hypot(down, right).flatten().quantile(torch.tensor([0.5, 0.97]))
-    assert gradient_quantiles(grey, (0.5, 0.97)) == pytest.approx(expected.tolist(), abs=2e-3)
+    assert gradient_quantiles(gray, (0.5, 0.97)) == pytest.approx(expected.tolist(), abs=2e-3)
 
 
 def test_the_patch_grid_shows_in_patches_alone(photographs: tuple[Tensor, Tensor]) -> None:
@@ -96,7 +96,7 @@ def test_8_bit_images_have_the_same_figures(photographs: tuple[Tensor, Tensor]) 
     assert patch_frechet(images, reference) == patch_frechet(to_uint8(images), to_uint8(reference))
 
 
-def test_texture_features_see_no_plain_colour_and_order_degradations(photographs: tuple[Tensor, Tensor]) -> None:
+def test_texture_features_see_no_plain_color_and_order_degradations(photographs: tuple[Tensor, Tensor]) -> None:
     a, b = photographs
     plain = texture_features(torch.rand(4, 3, 1, 1).expand(-1, -1, 32, 32) * 2 - 1)
     assert plain.shape == (4, sum(width for width in (24, 32, 40)))

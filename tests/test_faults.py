@@ -326,7 +326,7 @@ def add_link_out(model: Path) -> str:
     return r"notes.txt: a link out of the model folder, to .*secret.txt"
 
 
-def add_licence_out(model: Path) -> str:
+def add_license_out(model: Path) -> str:
     (model.parent / "secret.txt").write_text("secret")
     (model / "LICENSE.txt").symlink_to(model.parent / "secret.txt")
     return r"LICENSE.txt: a link out of the model folder"

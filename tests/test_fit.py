@@ -12,7 +12,7 @@ from scipy.linalg import orthogonal_procrustes
 import liftkit
 from liftkit.color import Oklab
 from liftkit.fit.alignment import figures as figures_of
-from liftkit.fit.stream import fitted_color, normalised
+from liftkit.fit.stream import fitted_color, normalized
 from tests import tiny
 
 
@@ -104,7 +104,7 @@ def test_moments_refuse_what_does_not_pair_up() -> None:
         empty + liftkit.TokenMoments(2, 12)
 
 
-def test_fewer_tokens_than_the_rank_and_images_of_one_colour() -> None:
+def test_fewer_tokens_than_the_rank_and_images_of_one_color() -> None:
     with pytest.raises(ValueError, match="5 tokens cannot determine"):
         liftkit.fit_procrustes(moments(tokens(5)))
     z, x = tokens(50)
@@ -112,16 +112,16 @@ def test_fewer_tokens_than_the_rank_and_images_of_one_colour() -> None:
         liftkit.fit_procrustes(moments((z, 0 * x)))
 
 
-def test_normalising_moments_equals_normalising_pixels() -> None:
+def test_normalizing_moments_equals_normalizing_pixels() -> None:
     color = Oklab((0.5, -0.1, 0.2), 0.3)
     z, x = tokens(200)
     mean = torch.tensor(color.mean, dtype=torch.float64).repeat_interleave(tiny.DIM // 3)
-    after, direct = normalised(moments((z, x)), color), moments((z, (x - mean) / color.std))
+    after, direct = normalized(moments((z, x)), color), moments((z, (x - mean) / color.std))
     for name in ("cross", "pixel_gram", "latent_gram", "pixel_sum", "latent_sum"):
         torch.testing.assert_close(getattr(after, name), getattr(direct, name), rtol=1e-11, atol=1e-9)
 
 
-def test_colour_fitted_from_moments_equals_that_from_images() -> None:
+def test_color_fitted_from_moments_equals_that_from_images() -> None:
     images = torch.rand(3, 3, 16, 16).double() * 2 - 1
     x = liftkit.patchify(Oklab((0, 0, 0), 1).encode(images), tiny.PATCH)
     found = fitted_color(Oklab, moments((torch.randn(*x.shape[:2], tiny.RANK), x)))

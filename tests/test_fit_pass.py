@@ -281,7 +281,7 @@ def test_fit_options_that_do_not_go_together(
 
 
 def test_images_of_eight_bits_give_the_moments_of_the_same_floats() -> None:
-    """Colours looked up in a table are those computed, to float rounding."""
+    """Colors looked up in a table are those computed, to float rounding."""
 
     class Floats(EncodedImages):
         def pairs(self, which: range) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""PCA and Jacobian fits, scales, angles, colour spaces and held-out figures."""
+"""PCA and Jacobian fits, scales, angles, color spaces and held-out figures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 def test_pca_agrees_with_scikit_learn() -> None:
-    """On centred tokens our uncentred subspace is scikit-learn's; IncrementalPCA streams to nearly the same."""
+    """On centered tokens our uncentered subspace is scikit-learn's; IncrementalPCA streams to nearly the same."""
     falling = 0.6 ** torch.arange(tiny.DIM, dtype=torch.float64)
     turned = torch.linalg.qr(torch.randn(tiny.DIM, tiny.DIM, dtype=torch.float64))[0]
     x = torch.randn(1, 2000, tiny.DIM, dtype=torch.float64) * falling @ turned
@@ -96,8 +96,8 @@ def test_jacobian_of_a_linear_decoder_is_its_polar_factor() -> None:
     assert lift.scale == pytest.approx((torch.linalg.svdvals(matrix).mean()).item(), rel=1e-6)
 
 
-def test_neighbours_leak_little() -> None:
-    """A decoder whose patches also see their neighbours: probes are spaced and signed, so that the mean is their own."""
+def test_neighbors_leak_little() -> None:
+    """A decoder whose patches also see their neighbors: probes are spaced and signed, so that the mean is their own."""
     matrix, decode = linear_decoder()
     blur = torch.full((3, 1, 1, 7), 1 / 7, dtype=torch.float64)
 
@@ -156,7 +156,7 @@ def test_angles_of_known_subspaces() -> None:
     assert lift_angle(a, -a, torch.eye(2, dtype=torch.float64)) == pytest.approx(180)
 
 
-def test_colour_auto_says_what_it_took_and_why() -> None:
+def test_color_auto_says_what_it_took_and_why() -> None:
     lift = fitted(demo_source(24), color="auto")
     assert "R^2 of pixels in oklab" in lift.figures["alignment"]["color_reason"]
     assert lift.color == fitted(demo_source(24), color="oklab").color, "sRGB is not clearly better here"
@@ -165,7 +165,7 @@ def test_colour_auto_says_what_it_took_and_why() -> None:
 
 
 @pytest.mark.parametrize("better", ["oklab", "srgb"])
-def test_colour_auto_takes_a_clearly_better_space(better: str) -> None:
+def test_color_auto_takes_a_clearly_better_space(better: str) -> None:
     folds = {}
     for name in ("oklab", "srgb"):
         z, x = tokens(100)
@@ -201,7 +201,7 @@ def test_channels_have_a_spread_over_folds() -> None:
         assert len(channels["spread"][name]) == len(channels[name])
 
 
-def test_one_image_and_one_colour_everywhere(cli: Cli, tmp_path: Path) -> None:
+def test_one_image_and_one_color_everywhere(cli: Cli, tmp_path: Path) -> None:
     with pytest.raises(liftkit.UsageError, match="one image cannot be held out"):
         fitted(demo_source(1))
     from PIL import Image

@@ -92,7 +92,7 @@ def merged(theirs: Path, klein: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def pixel(klein: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A conversion in the paper's colours, as the format needs it; not to be changed."""
+    """A conversion in the paper's colors, as the format needs it; not to be changed."""
     place = tmp_path_factory.mktemp("paper")
     tiny.lift().save(place / "lift.safetensors")
     liftkit.convert(str(klein), place / "pixel", lift=place / "lift.safetensors", device="cpu", proof_steps=1)

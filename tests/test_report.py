@@ -39,8 +39,8 @@ class Shuffled(EncodedImages):
             yield places, torch.stack([z[torch.randperm(len(z), generator=generator)] for z in latents]), images
 
 
-class OneColour(DemoImages):
-    """Spoiled: every image of one colour, its own."""
+class OneColor(DemoImages):
+    """Spoiled: every image of one color, its own."""
 
     def images(self, resolution: int, multiple: int, which: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         for place, image in super().images(resolution, multiple, which):
@@ -76,7 +76,7 @@ def test_verdict_tells_good_from_spoiled() -> None:
     assert few["level"] == "poor"
     assert blamed(few) == {"alignment_kept"}
     assert few["advice"] == ["Use more images, or more varied ones, than these 3."]
-    plain = judged(EncodedImages(latent_space(), OneColour(96), 64, 2))
+    plain = judged(EncodedImages(latent_space(), OneColor(96), 64, 2))
     assert plain["level"] == "poor"
     assert "pixel_detail" in blamed(plain)
     assert "Fit on images with detail, such as photographs." in plain["advice"]

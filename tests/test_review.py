@@ -244,7 +244,7 @@ def test_the_card_s_example_has_the_model_s_size_and_text_length(source: Path) -
     assert "height=32, width=32)" in card(source)
 
 
-def test_the_licence_comes_along(source: Path) -> None:
+def test_the_license_comes_along(source: Path) -> None:
     (source / "LICENSE.md").write_text("terms")
     _, output = write(source)
     assert (output / "LICENSE.md").read_text() == "terms"

@@ -96,14 +96,14 @@ def test_demo_shows_one_picture_and_one_page(demonstration: demo.Demonstration) 
     assert figures_of(demonstration, "base")["digit"] > 0.8
 
 
-def test_demo_s_lift_keeps_shapes_and_loses_colours(demonstration: demo.Demonstration) -> None:
-    """What finetuning has to mend: digits survive the untrained lift, colours do not."""
+def test_demo_s_lift_keeps_shapes_and_loses_colors(demonstration: demo.Demonstration) -> None:
+    """What finetuning has to mend: digits survive the untrained lift, colors do not."""
     latent, pixel = figures_of(demonstration, "base"), figures_of(demonstration, "pixel-1")
     assert pixel["digit"] > 0.4
     assert pixel["color"] < latent["color"] - 0.2
 
 
-def test_the_shipped_finetune_has_its_colours_back(demonstration: demo.Demonstration) -> None:
+def test_the_shipped_finetune_has_its_colors_back(demonstration: demo.Demonstration) -> None:
     shipped, untrained = figures_of(demonstration, "pixel-2"), figures_of(demonstration, "pixel-1")
     assert shipped["color"] >= 0.95
     assert shipped["digit"] >= 0.8

@@ -592,7 +592,7 @@ def test_sizes_are_those_of_upright_pictures(tmp_path: Path) -> None:
         assert np.array_equal(source.image(index, (height, width)).numpy(), upright.transpose(2, 0, 1))
 
 
-def test_images_are_resized_to_cover_and_cropped_about_the_centre(tmp_path: Path) -> None:
+def test_images_are_resized_to_cover_and_cropped_about_the_center(tmp_path: Path) -> None:
     wide = Image.new("RGB", (60, 20), "black")
     wide.paste("white", (20, 0, 40, 20))
     wide.save(tmp_path / "wide.png")

@@ -102,6 +102,15 @@ def test_descriptions_of_lifts(fitted: Path, tmp_path: Path, data: st.DataObject
     _lift_description(fitted, tmp_path, data)
 
 
+@pytest.mark.parametrize("place", ["pictures", "source", "pictures.psnr_vae", "pictures.spread"])
+@pytest.mark.parametrize("drop", [True, False])
+def test_what_may_be_left_out_of_a_lift_is(place: str, drop: bool, fitted: Path, tmp_path: Path) -> None:
+    description = json.loads(read_header(fitted).metadata["lift"])
+    odd = changed(description, ("figures", "alignment", *place.split(".")), None, drop)
+    save_file(load_file(fitted), tmp_path / "odd.safetensors", {"lift": json.dumps(odd)})
+    assert "How well latents and pixels align" in alignment_page(Report("odd", Lift.load(tmp_path / "odd.safetensors")))
+
+
 @pytest.mark.slow
 @settings(SLOW, max_examples=1200)
 @given(st.data())

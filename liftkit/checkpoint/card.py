@@ -1,4 +1,4 @@
-"""What model cards (README.md) take from files of others: licence fields and names, and nothing that a page would act on."""
+"""What model cards (README.md) take from files of others: license fields and names, and nothing that a page would act on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from liftkit.checkpoint.source import open_regular
 
-LICENCE = ("license", "license_name", "license_link")
+LICENSE = ("license", "license_name", "license_link")
 MAX_HEADER = 65536
 """Bytes of a card that are looked at: its front matter stands at the start."""
 _FIELDS = {
@@ -20,12 +20,12 @@ _FIELDS = {
 }
 
 
-def source_header(card: Path, fields: Sequence[str] = LICENCE) -> dict[str, str]:
+def source_header(card: Path, fields: Sequence[str] = LICENSE) -> dict[str, str]:
     """Fields of the front matter of somebody's card, as far as they are plain text of their kind.
 
     Args:
         card: README.md; it may be missing.
-        fields: which; of the licence and ``base_model``.
+        fields: which; of the license and ``base_model``.
     """
     import yaml
 

@@ -18,7 +18,7 @@ def misplaced(source: str) -> str:
     path = Path(os.path.expanduser(source))
     if not path.exists():
         like_file = path.suffix in (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
-        what = "no such file" if like_file else "no such folder, and no Hub id of the form organisation/name"
+        what = "no such file" if like_file else "no such folder, and no Hub id of the form organization/name"
         return f"{what}{near(path)}"
     for folder, file, what in (
         (path.parent, "liftkit.json", "folder"),

@@ -102,8 +102,8 @@ def find_model(
 
     Args:
         model: a diffusers folder, ``demo`` for the embedded model (a folder of that name is ``./demo``), or
-            ``organisation/name`` on the Hub. The Hub's cache, offline mode and token
-            are honoured.
+            ``organization/name`` on the Hub. The Hub's cache, offline mode and token
+            are honored.
         check: called with a Hub model when its configs have come and its weights have not, so that a model that
             will not do fails before gigabytes are fetched.
         without: a component of which the Hub's weights are not needed.
@@ -122,7 +122,7 @@ def find_model(
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether a name has the form of a Hub id, organisation/name."""
+    """Whether a name has the form of a Hub id, organization/name."""
     return model.count("/") == 1 and not model.startswith((".", "/", "~")) and "\\" not in model
 
 

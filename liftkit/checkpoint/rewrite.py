@@ -172,7 +172,7 @@ def _pieces(parts: list[Part]) -> Iterator[Part | tuple[int, int, int]]:
                 yield run
             run = None
             yield part
-        # Neighbours that stay neighbours go in one piece.
+        # Neighbors that stay neighbors go in one piece.
         elif run and run[1] == part.start and run[2] + run[1] - run[0] == part.origin:
             run = (run[0], part.end, run[2])
         else:

@@ -101,7 +101,7 @@ def number_of_images(text: str | None) -> int | Literal["auto"] | None:
 
 Model = Annotated[
     str,
-    typer.Argument(help="A diffusers folder, a Hub id such as organisation/name, or 'demo' for the embedded model."),
+    typer.Argument(help="A diffusers folder, a Hub id such as organization/name, or 'demo' for the embedded model."),
 ]
 Images = Annotated[
     str | None, typer.Option(help="A folder of images to fit on (nested, any sizes), or 'demo' for the embedded data.")
@@ -114,7 +114,7 @@ Resolution = Annotated[int | None, typer.Option(min=1, help="Side of the images 
 KindOption = Annotated[
     Kind, typer.Option(help="Procrustes on pairs, the PCA subspace, or the decoder's mean Jacobian.")
 ]
-ScaleOption = Annotated[Scale, typer.Option(help="norm matches energy, as the paper; lsq minimises the squared error.")]
+ScaleOption = Annotated[Scale, typer.Option(help="norm matches energy, as the paper; lsq minimizes the squared error.")]
 LatentsOption = Annotated[
     Latents,
     typer.Option(help="Encode images; or decode normal latents or the model's own samples, and need no images."),
@@ -281,7 +281,7 @@ def lift_rows(lift: Lift) -> list[tuple[str, str]]:
 
     figures = {name: entry["value"] for name, entry in alignment["figures"].items()}
     if alignment["color_reason"] != "as asked":
-        rows.append(("colour", alignment["color_reason"]))
+        rows.append(("color", alignment["color_reason"]))
     return rows + [
         ("energy captured", f"{figures['energy_captured']:.2%} of the pixels' (best subspace: {figures['energy_best']:.2%})"),
         ("explained", f"{share(figures['r2_pixels'])} of pixel variance by the lift alone, "

@@ -52,7 +52,7 @@ def finetune(
     push: Push = None,
     public: Public = False,
 ) -> None:
-    """Finetune a converted model: mend colour, fine detail and patch borders.
+    """Finetune a converted model: mend color, fine detail and patch borders.
 
     Example: liftkit finetune tiny-klein steps=100 -o runs/first
     """

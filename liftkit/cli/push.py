@@ -13,7 +13,7 @@ Push = Annotated[
     str | None,
     typer.Option(
         metavar="REPO",
-        help="Publish the result on the Hub as organisation/name, private; the token is HF_TOKEN's or that of hf auth login.",
+        help="Publish the result on the Hub as organization/name, private; the token is HF_TOKEN's or that of hf auth login.",
     ),
 ]
 Public = Annotated[bool, typer.Option("--public", help="Make the repository of --push public.")]

@@ -58,9 +58,9 @@ def pipeline_file(pipeline: str) -> str:
 def model_card(result: Conversion) -> str:
     """README.md of a converted folder."""
     plan, proof = result.plan, result.proof
-    licence = source_header(plan.model.path / "README.md")
+    terms = source_header(plan.model.path / "README.md")
     source = plain_name(plan.model.name)
-    header = {**licence, "base_model": source} if "/" in source else licence
+    header = {**terms, "base_model": source} if "/" in source else terms
     rows = "".join(f"| {label} | {value} |\n" for label, value in _rows(result))
     size = plan.model.image_size()
     return f"""{front_matter(header)}
@@ -68,7 +68,7 @@ def model_card(result: Conversion) -> str:
 
 A pixel flow model made from the latent flow model `{source}` by
 [Asymmetric Flow](https://arxiv.org/abs/2605.12964): the input and output projections were rewritten, everything else
-is the source's own. Untrained, it paints s A z of what its source would paint; finetuning mends colour and fine detail.
+is the source's own. Untrained, it paints s A z of what its source would paint; finetuning mends color and fine detail.
 
 ```python
 import liftkit
@@ -85,7 +85,7 @@ The proof ran {_PROVED[proof.kind]} from tied noise for {proof.steps} Euler step
 {proof.tokens[0]} x {proof.tokens[1]} tokens; deviations are relative to the largest value. See `alignment.html` for pictures
 and `liftkit.json` for provenance.
 
-{_licence_line(plan, licence)}
+{_license_line(plan, terms)}
 """
 
 
@@ -95,7 +95,7 @@ def _rows(result: Conversion) -> list[tuple[str, str]]:
         ("rank of the lift", f"{lift.rank} of {lift.dim}"),
         ("scale s", f"{lift.scale:.4f}"),
         ("pixel patch", f"{lift.patch_size} x {lift.patch_size}"),
-        ("colour", repr(lift.color)),
+        ("color", repr(lift.color)),
         ("largest deviation from the source, full precision", f"{proof.exact:.1e}"),
         (f"largest deviation from the source, stored as {proof.dtype}", f"{proof.stored:.1e}"),
     ]
@@ -111,11 +111,11 @@ def _rows(result: Conversion) -> list[tuple[str, str]]:
     ]
 
 
-def _licence_line(plan: Plan, licence: dict[str, str]) -> str:
-    found = licence.get("license")
+def _license_line(plan: Plan, terms: dict[str, str]) -> str:
+    found = terms.get("license")
     if found:
-        return f"The licence is the source's: {licence.get('license_name', found)}."
-    return f"The source states no licence in its card; the terms of `{plain_name(plan.model.name)}` apply."
+        return f"The license is the source's: {terms.get('license_name', found)}."
+    return f"The source states no license in its card; the terms of `{plain_name(plan.model.name)}` apply."
 
 
 def _text_length(plan: Plan) -> str:

@@ -183,14 +183,14 @@ def _report_size(plan: Plan) -> int:
 
 def copied_files(model: ModelFolder, parts: list[Component]) -> tuple[dict[str, Path], dict[str, str], Tally]:
     """What comes along of a source: every component that is not made anew, the original VAE beside the new model, and the
-    licence.
+    license.
 
     Returns:
         Files by their path in the output, texts of those that are written anew (indexes of shards whose names change), and
         what was left out.
 
     Raises:
-        UsageError: naming a licence that is a link out of the model.
+        UsageError: naming a license that is a link out of the model.
     """
     files: dict[str, Path] = {}
     texts: dict[str, str] = {}
@@ -201,10 +201,10 @@ def copied_files(model: ModelFolder, parts: list[Component]) -> tuple[dict[str, 
             place = LATENT_VAE if part.name == "vae" else part.name
             files |= {f"{place}/{name}": path for name, path in part.files.items()}
             texts |= {f"{place}/{name}": text for name, text in part.index.items()}
-    licences = [path for path in sorted(model.path.glob("LICENSE*")) if path.is_file()]
-    for path in licences:
+    licenses = [path for path in sorted(model.path.glob("LICENSE*")) if path.is_file()]
+    for path in licenses:
         check_at_home(path, model.home)
-    files |= {path.name: path for path in licences}
+    files |= {path.name: path for path in licenses}
     tally.use(len(files) + len(texts))
     return files, texts, tally
 

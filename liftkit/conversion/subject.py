@@ -150,7 +150,7 @@ def _check_model(folder: ModelFolder) -> tuple[Architecture, dict[str, Any], int
         raise UsageError(f"{folder.source}: {found}; liftkit converts flow transformers")
     if "quantization_config" in folder.config("transformer"):
         raise UsageError(
-            f"{folder.source}: the transformer is quantised; convert the full-precision checkpoint, then quantise"
+            f"{folder.source}: the transformer is quantized; convert the full-precision checkpoint, then quantize"
         )
     if is_lifted(name):
         raise UsageError(f"{folder.source}: already a pixel model ({name})")

@@ -68,7 +68,7 @@ class Carrier:
 
 
 def write_components(plan: Plan, lift: Lift, building: Path, carrier: Carrier | None = None) -> None:
-    """Everything but the transformer: index, pixel autoencoder, scheduler, and the source's other parts and licence."""
+    """Everything but the transformer: index, pixel autoencoder, scheduler, and the source's other parts and license."""
     source, carrier = plan.model, carrier or Carrier()
     for name, path in plan.brought.items():
         target = building / name

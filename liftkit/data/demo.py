@@ -1,7 +1,7 @@
 """The embedded demonstration data: real handwritten digits over real photographs.
 
 Every image is a handwritten digit from scikit-learn's ``load_digits``, tinted in one of eight named
-colours, with a soft dark halo, over a 64 x 64 crop of one of scikit-learn's two sample photographs.
+colors, with a soft dark halo, over a 64 x 64 crop of one of scikit-learn's two sample photographs.
 The prompt names the three choices, as in ``"a red seven on flower petals"``, so that an oracle
 (:mod:`liftkit.data.oracle`) can say whether an image obeys its prompt.
 
@@ -60,7 +60,7 @@ class Scene:
 
 
 def all_scenes() -> list[Scene]:
-    """All 160 combinations of digit, colour and background, in a fixed order."""
+    """All 160 combinations of digit, color and background, in a fixed order."""
     return [Scene(*choice) for choice in product(range(len(DIGITS)), range(len(COLORS)), range(len(BACKGROUNDS)))]
 
 
@@ -120,7 +120,7 @@ def _choose(rng: np.random.Generator) -> Scene:
 
 
 def _placed(patch: NDArray[np.float32], top: int, left: int) -> NDArray[np.float32]:
-    """A patch whose centre is where a DIGIT_SIZE square at (top, left) has its own, cut to the canvas."""
+    """A patch whose center is where a DIGIT_SIZE square at (top, left) has its own, cut to the canvas."""
     grow = (patch.shape[0] - DIGIT_SIZE) // 2
     row, col = top - grow, left - grow
     seen = patch[max(-row, 0) : SIZE - row, max(-col, 0) : SIZE - col]
@@ -143,7 +143,7 @@ def _crop(background: int, rng: np.random.Generator) -> NDArray[np.float32]:
 
 @lru_cache
 def _tints() -> NDArray[np.float32]:
-    """The colours as images, (n, 64, 64, 3)."""
+    """The colors as images, (n, 64, 64, 3)."""
     colors = np.asarray(list(COLORS.values()), dtype=np.float32)
     return np.broadcast_to(colors[:, None, None], (len(colors), SIZE, SIZE, 3)).copy()
 

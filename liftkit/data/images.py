@@ -249,7 +249,7 @@ def covered(image: Image, height: int, width: int) -> Tensor:
 
 
 def batches(images: Iterator[tuple[int, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Neighbouring images of equal shape, ``size`` at most.
+    """Neighboring images of equal shape, ``size`` at most.
 
     Yields:
         Their places (B,), and themselves, uint8 (B, 3, H, W).

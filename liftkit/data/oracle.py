@@ -1,4 +1,4 @@
-"""The oracle of the demonstration data: which digit, colour and background does an image show?
+"""The oracle of the demonstration data: which digit, color and background does an image show?
 
 A small convolutional network, trained on real composites by ``make tiny-klein`` and shipped with
 liftkit. Its figures on held-out composites stand in tiny-klein's model card.
@@ -48,7 +48,7 @@ class Oracle(nn.Module):
         return F.silu(self.hidden(images.flatten(1)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of digit (B, 10), colour (B, 8) and background (B, 2)."""
+        """Logits of digit (B, 10), color (B, 8) and background (B, 2)."""
         features = self.features(images)
         return self.digit(features), self.color(features), self.background(features)
 

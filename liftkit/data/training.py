@@ -37,7 +37,7 @@ class Batch:
 
     Args:
         images: (B, 3, H, W), uint8: a quarter of the way to the device, and a table lookup away from linear RGB.
-        latents: (B, C, h, w) normalised, float32; None where no image encoder was given.
+        latents: (B, C, h, w) normalized, float32; None where no image encoder was given.
         prompts: arguments of the transformer, (B, ...) each, in the dtype they were encoded in.
         captions: the prompts in words, empty where dropped.
         indices: source number and index of each image.
@@ -139,7 +139,7 @@ class TrainingData:
         With several processes one prepares alone first; the others find the caches complete.
 
         Args:
-            make_image_encoder: called only if latents are missing, it returns what makes normalised latents
+            make_image_encoder: called only if latents are missing, it returns what makes normalized latents
                 (B, C, h, w) of images (B, 3, H, W) in [-1, 1] on the CPU. None for batches without latents.
             image_fingerprint: of the VAE; another one, other latents.
             make_prompt_encoder: called only if embeddings are missing, it returns what makes the transformer's arguments

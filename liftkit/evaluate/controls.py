@@ -57,7 +57,7 @@ def choose(name: str, images: Tensor, validation: Tensor, steps: int = TRIAL_STE
     """The best strength of a filter: the two amounts with the least patch Frechet distance, then the two-sample test.
 
     Where that test cannot tell the finalists apart, the smaller distance decides. Nothing else is scored against the
-    validation images; that the images are half of the base's own row can only favour the control.
+    validation images; that the images are half of the base's own row can only favor the control.
 
     Args:
         name: ``unsharp`` or ``noise``.

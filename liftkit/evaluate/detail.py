@@ -42,7 +42,7 @@ def detail(images: Tensor, patch: int) -> Detail:
 
 
 def radial_spectrum(images: Tensor) -> Tensor:
-    """Power spectral density, averaged over images, colour channels and rings of equal radius.
+    """Power spectral density, averaged over images, color channels and rings of equal radius.
 
     A Hann window keeps the jump between opposite borders out of the high frequencies.
 
@@ -56,8 +56,8 @@ def radial_spectrum(images: Tensor) -> Tensor:
     window = torch.outer(torch.hann_window(height), torch.hann_window(width))
     power = torch.zeros(height, width // 2 + 1, dtype=torch.float64)
     for part in batches(images):
-        centred = part - part.mean(dim=(2, 3), keepdim=True)
-        power += torch.fft.rfft2(centred * window).abs().square().mean(dim=1).sum(dim=0)
+        centered = part - part.mean(dim=(2, 3), keepdim=True)
+        power += torch.fft.rfft2(centered * window).abs().square().mean(dim=1).sum(dim=0)
     side = min(height, width)
     rows, columns = torch.fft.fftfreq(height) * side, torch.fft.rfftfreq(width) * side
     radius = torch.hypot(rows[:, None], columns[None, :]).round().long()
@@ -73,7 +73,7 @@ def spectrum_difference(spectrum: Tensor, reference: Tensor) -> Tensor:
 
 
 def laplacian_variance(images: Tensor) -> float:
-    """Variance of the four-neighbour Laplacian over pixels and colour channels, the usual measure of sharpness."""
+    """Variance of the four-neighbor Laplacian over pixels and color channels, the usual measure of sharpness."""
     total, count = torch.zeros(2, dtype=torch.float64), 0
     for part in batches(images):
         around = part[..., :-2, 1:-1] + part[..., 2:, 1:-1] + part[..., 1:-1, :-2] + part[..., 1:-1, 2:]
@@ -85,7 +85,7 @@ def laplacian_variance(images: Tensor) -> float:
 
 
 def gradient_quantiles(images: Tensor, levels: tuple[float, ...]) -> list[float]:
-    """Quantiles over all pixels of the length of the grey image's gradient, by forward differences.
+    """Quantiles over all pixels of the length of the gray image's gradient, by forward differences.
 
     Args:
         images: (n, 3, H, W) in [-1, 1], or uint8.
@@ -97,8 +97,8 @@ def gradient_quantiles(images: Tensor, levels: tuple[float, ...]) -> list[float]
     high = 2.0 * 2.0**0.5
     histogram = torch.zeros(BINS, dtype=torch.float64)
     for part in batches(images):
-        grey = part.mean(dim=1)
-        down, right = grey.diff(dim=1)[:, :, :-1], grey.diff(dim=2)[:, :-1, :]
+        gray = part.mean(dim=1)
+        down, right = gray.diff(dim=1)[:, :, :-1], gray.diff(dim=2)[:, :-1, :]
         histogram += torch.histc(torch.hypot(down, right), BINS, 0.0, high).double()
     shares = histogram.cumsum(0) / histogram.sum()
     places = torch.searchsorted(shares, torch.tensor(levels, dtype=torch.float64))

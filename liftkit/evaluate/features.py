@@ -16,7 +16,7 @@ def texture_features(images: Tensor) -> Tensor:
     """Mean responses of a random convolutional network: texture at three sizes, for any photographs.
 
     Three layers of 3 x 3 convolutions with normal weights of variance 2 / fan-in, always the same, each rectified and
-    followed by a 2 x 2 average. The filters of the first layer have their mean removed, so that plain colour leaves no
+    followed by a 2 x 2 average. The filters of the first layer have their mean removed, so that plain color leaves no
     response; every layer's responses are averaged over the image.
 
     Args:

@@ -192,5 +192,5 @@ class Scorer:
 
 
 def _ratio(value: float, reference: float) -> float:
-    """A floor far below one grey level keeps plain images at 1."""
+    """A floor far below one gray level keeps plain images at 1."""
     return (value + 1e-6) / (reference + 1e-6)

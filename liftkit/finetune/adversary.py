@@ -35,7 +35,7 @@ class Adversary:
         self.optimizer = torch.optim.AdamW(self.networks.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.9))
 
     def __call__(self, real: Tensor, fake: Tensor, sigma: Tensor) -> Tensor:
-        """The student's term, (): minus the mean judgement of its images, times the share of them that is judged.
+        """The student's term, (): minus the mean judgment of its images, times the share of them that is judged.
 
         The discriminators' own gradients (hinge loss) are gathered on the way; :meth:`step` uses them.
 
@@ -97,7 +97,7 @@ class Adversary:
 
 
 def discriminator(stride: int) -> nn.Module:
-    """A spectrally normalised patch discriminator: (B, 3, H, W) to judgements (B, 1, H / stride, W / stride)."""
+    """A spectrally normalized patch discriminator: (B, 3, H, W) to judgments (B, 1, H / stride, W / stride)."""
     normed = nn.utils.parametrizations.spectral_norm
 
     def layer(inputs: int, outputs: int, size: int, step: int) -> nn.Module:

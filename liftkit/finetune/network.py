@@ -176,7 +176,7 @@ class Reference:
 
     @torch.no_grad()
     def velocity(self, x_t: Tensor, sigma: Tensor, **conditioning: Any) -> Tensor:
-        """See :meth:`FlowModel.velocity`; ``x_t`` (B, 3, H, W) in the colour space."""
+        """See :meth:`FlowModel.velocity`; ``x_t`` (B, 3, H, W) in the color space."""
         lift, size = self.lift, x_t.shape[-2:]
         basis = lift.basis.to(x_t)
         gain, tau = calibrate(sigma, lift.scale)

@@ -10,7 +10,7 @@ student sees the image itself, so that both err alike where the noise hides the 
     L_P  = mean(w lam_map / max(sigma, floor)^2 * perceptual(xhat_0, x_0))
 
 Where the published code differs from the paper this follows the code: inner product and norm are means over the pixels of
-one colour channel of one patch.
+one color channel of one patch.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def asymflow_loss(
     Args:
         student: the model that learns.
         reference: the frozen converted model; no gradient passes through it.
-        x0: images in the lift's colour space, (B, 3, H, W).
-        latent_tokens: normalised latents of the same images, (B, N, r), elements in (c, row, col) order.
+        x0: images in the lift's color space, (B, 3, H, W).
+        latent_tokens: normalized latents of the same images, (B, N, r), elements in (c, row, col) order.
         sigma: noise levels in [0, 1], (B,).
         noise: standard normal, shaped like ``x0``; both models see it.
         lift: A and s.
@@ -93,7 +93,7 @@ def flow_loss(
 
     Args:
         student: the model that learns.
-        x0: the data that it models: images in a colour space, or latents.
+        x0: the data that it models: images in a color space, or latents.
         sigma, noise, sigma_floor: see :func:`asymflow_loss`.
         weight: of the loss.
 
@@ -107,7 +107,7 @@ def flow_loss(
 
 
 def correlation(error: Tensor, reference_error: Tensor, patch: int) -> Tensor:
-    """``lam``: the share of the reference's error that the student's has in it, for each colour channel of each patch.
+    """``lam``: the share of the reference's error that the student's has in it, for each color channel of each patch.
 
     Args:
         error, reference_error: (B, 3, H, W).

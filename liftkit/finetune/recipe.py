@@ -192,7 +192,7 @@ class Recipe(Section):
     trainable: Annotated[Trainable, Field(description="What learns.")] = Trainable()
     optimizer: Annotated[Optimizer, Field(description="How it learns.")] = Optimizer()
     noise: Annotated[Noise, Field(description="Noise levels in training.")] = Noise()
-    objective: Annotated[Objective, Field(description="What is minimised.")] = Objective()
+    objective: Annotated[Objective, Field(description="What is minimized.")] = Objective()
     ema: Annotated[Ema, Field(description="A running mean of the weights.")] = Ema()
     checkpoints: Annotated[Checkpoints, Field(description="States to go on from.")] = Checkpoints()
     previews: Annotated[Previews, Field(description="Pictures along the way.")] = Previews()

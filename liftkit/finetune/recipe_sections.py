@@ -193,7 +193,7 @@ class Noise(Section):
 
 
 class Objective(Section):
-    """What is minimised."""
+    """What is minimized."""
 
     loss: Annotated[
         Literal["asymflow", "flow"],

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from liftkit.adapter import LORA_A, LORA_B, Adapter, compact
-from liftkit.checkpoint.card import LICENCE, front_matter, plain_name, source_header
+from liftkit.checkpoint.card import LICENSE, front_matter, plain_name, source_header
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
 from liftkit.checkpoint.model import ModelFolder
@@ -101,8 +101,8 @@ def write_model(adapter: Adapter, folder: ModelFolder, target: Path, observer: O
 
 
 def card(adapter: Adapter, folder: ModelFolder, kind: str) -> str:
-    """The model card: the licence of the base's own card, what it is, how to load it, how it was made."""
-    header = source_header(folder.path / "README.md", (*LICENCE, "base_model"))
+    """The model card: the license of the base's own card, what it is, how to load it, how it was made."""
+    header = source_header(folder.path / "README.md", (*LICENSE, "base_model"))
     base = plain_name(adapter.base)
     recipe = adapter.provenance["recipe"]
     what = "A pixel flow model" if adapter.lift is not None else "A latent flow model, continued"
@@ -125,7 +125,7 @@ from diffusers import DiffusionPipeline
 {load}
 ```
 
-`liftkit.json` holds the recipe and versions. The licence and terms of the base apply.
+`liftkit.json` holds the recipe and versions. The license and terms of the base apply.
 """
 
 

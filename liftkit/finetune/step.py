@@ -85,7 +85,7 @@ class Objective:
     adversary: Any = None
 
     def state(self, batch: Batch) -> Tensor:
-        """What the student models: images in the colour space, or latents."""
+        """What the student models: images in the color space, or latents."""
         if self.lift is not None:
             return self.lift.color.encode(batch.images)
         if batch.latents is None:

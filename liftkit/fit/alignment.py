@@ -21,7 +21,7 @@ Fit = Callable[[TokenMoments], Lift]
 
 
 def figures(lift: Lift, moments: TokenMoments, seen: TokenMoments | None = None) -> dict[str, float]:
-    """Scalar figures of a lift on the tokens behind ``moments`` (of the lift's own colour space).
+    """Scalar figures of a lift on the tokens behind ``moments`` (of the lift's own color space).
 
     Args:
         lift: to look at.
@@ -41,7 +41,7 @@ def figures(lift: Lift, moments: TokenMoments, seen: TokenMoments | None = None)
         * ``cosine_chance`` in [0, 1]: the root mean square of that cosine if A is turned at random inside its subspace;
         * ``pixel_detail`` in [0, 1]: share of pixel variance inside patches, about each patch's mean color;
         * ``latent_rms`` >= 0: root mean square of the latents, 1 where a pipeline normalizes its latents;
-        * ``scale`` > 0: s, as used; ``scale_lsq``: the one that minimises E|x - s A z|^2;
+        * ``scale`` > 0: s, as used; ``scale_lsq``: the one that minimizes E|x - s A z|^2;
         * ``scale_gap`` in [0, 1]: 1 - scale_lsq / scale, which is 1 - cosine for the norm-matching scale.
 
         Variances are those of all tokens, seen or not, so that a fold of plain images does not divide by nothing.
@@ -150,7 +150,7 @@ def _projected(lift: Lift, moments: TokenMoments) -> TokenMoments:
 
 
 def pixel_r2(lift: Lift, moments: TokenMoments, seen: TokenMoments | None = None) -> tuple[Tensor, Tensor]:
-    """R^2 <= 1 of each colour channel, (3,): by the lift, and by the unconstrained affine map on ``seen``."""
+    """R^2 <= 1 of each color channel, (3,): by the lift, and by the unconstrained affine map on ``seen``."""
     seen = seen if seen is not None else moments
     basis, s = lift.basis.double(), lift.scale
     lifted = (basis * (basis @ moments.latent_gram)).sum(dim=1)
@@ -229,7 +229,7 @@ def alignment(folded: FoldedMoments, fit: Fit) -> dict[str, Any]:
     """Everything that moments say about a fit: held out, with spread, per channel, and against PCA and itself.
 
     Args:
-        folded: moments of tokens in the colour space that the lifts are for.
+        folded: moments of tokens in the color space that the lifts are for.
         fit: makes a lift of moments.
 
     Returns:

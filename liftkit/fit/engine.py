@@ -22,7 +22,7 @@ from liftkit.fit.pairs import PairSource
 from liftkit.fit.pca import fit_pca
 from liftkit.fit.procrustes import fit_procrustes
 from liftkit.fit.scale import ScaleRule
-from liftkit.fit.stream import Collection, Pass, collect, fitted_color, normalised
+from liftkit.fit.stream import Collection, Pass, collect, fitted_color, normalized
 from liftkit.fit.verdict import KEPT, verdict
 from liftkit.lift import Lift
 from liftkit.progress import Observer, Silent
@@ -33,7 +33,7 @@ COLORS: dict[str, tuple[type[ColorSpace], ColorSpace | None]] = {
     "srgb": (SRGB, None),
     "oklab-paper": (Oklab, Oklab()),
 }
-"""``--color``: the space, and its published normalisation where that is asked for by name."""
+"""``--color``: the space, and its published normalization where that is asked for by name."""
 DEFAULT_COLOR = "oklab"
 
 FIRST_CHECK = 64
@@ -75,7 +75,7 @@ class FitOptions:
 
 
 def color_names(color: str | None) -> tuple[str, ...]:
-    """The colour spaces whose moments a choice of ``--color`` needs.
+    """The color spaces whose moments a choice of ``--color`` needs.
 
     Raises:
         UsageError: if there is no such choice.
@@ -132,7 +132,7 @@ class Convergence:
             self.next *= 2
         color = fitted_color(Oklab, total)
         kept = alignment_kept(
-            collection.any.map(lambda moments: normalised(moments, color)),
+            collection.any.map(lambda moments: normalized(moments, color)),
             partial(fit_procrustes, latent_patch=self.latent_patch),
         )
         self.reached = mean(kept) - spread(kept) >= self.bound
@@ -167,7 +167,7 @@ def fit_collected(
         space, fixed = COLORS[name]
         folds = collection.folds[space.name]
         color = fixed or fitted_color(space, folds.total)
-        folds = folds.map(lambda moments: normalised(moments, color))
+        folds = folds.map(lambda moments: normalized(moments, color))
         fit = _fit_function(options, latent_patch, color, source, observer or Silent())
         lift = fit(folds.total)
         if options.rank is not None:
@@ -219,7 +219,7 @@ def source_jacobian(
     observer: Observer,
     images: int = JACOBIAN_IMAGES,
 ) -> torch.Tensor:
-    """The mean Jacobian of decoder and colour transform at the latents of a source's first images, (D, r)."""
+    """The mean Jacobian of decoder and color transform at the latents of a source's first images, (D, r)."""
     count = min(images, len(source))
     generator = torch.Generator().manual_seed(seed)
     total: torch.Tensor | None = None
@@ -237,18 +237,18 @@ def source_jacobian(
 
 
 def decoder(source: PairSource, color: ColorSpace) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Normalised latents to colours, differentiable."""
+    """Normalized latents to colors, differentiable."""
     return lambda latents: color.encode(source.space.decode_raw(latents))
 
 
 def _choose_color(collection: Collection, options: FitOptions) -> tuple[str, str]:
-    """The colour space of a fit, and why."""
+    """The color space of a fit, and why."""
     if options.color != "auto":
         return options.color or DEFAULT_COLOR, "as asked"
     ceilings = {}
     for name, folds in collection.folds.items():
         color = fitted_color(COLORS[name][0], folds.total)
-        moments = normalised(folds.total, color)
+        moments = normalized(folds.total, color)
         lift = fit_procrustes(moments)
         energy = moments.pixel_gram.trace() - moments.pixel_sum.square().sum() / moments.count
         aligned = (moments.cross * lift.basis.T).sum() ** 2 / moments.latent_gram.trace()

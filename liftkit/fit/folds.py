@@ -141,7 +141,7 @@ def _sum(moments: list[TokenMoments]) -> TokenMoments:
 
 
 def read_folds(path: Path) -> tuple[dict[str, FoldedMoments], dict[str, str]]:
-    """Folds by colour space, and the file's metadata, as :func:`write_folds` wrote them.
+    """Folds by color space, and the file's metadata, as :func:`write_folds` wrote them.
 
     Raises:
         UsageError: if the file is missing, truncated or holds no moments.
@@ -155,16 +155,14 @@ def read_folds(path: Path) -> tuple[dict[str, FoldedMoments], dict[str, str]]:
     names = sorted({name.split(".")[0] for name in tensors})
     try:
         if not names or not set(names) <= SPACES.keys():
-            raise ValueError(
-                f"expected the colour spaces {', '.join(SPACES)}, found {', '.join(names)[:200] or 'none'}"
-            )
+            raise ValueError(f"expected the color spaces {', '.join(SPACES)}, found {', '.join(names)[:200] or 'none'}")
         _check_metadata(metadata)
         folds = {name: FoldedMoments.from_tensors(tensors, f"{name}.") for name in names}
         side = isqrt(folds[names[0]].folds[0].pixel_dim // 3)
         if 3 * side**2 != folds[names[0]].folds[0].pixel_dim:
             raise ValueError("its pixel tokens are no square patches of three channels")
         if len({(each.folds[0].latent_dim, each.folds[0].pixel_dim, len(each.folds)) for each in folds.values()}) > 1:
-            raise ValueError("the moments of its colour spaces are of different sizes")
+            raise ValueError("the moments of its color spaces are of different sizes")
     except ValueError as error:
         raise UsageError(f"{path}: no moments that this version reads ({error}); gather them again") from error
     return folds, metadata
@@ -183,7 +181,7 @@ def _check_metadata(metadata: dict[str, str]) -> None:
 
 
 def write_folds(path: Path, folds: dict[str, FoldedMoments], metadata: dict[str, str]) -> None:
-    """Write folds, one set per colour space, atomically."""
+    """Write folds, one set per color space, atomically."""
     from liftkit.checkpoint.files import write_safetensors
 
     tensors = {key: value for name, each in folds.items() for key, value in each.tensors(f"{name}.").items()}

@@ -1,6 +1,6 @@
 """A few images seen through the VAE, the projection, the lift and the unconstrained map; and figures of pictures.
 
-What moments cannot say, because sRGB is not linear in the colour space, is measured on a few images of each fold, by a
+What moments cannot say, because sRGB is not linear in the color space, is measured on a few images of each fold, by a
 lift that was fitted without that fold: PSNR, and whether patches show at their borders.
 """
 
@@ -30,7 +30,7 @@ class HeldOut:
 
     Args:
         lift: of all other folds.
-        linear: the unconstrained map of all other folds, in the lift's colour space.
+        linear: the unconstrained map of all other folds, in the lift's color space.
         places: of the images in their source.
     """
 
@@ -144,7 +144,7 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def border_energies(images: Tensor, patch: int) -> Tensor:
-    """Mean squared differences of neighbouring pixels across patch borders, and inside patches, (2,) float64.
+    """Mean squared differences of neighboring pixels across patch borders, and inside patches, (2,) float64.
 
     Their ratio, the patch-grid ratio, is 1 where patches do not show, as in any natural image.
     """
@@ -158,7 +158,7 @@ def border_energies(images: Tensor, patch: int) -> Tensor:
 
 
 def patch_grid_ratio(energies: Tensor) -> float:
-    """Border over inside energy, > 0; a floor far below one grey level keeps plain images at 1."""
+    """Border over inside energy, > 0; a floor far below one gray level keeps plain images at 1."""
     border, inside = (energies + 1e-6).tolist()
     return border / inside
 

@@ -1,11 +1,11 @@
 """The decoder Jacobian fit: what a latent patch does to its own pixel patch, without any image.
 
 ``J = E[d x / d z]`` is the mean, over tokens, of the derivative of a pixel patch by its own latent patch, through the
-VAE decoder and the colour transform. ``A = polar(J)``. A linear decoder gives its own polar factor.
+VAE decoder and the color transform. ``A = polar(J)``. A linear decoder gives its own polar factor.
 
 Forward-mode differentiation takes one direction through the decoder at a time. A probe moves the same number of many
 tokens at once, spaced so far apart that their receptive fields hardly meet, and each by a random sign, so that what
-still leaks from a neighbour averages out.
+still leaks from a neighbor averages out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def mean_jacobian(
     """The mean derivative of a pixel patch by its own latent patch.
 
     Args:
-        decode: normalised latents (B, C, h, w) to colours (B, 3, H, W), differentiable.
+        decode: normalized latents (B, C, h, w) to colors (B, 3, H, W), differentiable.
         latents: where to differentiate, (B, C, h, w); sides divisible by ``latent_patch``.
         latent_patch: side of the latent patch of one token.
         spacing: tokens from one probe to the next; small images take what fits.
@@ -95,11 +95,11 @@ def fit_jacobian(
     """``A = polar(J)``.
 
     Args:
-        jacobian: J, (D, r), from :func:`mean_jacobian` in the colour space that the lift is for.
+        jacobian: J, (D, r), from :func:`mean_jacobian` in the color space that the lift is for.
         moments: of (latent, pixel) tokens, for the scale; decoded samples will do. Without them s is the mean
             singular value of J, the best multiple of A for J.
         latent_patch: side of the latent patch of one token.
-        color: the colour space; the paper's Oklab if left out.
+        color: the color space; the paper's Oklab if left out.
         scale: rule of the scale where there are moments.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class TokenMoments:
-    """Running uncentred moments in float64, whatever the tokens' dtype.
+    """Running uncentered moments in float64, whatever the tokens' dtype.
 
     Args:
         latent_dim: r, numbers in a latent token.

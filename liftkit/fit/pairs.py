@@ -28,7 +28,7 @@ class PairSource(Protocol):
     def __len__(self) -> int: ...
 
     def pairs(self, which: range) -> Iterator[Pair]:
-        """Batches of places (B,), normalised latents (B, C, h, w) and images (B, 3, H, W), uint8 or in [-1, 1]."""
+        """Batches of places (B,), normalized latents (B, C, h, w) and images (B, 3, H, W), uint8 or in [-1, 1]."""
 
     def describe(self) -> dict[str, Any]:
         """Plain data for reports."""
@@ -121,7 +121,7 @@ class DecodedLatents:
 
 
 def normal_latents(space: LatentSpace, resolution: int, count: int, seed: int) -> DecodedLatents:
-    """Standard normal latents: what the normalisation makes of them on average, without any structure."""
+    """Standard normal latents: what the normalization makes of them on average, without any structure."""
     side = resolution // space.factor
 
     def draw(place: int) -> Tensor:

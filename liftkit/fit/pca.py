@@ -20,17 +20,17 @@ def fit_pca(
     color: ColorSpace | None = None,
     scale: ScaleRule = "norm",
 ) -> Lift:
-    """The top eigenvectors Q of ``G_x = sum x x^T``, uncentred.
+    """The top eigenvectors Q of ``G_x = sum x x^T``, uncentered.
 
     For a conversion (``rank`` left out) they are rotated onto the latents inside their subspace,
     ``A = Q polar(Q^T C^T)``, at the latents' own rank. For training from scratch (``rank`` given) they are used as
     they are, largest first, with s = 1; 8 is best on ImageNet 256.
 
     Args:
-        moments: of tokens in the colour space that the lift is for.
+        moments: of tokens in the color space that the lift is for.
         rank: of a subspace for training from scratch, 1 to D.
         latent_patch: side of the latent patch of one token; a lift of free rank has none (1).
-        color: that colour space; the paper's Oklab if left out.
+        color: that color space; the paper's Oklab if left out.
         scale: rule of the scale, for a conversion.
 
     Returns:

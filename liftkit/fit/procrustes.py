@@ -17,9 +17,9 @@ def fit_procrustes(
     """``C = sum z x^T = U S V^T``, ``A = V U^T``: of all orthonormal A, the one with the smallest sum |x - s A z|^2.
 
     Args:
-        moments: of tokens in the colour space that the lift is for.
+        moments: of tokens in the color space that the lift is for.
         latent_patch: side of the latent patch of one token.
-        color: that colour space; the paper's Oklab if left out.
+        color: that color space; the paper's Oklab if left out.
         scale: ``norm`` as the paper, or ``lsq`` (:func:`liftkit.fit.scale.scales`).
 
     Returns:

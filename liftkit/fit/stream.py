@@ -26,10 +26,10 @@ SAVE_SECONDS = 30.0
 
 @dataclass
 class Collection:
-    """Folded moments of plain colour values, by colour space, and how far the pass has come.
+    """Folded moments of plain color values, by color space, and how far the pass has come.
 
     Args:
-        folds: one :class:`FoldedMoments` per colour space, normalised by :func:`normalised` when a fit asks.
+        folds: one :class:`FoldedMoments` per color space, normalized by :func:`normalized` when a fit asks.
         done: places of this part that have been taken or skipped.
         resumed: how many of them by an earlier, interrupted run.
         whole: whether the moments are those of ``done`` places and no more: not so while some are being added.
@@ -42,7 +42,7 @@ class Collection:
 
     @property
     def any(self) -> FoldedMoments:
-        """The folds of one colour space; latents and counts are the same in all."""
+        """The folds of one color space; latents and counts are the same in all."""
         return next(iter(self.folds.values()))
 
 
@@ -52,7 +52,7 @@ class Pass:
 
     Args:
         source: of the pairs.
-        colors: names of the colour spaces to keep moments of.
+        colors: names of the color spaces to keep moments of.
         latent_patch: side of the latent patch of one token.
         part: which share of the places this machine takes, from 0, and of how many.
         checkpoint: where to save now and then, and at the end, so that an interrupted fit resumes; whoever has used the
@@ -76,7 +76,7 @@ class Pass:
         return self.source.space.factor * self.latent_patch
 
     def identity(self) -> str:
-        """What has to be the same for moments to be added: latent space, data, colours and patch."""
+        """What has to be the same for moments to be added: latent space, data, colors and patch."""
         described = [self.source.describe(), self.colors, self.latent_patch, self.source.space.fingerprint()]
         return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -216,13 +216,13 @@ def _resume(work: Pass) -> Collection:
 
 
 def fitted_color(color: type[ColorSpace], moments: TokenMoments) -> ColorSpace:
-    """The space normalised to the images behind moments of its plain values: mean per channel, one std for all."""
+    """The space normalized to the images behind moments of its plain values: mean per channel, one std for all."""
     per_channel = moments.pixel_dim // 3
     total = moments.pixel_sum.view(3, per_channel).sum(dim=1)
     return color.from_statistics(moments.count * per_channel, total, moments.pixel_gram.trace().item())
 
 
-def normalised(moments: TokenMoments, color: ColorSpace) -> TokenMoments:
+def normalized(moments: TokenMoments, color: ColorSpace) -> TokenMoments:
     """Moments of pixels ``(x - mean) / std`` from moments of plain values."""
     mean = torch.tensor(color.mean, dtype=torch.float64).repeat_interleave(moments.pixel_dim // 3)
     result = TokenMoments(moments.latent_dim, moments.pixel_dim)

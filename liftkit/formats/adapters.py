@@ -34,7 +34,7 @@ def open_adapter(source: str | Path) -> Adapter:
     """An adapter of ours or in the authors' format.
 
     Args:
-        source: a folder, a file in the authors' format, or ``organisation/name`` on the Hub, of which a folder or a file
+        source: a folder, a file in the authors' format, or ``organization/name`` on the Hub, of which a folder or a file
             follows after another slash.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Model cards of what was imported or exported: the licence of whatever it came from, what it is, how to load it."""
+"""Model cards of what was imported or exported: the license of whatever it came from, what it is, how to load it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def adapter_card(adapter: Adapter, sources: Sequence[Path]) -> str:
 
     Args:
         adapter: with the name of its base.
-        sources: folders whose cards may state a licence; the first that does counts.
+        sources: folders whose cards may state a license; the first that does counts.
     """
     base = plain_name(adapter.base)
     body = f"""An {_ASYMFLOW} adapter for `{base}`: projections, output norm, lift and LoRA.
@@ -56,11 +56,11 @@ def _card(adapter: Adapter, sources: Sequence[Path], title: str, body: str) -> s
     stated = next(filter(None, (source_header(folder / "README.md") for folder in sources)), {})
     base = plain_name(adapter.base)
     header = {**stated, "base_model": base} if base.count("/") == 1 else stated
-    licence = f"Licence: {stated.get('license_name', stated['license'])}. " if "license" in stated else ""
+    stated_terms = f"License: {stated.get('license_name', stated['license'])}. " if "license" in stated else ""
     return f"""{front_matter(header)}
 # {base.rsplit("/", 1)[-1]}, {title}
 
 {body}
 
-`liftkit.json` holds provenance. {licence}The licence and terms of `{base}` apply.
+`liftkit.json` holds provenance. {stated_terms}The license and terms of `{base}` apply.
 """

@@ -25,7 +25,7 @@ from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
 from liftkit.progress import Observer, Silent
 
-# Beyond the rank that is kept, for the accuracy of a randomised decomposition.
+# Beyond the rank that is kept, for the accuracy of a randomized decomposition.
 OVERSAMPLING, POWER_STEPS = 16, 4
 
 

@@ -238,12 +238,12 @@ def _plain_errors(path: Path, name: str, hint: str) -> Iterator[None]:
 
 
 def _describe(building: Path, path: Path, folder: ModelFolder) -> None:
-    """The card, with the licence that the config's folder states, and the record."""
+    """The card, with the license that the config's folder states, and the record."""
     card = f"""{front_matter(source_header(folder.path / "README.md"))}
 # {plain_name(path.stem)}
 
 The transformer of `{plain_name(path.name)}` in diffusers' format; all else is of
-`{plain_name(folder.name)}`, whose licence and terms apply.
+`{plain_name(folder.name)}`, whose license and terms apply.
 """
     write_text(building / "README.md", card)
     record = {

@@ -1,6 +1,6 @@
 """PixelAutoencoder: the place of the VAE in a pixel pipeline, taken by a lossless rearrangement.
 
-``encode`` maps sRGB images into the colour space and folds f x f pixels into channels (``pixel_unshuffle``), so
+``encode`` maps sRGB images into the color space and folds f x f pixels into channels (``pixel_unshuffle``), so
 that the state has 3 f^2 channels on the VAE's own grid; ``decode`` is the inverse. Every stock pipeline then runs
 as it is: patch sizes, grids and position ids do not change.
 """
@@ -39,12 +39,12 @@ class Exact:
 
 
 class PixelAutoencoder(LoadsInFullPrecision, ModelMixin, AutoencoderMixin, ConfigMixin):
-    """Images (B, 3, H, W) in [-1, 1] <-> states (B, 3 f^2, H / f, W / f) in the colour space, without loss.
+    """Images (B, 3, H, W) in [-1, 1] <-> states (B, 3 f^2, H / f, W / f) in the color space, without loss.
 
     Args:
         fold: f, a power of two: the downsampling factor of the VAE whose place this takes.
         latent_patch: side of a token's patch on the folded grid.
-        color: the colour space, as :meth:`liftkit.color.ColorSpace.to_dict` describes it.
+        color: the color space, as :meth:`liftkit.color.ColorSpace.to_dict` describes it.
         sample_size: the image size that the model was made for, in pixels.
         block_out_channels, latent_channels, scaling_factor, shift_factor, batch_norm_eps: what stock pipelines
             read off a VAE; they follow from ``fold`` and say that nothing is to be rescaled.
@@ -77,7 +77,7 @@ class PixelAutoencoder(LoadsInFullPrecision, ModelMixin, AutoencoderMixin, Confi
             block_out_channels=[channels] * fold.bit_length(),
             latent_channels=channels,
         )
-        # FLUX.2 pipelines normalise tokens by these statistics: mean 0 and variance 1 leave them alone.
+        # FLUX.2 pipelines normalize tokens by these statistics: mean 0 and variance 1 leave them alone.
         self.bn = nn.BatchNorm2d(channels * latent_patch**2, eps=batch_norm_eps, affine=False)
         self.bn.requires_grad_(False)
         self.use_slicing = self.use_tiling = False
@@ -89,7 +89,7 @@ class PixelAutoencoder(LoadsInFullPrecision, ModelMixin, AutoencoderMixin, Confi
 
     @property
     def color(self) -> ColorSpace:
-        """The colour space of the states."""
+        """The color space of the states."""
         return color_from_dict(self.config.color)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[Exact]:

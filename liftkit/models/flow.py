@@ -68,7 +68,7 @@ class FlowModel:
         """The velocity of a state.
 
         Args:
-            x_t: (B, 3, H, W) in the colour space for a pixel model, (B, C, h, w) normalised latents for a latent
+            x_t: (B, 3, H, W) in the color space for a pixel model, (B, C, h, w) normalized latents for a latent
                 one; sides divisible by :attr:`token_side`.
             sigma: (B,) noise levels in [0, 1].
             conditioning: arguments of the transformer's forward, for example ``encoder_hidden_states``. Position

@@ -1,4 +1,4 @@
-"""The latent space that a flow model was trained in: a VAE and the normalisation its pipeline applies."""
+"""The latent space that a flow model was trained in: a VAE and the normalization its pipeline applies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def vae_geometry(config: dict[str, Any]) -> tuple[int, int]:
 
 
 class LatentSpace:
-    """Images to the *normalised* latents that the transformer sees, and back.
+    """Images to the *normalized* latents that the transformer sees, and back.
 
     Args:
         vae: a diffusers VAE with its weights.
@@ -49,7 +49,7 @@ class LatentSpace:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """sRGB (B, 3, H, W) in [-1, 1] to normalised latents (B, C, H / f, W / f): the mode of the posterior."""
+        """sRGB (B, 3, H, W) in [-1, 1] to normalized latents (B, C, H / f, W / f): the mode of the posterior."""
         encoded = self.vae.encode(images.to(self.vae.dtype))
         # A tiny autoencoder has no posterior. Its class maps [-1, 1] to the [0, 1] of its network and back by itself.
         latents = (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()).float()

@@ -1,4 +1,4 @@
-"""Charts as inline SVG by matplotlib: sharp in print, and in the page's own colours, light or dark."""
+"""Charts as inline SVG by matplotlib: sharp in print, and in the page's own colors, light or dark."""
 
 from __future__ import annotations
 

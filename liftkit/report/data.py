@@ -93,8 +93,8 @@ def picture_rows(pictures: dict[str, Any]) -> list[PictureRow]:
     """The figures of ``alignment.pictures``, row by row. Lifts of earlier versions lack spreads and ``psnr_vae``."""
 
     def said(figure: str, name: str, digits: int, unit: str = "") -> str:
-        value = pictures.get(figure, {}).get(name)
-        spread = pictures.get("spread", {}).get(figure, {}).get(name)
+        value = (pictures.get(figure) or {}).get(name)
+        spread = (pictures.get("spread") or {}).get(figure, {}).get(name)
         if value is None:
             return ""
         return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "") + unit
@@ -115,13 +115,13 @@ def compare(a: Report, b: Report) -> dict[str, Any]:
 
     Returns:
         ``rows`` of (name, value of a, value of b) as text, and ``angles``, the principal angles between their
-        subspaces in degrees, rising; None where their pixel tokens are not of the same size and colour space.
+        subspaces in degrees, rising; None where their pixel tokens are not of the same size and color space.
     """
     from liftkit.fit.alignment import principal_angles
 
     rows = [
         ("kind", str(a.lift.figures.get("kind")), str(b.lift.figures.get("kind"))),
-        ("colour", a.lift.color.name, b.lift.color.name),
+        ("color", a.lift.color.name, b.lift.color.name),
         ("rank", str(a.lift.rank), str(b.lift.rank)),
         ("scale", f"{a.lift.scale:.4f}", f"{b.lift.scale:.4f}"),
     ]

@@ -25,7 +25,7 @@ FIGURES = (
     ("pixel_detail", "Detail of the images", "share of pixel variance inside patches, 0 to 1"),
     ("latent_rms", "Size of the latents", "root mean square; 1 is what flow models expect"),
     ("scale", "Scale s", "as used"),
-    ("scale_lsq", "Least-squares scale", "minimises the squared error"),
+    ("scale_lsq", "Least-squares scale", "minimizes the squared error"),
     ("scale_gap", "Gap between the scales", "0 is perfect; 1 minus the alignment"),
 )
 PICTURE_NAMES = {
@@ -124,7 +124,7 @@ def alignment_charts(report: Report) -> list[Markup]:
                 ("unconstrained", alignment["channels"]["colors_linear"]),
             ],
             Axis("R^2", low=min(0.0, *by_lift), high=1.0),
-            "colour channel",
+            "color channel",
             _spread(spread, "colors_lift", "colors_linear"),
         ),
         calibration_chart(report.lift.scale),

@@ -1,4 +1,4 @@
-"""Grids of images: one picture with labelled rows, and the same as data for a page."""
+"""Grids of images: one picture with labeled rows, and the same as data for a page."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ ROWS = {
 
 
 def gallery_rows(lift: Lift) -> list[Row]:
-    """The pictures that a lift carries, as labelled rows."""
+    """The pictures that a lift carries, as labeled rows."""
     return [Row(label, to_signed(lift.pictures[name])) for name, label in ROWS.items() if name in lift.pictures]
 
 
 def basis_patches(lift: Lift, count: int = 32) -> Tensor:
-    """Basis vectors as patches of colour, (n, 3, P, P) in [-1, 1]: the smoothest first.
+    """Basis vectors as patches of color, (n, 3, P, P) in [-1, 1]: the smoothest first.
 
-    Each is shown on the mean colour, as strong as the gamut bears.
+    Each is shown on the mean color, as strong as the gamut bears.
     """
     import torch
 
@@ -78,7 +78,7 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Any:
     return canvas
 
 
-def labelled(rows: list[Row], *, title: str, tile: int = 112) -> Any:
+def labeled(rows: list[Row], *, title: str, tile: int = 112) -> Any:
     """One picture: a title, and for each row its label above its images, enlarged without smoothing to ``tile``."""
     from PIL import Image, ImageDraw, ImageFont
 

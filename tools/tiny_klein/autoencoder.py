@@ -114,7 +114,7 @@ def gradient_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def critic(stride: int) -> nn.Module:
-    """A small spectrally normalised discriminator: stride 2 sees shapes, stride 1 sees grain."""
+    """A small spectrally normalized discriminator: stride 2 sees shapes, stride 1 sees grain."""
     widths = (3, 32, 48, 64)
     layers: list[nn.Module] = []
     for index, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
@@ -162,7 +162,7 @@ def fill_statistics(vae: AutoencoderKLFlux2, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def normalised_latents(vae: AutoencoderKLFlux2, images: Tensor) -> Tensor:
+def normalized_latents(vae: AutoencoderKLFlux2, images: Tensor) -> Tensor:
     """(n, 3, 64, 64) uint8 -> (n, 32, 8, 8), what the transformer is trained on."""
     std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
     mean = vae.bn.running_mean.view(1, -1, 1, 1)

@@ -1,4 +1,4 @@
-"""The latent flow model of tiny-klein: rectified flow on the normalised latents, prompts dropped now and then."""
+"""The latent flow model of tiny-klein: rectified flow on the normalized latents, prompts dropped now and then."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def train(steps: int = 4600, batch_size: int = 48) -> None:
 def _data() -> tuple[Tensor, Tensor, Tensor]:
     """Latent tokens (n, 64, 32), the caption of each, and the features of all captions, the empty one last."""
     images, scenes = common.demo_images(POOL)
-    latents = autoencoder.normalised_latents(autoencoder.build("vae.safetensors"), images)
+    latents = autoencoder.normalized_latents(autoencoder.build("vae.safetensors"), images)
     order = {scene: index for index, scene in enumerate(demo.all_scenes())}
     captions = torch.tensor([order[scene] for scene in scenes])
     embeds = text.embed([scene.prompt for scene in demo.all_scenes()] + [""])

@@ -13,7 +13,7 @@ POOL = 24576
 
 
 def train(steps: int = 1500, batch_size: int = 64) -> None:
-    """Cross-entropy on digit, colour and background, with light noise and blur so that it reads content."""
+    """Cross-entropy on digit, color and background, with light noise and blur so that it reads content."""
     torch.manual_seed(common.SEED)
     oracle = Oracle()
     images, scenes = common.demo_images(POOL)

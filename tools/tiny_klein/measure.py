@@ -140,7 +140,7 @@ image = pipe(
 
 It was trained with {text.MAX_TOKENS} text tokens; the pipeline's default of 512 is outside of what it knows.
 
-| obeys the prompt ({found["count"]} prompts of the held-out set, {STEPS} steps) | digit | colour | background |
+| obeys the prompt ({found["count"]} prompts of the held-out set, {STEPS} steps) | digit | color | background |
 |---|---|---|---|
 | real images | {found["real"]["digit"]:.3f} | {found["real"]["color"]:.3f} | {found["real"]["background"]:.3f} |
 {rows}
