@@ -193,6 +193,79 @@ def test_what_is_no_checkpoint_of_the_model_is_named(
     assert not output.exists()
 
 
+def test_a_file_in_diffusers_names_is_judged_by_them(
+    architecture: str, cli: Cli, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """One tensor missing or more than the model has: that one is named, not what a mapping of names makes of the others."""
+    state, config = load_file(model_folders[architecture] / WEIGHTS), model_folders[architecture]
+    path, output = tmp_path / "file.safetensors", tmp_path / "out"
+    for gone in ("transformer_blocks.0.attn.to_q.weight", "proj_out.weight"):
+        save_file({key: tensor for key, tensor in state.items() if key != gone}, path)
+        failed(cli("import", path, "--config", config, "-o", output), f"1 tensors are missing, such as '{gone}'")
+    save_file({**state, "transformer_blocks.0.strange.weight": torch.zeros(1)}, path)
+    failed(
+        cli("import", path, "--config", config, "-o", output), "1 tensors are unknown", "'transformer_blocks.0.strange"
+    )
+    shard = tmp_path / "diffusion_pytorch_model-00001-of-00003.safetensors"
+    save_file(dict(list(state.items())[:9]), shard)
+    failed(cli("import", shard, "--config", config, "-o", output), "tensors are missing", "it is one of 3 files")
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_numbers_that_are_none_are_not_imported(
+    value: float, cli: Cli, file: Path, config: Path, tmp_path: Path
+) -> None:
+    state = load_file(file)
+    name = next(key for key in state if key.endswith("weight"))
+    whole = state[name].clone()
+    state[name].view(-1)[3] = value
+    save_file(state, file)
+    failed(cli("import", file, "--config", config, "-o", tmp_path / "out"), f"{file}: tensor {name!r} holds NaN")
+    save_file({**state, name: whole}, file)
+    vae = config / "vae" / "diffusion_pytorch_model.safetensors"
+    broken = load_file(vae)
+    broken["decoder.conv_in.bias"].view(-1)[0] = value
+    save_file(broken, vae)
+    failed(cli("import", file, "--config", config, "-o", tmp_path / "out"), "vae", "'decoder.conv_in.bias' holds NaN")
+    assert not (tmp_path / "out").exists()
+
+
+OTHER_FILES = {
+    "a VAE": [
+        ("decoder.conv_in.weight", "encoder.down_blocks.0.resnets.0.conv1.weight", "bn.running_mean"),
+        ("decoder.up.0.block.0.conv1.weight", "encoder.down.0.block.0.norm1.weight", "quant_conv.bias"),
+        ("decoder.layers.1.conv.0.weight", "encoder.layers.0.weight"),
+        ("decoder.1.weight", "decoder.3.conv.0.weight"),
+        ("conv1.weight", "decoder.upsamples.0.residual.0.gamma", "encoder.downsamples.0.residual.2.weight"),
+    ],
+    "a text encoder": [
+        ("text_model.encoder.layers.0.mlp.fc1.weight", "text_projection.weight", "logit_scale"),
+        ("shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.final_layer_norm.weight"),
+        ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"),
+        ("language_model.model.layers.0.mlp.up_proj.weight", "vision_tower.patch_embed.weight"),
+        ("token_embedding.weight", "transformer.resblocks.0.mlp.c_fc.weight", "positional_embedding"),
+    ],
+    "a ControlNet": [
+        ("controlnet_blocks.0.weight", "transformer_blocks.0.attn.to_q.weight", "x_embedder.weight"),
+        ("controlnet_cond_embedding.conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
+        ("control_model.input_hint_block.0.weight", "control_model.zero_convs.0.0.weight"),
+    ],
+    "an IP-Adapter": [("image_proj.norm.weight", "ip_adapter.1.to_k_ip.weight")],
+}
+
+
+@pytest.mark.parametrize("what", OTHER_FILES)
+def test_other_parts_of_a_model_alone_are_named(
+    what: str, cli: Cli, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "file.safetensors"
+    for names in OTHER_FILES[what]:
+        save_file({name: torch.zeros(2, 2) for name in names}, path)
+        for command in (("import", path, "--config", model_folders["flux2"]), ("convert", path, "--images", "demo")):
+            failed(cli(*command, "-o", tmp_path / "out"), f"{what} alone, no transformer")
+
+
 FULL = torch.zeros(32, 16)
 QUANTIZED = {
     "8-bit floats (F8_E4M3)": {"img_in.weight": FULL.to(torch.float8_e4m3fn)},

@@ -7,7 +7,7 @@ Trainers write the change of a module as several tensors whose names end alike: 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,24 @@ _QUANTIZED: tuple[tuple[str, str], ...] = (
 )
 _PLAIN_INTEGERS = ("BOOL", "U8", "I8")
 
+# What a file may hold in place of a transformer, by names of tensors: most of a VAE's or a text encoder's are such, and some of
+# a network's that steers a transformer, whose other names are the transformer's own.
+_NO_TRANSFORMER: tuple[tuple[str, float, re.Pattern[str]], ...] = (
+    ("a VAE", 0.5, re.compile(
+        r"(?:encoder|decoder)\.(?:conv_(?:in|out|norm_out)|norm_out|(?:down|up)(?:_blocks|samples)?\.\d|mid(?:_block|dle)?\.|"
+        r"conv1|head|layers\.\d+\.(?:conv|\d|weight|bias)|\d+\.)|(?:post_)?quant_conv\.|taesd_(?:en|de)coder\.|conv[12]\.")),
+    ("a text encoder", 0.5, re.compile(
+        r"(?:text_model|language_model|vision_model|visual|vision_tower|embed_tokens|lm_head|shared|logit_scale|"
+        r"text_projection|multi_modal_projector|token_embedding|positional_embedding|ln_final)\b|"
+        r"(?:en|de)coder\.(?:block|embed_tokens|final_layer_norm)\b|resblocks\.\d|"
+        r"layers\.\d+\.(?:self_attn|mlp|input_layernorm|post_attention_layernorm)\.|norm\.weight\Z")),
+    ("a ControlNet", 0.0, re.compile(
+        r"controlnet_|control_(?:model\.|layers|noise_refiner|all_x_embedder)|input_hint_block|zero_convs|pos_embed_input\.|"
+        r"vace_")),
+    ("an IP-Adapter", 0.0, re.compile(r"(?:image_proj(?:_model)?|ip_adapter)\.")),
+)  # fmt: skip
+_WRAPPER = re.compile(r"(?:model\.diffusion_model|diffusion_model|transformer|model)\.")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -89,6 +107,23 @@ def kinds_of_change(names: Iterable[str]) -> list[str]:
     if not found and (alone or like):
         found = {"LoRA"}
     return sorted(found)
+
+
+def no_transformer(names: Collection[str]) -> str:
+    """In words, what a checkpoint holds in place of a transformer, and what to do; empty where nothing tells.
+
+    Args:
+        names: of all its tensors.
+    """
+    plain = {_WRAPPER.sub("", name, count=1) if _WRAPPER.match(name) else name for name in names}
+    for what, share, pattern in _NO_TRANSFORMER:
+        matching = [name for name in plain if pattern.match(name)]
+        if len(matching) > share * len(plain):
+            return (
+                f"{what} alone, no transformer, by tensors such as {shown(min(matching))}; give the file of the model's "
+                "transformer, all else comes from its diffusers folder"
+            )
+    return ""
 
 
 def cannot_fold(kind: str, key: str) -> str:

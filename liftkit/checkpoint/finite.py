@@ -13,7 +13,7 @@ BUDGET = 4 << 30
 """Bytes that are read before the work begins: what is beyond is looked at while it is copied."""
 
 
-def check_files(headers: Iterable[Header], budget: int = BUDGET) -> None:
+def check_files(headers: Iterable[Header], budget: float = BUDGET) -> None:
     """Raise unless all numbers in weight files are finite, the smallest files first and as far as the budget goes.
 
     Raises:

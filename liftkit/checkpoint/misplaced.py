@@ -6,7 +6,7 @@ import difflib
 import os
 from pathlib import Path
 
-from liftkit.checkpoint.contents import kinds_of_change, quantization
+from liftkit.checkpoint.contents import kinds_of_change, no_transformer, quantization
 from liftkit.checkpoint.header import read_header
 from liftkit.errors import UsageError
 
@@ -37,6 +37,9 @@ def misplaced(source: str) -> str:
     found = quantization(tensors)
     if found is not None:
         return f"a single file, quantized: {found}; give the full-precision model"
+    other = no_transformer(tensors)
+    if other:
+        return f"a single file: {other}"
     return f"a single file; liftkit import {source} --config MODEL -o FOLDER makes a diffusers folder of it"
 
 

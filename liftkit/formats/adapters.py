@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from liftkit.adapter import LIFT, Adapter, check_class, is_adapter, load_pixel_pipeline
+from liftkit.checkpoint.components import read_components
 from liftkit.checkpoint.files import write_text
+from liftkit.checkpoint.finite import check_files
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
 from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
 from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id, read_json
@@ -145,7 +148,12 @@ def fuse(
         # The conversion lies beside the result for a moment.
         check_space(output, (1 + needs_lift) * sum(weights))
         start, proof = folder, None
-        if needs_lift:
+        if not needs_lift:
+            files = [
+                header for part in read_components(folder) if part.weights for header in part.weights.headers.values()
+            ]
+            check_files(files, budget=math.inf)
+        else:
             from liftkit.conversion.execute import convert
 
             assert adapter.lift is not None

@@ -7,6 +7,7 @@ without a model being built. Configs, VAE, text encoders and scheduler come from
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from liftkit.checkpoint.card import front_matter, plain_name, source_header
-from liftkit.checkpoint.contents import quantization, shown
+from liftkit.checkpoint.contents import no_transformer, quantization, shown
 from liftkit.checkpoint.files import reason, write_text
+from liftkit.checkpoint.finite import check_files
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
 from liftkit.checkpoint.header import Header, read_header
 from liftkit.checkpoint.model import STEM, ModelFolder, find_model
@@ -41,6 +43,7 @@ _OTHERS = (
     ("of a noise schedule", re.compile(r"(?:model\.)?(?:model_sampling|denoiser)\.")),
 )
 _INNER = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})$")
 
 
 @dataclass
@@ -89,6 +92,9 @@ def import_checkpoint(
     tensors, tally = _mapped(path, header, name, folder, shapes)
     files = {part: _other_files(folder, part) for part in folder.components if part != "transformer"}
     size = sum(tensor.nbytes for tensor in tensors.values())
+    used = replace(header, tensors={key: header.tensors[key] for key in own_tensors(header)[0].values()})
+    others = [file for group in files.values() for file in group if file.suffix == ".safetensors"]
+    check_files([used, *map(read_header, others)], budget=math.inf)
     with atomic_folder(output, overwrite=overwrite) as building:
         check_space(output, size + sum(file.stat().st_size for group in files.values() for file in group))
         carrier = Carrier(link=shards == "link", note=observer.note)
@@ -142,13 +148,13 @@ def _mapped(
     views = _views(path)
     tensors = {inner: views[key] for inner, key in own.items()}
     numbers = sum(tensor.numel() for tensor in tensors.values())
-    if tensors.keys() != shapes.keys():
+    if len(tensors.keys() & shapes.keys()) <= min(len(tensors), len(shapes)) / 2:
         tensors = _translated(path, tensors, name, folder.config("transformer"))
     for what, keys in (("missing", shapes.keys() - tensors.keys()), ("unknown", tensors.keys() - shapes.keys())):
         if keys:
             raise UsageError(
                 f"{path}: for {name} as {folder.source} has it, {len(keys)} tensors are {what}, such as "
-                f"{shown(min(keys))}{_looks_like(own)}"
+                f"{shown(min(keys))}{_part_of_several(path) or _looks_like(own)}"
             )
     for key, shape in shapes.items():
         if tuple(tensors[key].shape) != shape:
@@ -185,6 +191,9 @@ def own_tensors(header: Header) -> tuple[dict[str, str], Tally]:
             )
         else:
             own[_inner(key)] = key
+    other = no_transformer(header.tensors)
+    if other:
+        raise UsageError(f"{path}: {other}")
     if not own:
         raise UsageError(f"{path}: no transformer in this file: {tally.reasons() or 'it is empty'}")
     found = quantization({key: header.tensors[key] for key in own.values()})
@@ -193,6 +202,12 @@ def own_tensors(header: Header) -> tuple[dict[str, str], Tally]:
             f"{path}: quantized: {found}; its numbers are no longer the model's own, give the file in full or half precision"
         )
     return own, tally
+
+
+def _part_of_several(path: Path) -> str:
+    """What to do with a file whose name says that it is one of several."""
+    match = _SHARD.search(path.stem)
+    return f"; it is one of {int(match[1])} files: give the whole folder to liftkit convert" if match else ""
 
 
 def _looks_like(names: Iterable[str]) -> str:
