@@ -273,8 +273,8 @@ def _lifted(pipeline: Any, lift: Lift) -> Any:
         UsageError: if the lift does not fit.
     """
     from liftkit.conversion.surgery import check_lift, convert_transformer
-    from liftkit.models.latents import vae_geometry
     from liftkit.models.registry import architecture
+    from liftkit.models.vaes import vae_geometry
 
     transformer = pipeline.transformer
     factor, _ = vae_geometry({**pipeline.vae.config, "_class_name": type(pipeline.vae).__name__})

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 import liftkit
 from liftkit.finetune.perceptual import make_perceptual
 from liftkit.lift import Lift
-from liftkit.models.latents import LatentSpace, vae_geometry
+from liftkit.models.latents import LatentSpace
 from liftkit.models.load import load_vae
+from liftkit.models.vaes import vae_geometry
 from tests import tiny
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -6,26 +6,10 @@ import hashlib
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from liftkit.errors import UsageError
-
-SUPPORTED_VAES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny")
-
-
-def vae_geometry(config: dict[str, Any]) -> tuple[int, int]:
-    """Downsampling factor f and latent channels C of a VAE, from its config.
-
-    Raises:
-        UsageError: if its class is not supported.
-    """
-    name = config.get("_class_name")
-    if name not in SUPPORTED_VAES:
-        raise UsageError(f"VAE class {name!r} is not supported; supported: {', '.join(SUPPORTED_VAES)}")
-    # AutoencoderTiny (TAESD and its kin) has two such lists; what diffusers adds as block_out_channels is the decoder's.
-    blocks = config["encoder_block_out_channels" if name == "AutoencoderTiny" else "block_out_channels"]
-    return 2 ** (len(blocks) - 1), config["latent_channels"]
+from liftkit.models.vaes import Statistics, has_alpha, vae_family, vae_geometry, with_alpha
 
 
 class LatentSpace:
@@ -33,27 +17,46 @@ class LatentSpace:
 
     Args:
         vae: a diffusers VAE with its weights.
+        statistics: mean and deviation of its latents where the model's pipeline has its own way; otherwise those of
+            the VAE's family.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, statistics: Statistics | None = None) -> None:
         self.vae = vae
         config = {**vae.config, "_class_name": type(vae).__name__}
+        self.family = vae_family(config["_class_name"])
+        self.own_statistics, self.statistics = statistics, statistics or self.family.statistics
         self.factor, self.channels = vae_geometry(config)
+        self.alpha = has_alpha(config)
 
     def fingerprint(self) -> str:
         """Tells this latent space from others: a digest of the VAE's config and weights."""
         digest = hashlib.sha256(repr(sorted(self.vae.config.items(), key=str)).encode())
         for name, tensor in sorted(self.vae.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.double().sum().item():.17g}".encode())
+        if self.own_statistics is not None:
+            digest.update(repr(self.own_statistics).encode())
         return digest.hexdigest()
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """sRGB (B, 3, H, W) in [-1, 1] to normalized latents (B, C, H / f, W / f): the mode of the posterior."""
-        encoded = self.vae.encode(images.to(self.vae.dtype))
-        # A tiny autoencoder has no posterior. Its class maps [-1, 1] to the [0, 1] of its network and back by itself.
-        latents = (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()).float()
-        mean, std = self._statistics(latents)
+        """sRGB (B, 3, H, W) in [-1, 1] to normalized latents (B, C, H / f, W / f): the mode of the posterior.
+
+        Raises:
+            UsageError: if the VAE's latents are not of the size that its config says.
+        """
+        planes = (with_alpha(images) if self.alpha else images).to(self.vae.dtype)
+        encoded = self.vae.encode(planes.unsqueeze(2) if self.family.video else planes)
+        latents = _mode(encoded).float()
+        latents = latents.squeeze(2) if self.family.video else latents
+        height, width = images.shape[-2:]
+        wanted = (self.channels, height // self.factor, width // self.factor)
+        if latents.shape[1:] != wanted:
+            raise UsageError(
+                f"the VAE ({type(self.vae).__name__}) encodes {height} x {width} pixels to latents {tuple(latents.shape[1:])}, "
+                f"where its config.json promises {wanted}; is the config.json that of these weights?"
+            )
+        mean, std = self.statistics(self.vae, latents)
         return (latents - mean) / std
 
     @torch.no_grad()
@@ -71,20 +74,17 @@ class LatentSpace:
         return images.clamp(-1.0, 1.0)
 
     def decode_raw(self, latents: Tensor) -> Tensor:
-        """The same without clamping, and differentiable."""
-        mean, std = self._statistics(latents)
-        return self.vae.decode((latents * std + mean).to(self.vae.dtype)).sample
+        """The same without clamping, and differentiable; the opacity of images that have one is left out."""
+        mean, std = self.statistics(self.vae, latents)
+        raw = (latents * std + mean).to(self.vae.dtype)
+        decoded: Tensor = self.vae.decode(raw.unsqueeze(2) if self.family.video else raw).sample
+        return (decoded.squeeze(2) if self.family.video else decoded)[:, :3]
 
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation that broadcast against latents (B, C, h, w)."""
-        config = self.vae.config
-        if type(self.vae).__name__ != "AutoencoderKLFlux2":
-            shift = config.shift_factor if config.get("shift_factor") is not None else 0.0
-            return latents.new_tensor(shift), latents.new_tensor(1.0 / config.scaling_factor)
-        # FLUX.2: batch-norm statistics of 2 x 2 patches; tile them back over the latent grid.
-        statistics = self.vae.bn
-        mean = statistics.running_mean.float()
-        std = (statistics.running_var.float() + config.batch_norm_eps).sqrt()
-        rows, columns = (size // 2 for size in latents.shape[-2:])
-        tiled = [F.pixel_shuffle(v.view(1, -1, 1, 1), 2).repeat(1, 1, rows, columns) for v in (mean, std)]
-        return tiled[0].to(latents.device), tiled[1].to(latents.device)
+
+def _mode(encoded: Any) -> Tensor:
+    """The code that an encoder is surest of: a distribution's mode, or the code itself where there is no distribution
+    (``latent`` of AutoencoderDC, ``latents`` of AutoencoderTiny, whose class maps [-1, 1] to the [0, 1] of its network)."""
+    if hasattr(encoded, "latent_dist"):
+        found: Tensor = encoded.latent_dist.mode()
+        return found
+    return encoded.latent if hasattr(encoded, "latent") else encoded.latents
