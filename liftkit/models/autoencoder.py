@@ -129,7 +129,7 @@ class PixelAutoencoder(LoadsInFullPrecision, ModelMixin, AutoencoderMixin, Confi
 
     def to_json_string(self) -> str:
         """The config as it is stored: without what follows from ``fold``."""
-        whole = self._internal_dict
+        whole = self._internal_dict  # type: ignore[has-type]
         answers = stock_answers(self.config.fold)
         self._internal_dict = type(whole)({key: value for key, value in whole.items() if key not in answers})
         try:
