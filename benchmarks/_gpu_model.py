@@ -23,7 +23,7 @@ from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.trainee import Trainee, make_trainee
 from liftkit.finetune.trainer import Trainer
 from liftkit.lift import Lift
-from liftkit.models.flux2 import FLUX2
+from liftkit.models.families.flux2 import FLUX2
 from liftkit.models.registry import lifted_class
 from liftkit.models.spec import Grid
 from liftkit.progress import Silent

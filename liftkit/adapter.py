@@ -287,7 +287,7 @@ def _check_same_lift(transformer: Any, lift: Lift) -> None:
     from liftkit.conversion.surgery import native_basis
 
     spec, there = transformer.architecture, transformer.lift.basis
-    own = native_basis(lift, spec.inputs[0].order if spec.layout == "tokens" else "cpq")
+    own = native_basis(lift, spec.state_order)
     check_same_lift(lift, own.to(there), there, transformer.config.lift_scale)
 
 

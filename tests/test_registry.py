@@ -14,6 +14,7 @@ import liftkit
 from liftkit.errors import UsageError
 from liftkit.models import registry
 from liftkit.models.flow import euler
+from liftkit.models.layout import Layout
 from liftkit.models.spec import Architecture, Projection, randn
 from tests import tiny
 
@@ -27,14 +28,13 @@ FLUX1 = Architecture(
     name="FluxTransformer2DModel",
     inputs=(Projection("x_embedder", "cpq"),),
     outputs=(Projection("proj_out", "cpq"),),
-    layout="tokens",
+    layout=Layout.TOKENS,
     latent_patch=lambda config: 2,
-    token_patch=lambda config: 1,
     conditioning=lambda config, batch, generator: {
         "encoder_hidden_states": randn(generator, batch, 7, config["joint_attention_dim"]),
         "pooled_projections": randn(generator, batch, config["pooled_projection_dim"]),
     },
-    positions=_positions,
+    arguments=lambda grid, given: {**_positions(grid, given), **given},
 )
 
 
@@ -77,7 +77,7 @@ def test_an_architecture_from_outside_is_converted_and_obeys_theorem_1(flux1: Ar
 def test_a_name_is_registered_once(flux1: Architecture) -> None:
     liftkit.register(flux1)
     with pytest.raises(UsageError, match="registered already"):
-        liftkit.register(replace(flux1, layout="image"))
+        liftkit.register(replace(flux1, layout=Layout.IMAGE))
 
 
 def test_an_unknown_class_names_those_that_are_known() -> None:

@@ -135,7 +135,7 @@ class StandIn:
 
     def _recover(self, u_cal: Tensor, folded: Tensor, sigma: Tensor) -> Tensor:
         assert self.basis is not None
-        order = self.spec.inputs[0].order if self.spec.layout == "tokens" else "cpq"
+        order = self.spec.state_order
         predicted, state = (_flatten(each, self.patch, order) for each in (u_cal, folded))
         velocity = recover_velocity(predicted, state, sigma, self.basis, self.scale)
         return _unflatten(velocity, self.patch, order, *folded.shape[-2:])

@@ -102,9 +102,7 @@ def lifted_tensors(
         if side == "output" and bias is not None:
             name = f"{projection.path}.bias"
             result[name] = _rounded(name, lift_output, bias, basis, _dtype(name, bias, dtype))
-    # Images are patchified channel first before the velocity is recovered; packed tokens keep the model's order.
-    state_order = spec.inputs[0].order if spec.layout == "tokens" else "cpq"
-    basis = native_basis(lift, state_order)
+    basis = native_basis(lift, spec.state_order)
     result[BASIS] = basis if result[f"{spec.inputs[0].path}.weight"].dtype == torch.float64 else basis.float()
     return result
 

@@ -37,7 +37,7 @@ from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.color import ColorSpace, Oklab
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
-from liftkit.models.flux2 import FLUX2
+from liftkit.models.families.flux2 import FLUX2
 from liftkit.tokens import token_order
 
 NAME = "asymflow-adapter"

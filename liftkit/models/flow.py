@@ -58,7 +58,8 @@ class FlowModel:
     def pipeline_state(self, state: Tensor) -> Tensor:
         """An image-shaped state as the ``latents`` argument of the stock pipeline."""
         folded = F.pixel_unshuffle(state, self.fold) if self.fold > 1 else state
-        return self.architecture.pipeline_latents(folded)
+        given = self.architecture.pipeline_latents
+        return folded if given is None else given(folded)
 
     def state_of_pipeline(self, latents: Tensor, height: int, width: int) -> Tensor:
         """A latent pipeline's running ``latents`` as a state (B, C, height, width)."""
@@ -81,7 +82,7 @@ class FlowModel:
         folded = F.pixel_unshuffle(x_t, self.fold) if self.fold > 1 else x_t
         height, width = folded.shape[-2:]
         grid = Grid(len(x_t), height // self.latent_patch, width // self.latent_patch, x_t.device)
-        arguments = {**spec.positions(grid, conditioning), **conditioning}
+        arguments = spec.arguments(grid, conditioning)
         if self.config.get("guidance_embeds") and "guidance" not in arguments:
             arguments["guidance"] = torch.full((len(x_t),), GUIDANCE, device=x_t.device)
         state = patchify(folded, self.latent_patch) if spec.layout == "tokens" else folded

@@ -103,7 +103,7 @@ class AsymMixin(LoadsInFullPrecision):
         if self.architecture.layout == "tokens":
             # Pipelines that put reference tokens first get back the denoised ones alone.
             return self.lift(u_cal, x_t[:, -u_cal.shape[1] :], sigma, scale)
-        patch = self.architecture.token_patch(self.config)
+        patch = self.architecture.cell(self.config)
         tokens = self.lift(patchify(u_cal, patch), patchify(x_t, patch), sigma, scale)
         return unpatchify(tokens, patch, *x_t.shape[-2:])
 

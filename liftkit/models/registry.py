@@ -1,23 +1,24 @@
 """Which architectures liftkit knows, and their Asym classes, made when first asked for.
 
-Others are added from outside: by :func:`register`, or by packages through the entry point group ``liftkit.architectures``, each
-entry an :class:`Architecture <liftkit.models.spec.Architecture>`.
+liftkit's own are in :mod:`liftkit.models.families`. Others are added from outside: by :func:`register`, or by packages through
+the entry point group ``liftkit.architectures``, each entry an :class:`Architecture <liftkit.models.spec.Architecture>`.
 """
 
 from __future__ import annotations
 
 from difflib import get_close_matches
 from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import iter_modules
 from typing import Any
 
 from liftkit.errors import LiftkitError, UsageError
-from liftkit.models.flux2 import FLUX2
-from liftkit.models.sd3 import SD3
+from liftkit.models import families
 from liftkit.models.spec import Architecture
 
 GROUP = "liftkit.architectures"
-_KNOWN: dict[str, Architecture] = {each.name: each for each in (FLUX2, SD3)}
+_KNOWN: dict[str, Architecture] = {}
 
 
 def architectures() -> dict[str, Architecture]:
@@ -26,6 +27,7 @@ def architectures() -> dict[str, Architecture]:
     Raises:
         LiftkitError: if a package's entry point cannot be loaded.
     """
+    _load_own()
     _load_packages()
     return dict(_KNOWN)
 
@@ -39,6 +41,7 @@ def register(architecture: Architecture) -> None:
     Raises:
         UsageError: if another architecture has that name.
     """
+    _load_own()
     known = _KNOWN.setdefault(architecture.name, architecture)
     if known is not architecture:
         raise UsageError(f"{architecture.name}: an architecture of this name is registered already; names are unique")
@@ -68,6 +71,15 @@ def is_lifted(class_name: str) -> bool:
 
 def _lifted() -> dict[str, Architecture]:
     return {each.lifted_name: each for each in architectures().values()}
+
+
+@cache
+def _load_own() -> None:
+    """Every entry of every family; an import between two of them is not a second one."""
+    for module in iter_modules(families.__path__):
+        for found in vars(import_module(f"{families.__name__}.{module.name}")).values():
+            if isinstance(found, Architecture):
+                _KNOWN[found.name] = found
 
 
 @cache

@@ -1,20 +1,21 @@
 """What an architecture is: the few facts that tell its pixel twin from all others.
 
 A transformer of diffusers is described by where its two raw-token projections are and in which order they
-flatten a patch, by whether its state comes packed in tokens or as an image, by its clock and by its sign.
-Everything else is the stock class.
+flatten a patch, by the layout of its state, by its clock and by its sign. Everything else is the stock class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from liftkit.models.layout import Layout
 from liftkit.tokens import TokenOrder
 
 Config = Mapping[str, Any]
@@ -25,23 +26,37 @@ diffusers saves again then refer to them as to its own."""
 
 
 class Clock(Enum):
-    """How a transformer is told the noise level."""
+    """What the caller passes for the noise level sigma."""
 
     SIGMA = "sigma"
     THOUSAND_SIGMA = "1000 sigma"
     ONE_MINUS_SIGMA = "1 - sigma"
+    THOUSAND_SIGMA_LESS_ONE = "1000 sigma - 1"
 
     def sigma(self, time: Tensor) -> Tensor:
         """The noise level in [0, 1] of what the caller passes."""
         if self is Clock.THOUSAND_SIGMA:
             return time / 1000.0
+        if self is Clock.THOUSAND_SIGMA_LESS_ONE:
+            return (time + 1.0) / 1000.0
         return 1.0 - time if self is Clock.ONE_MINUS_SIGMA else time
 
     def time(self, sigma: Tensor) -> Tensor:
         """What a caller passes for a noise level."""
         if self is Clock.THOUSAND_SIGMA:
             return sigma * 1000.0
+        if self is Clock.THOUSAND_SIGMA_LESS_ONE:
+            return sigma * 1000.0 - 1.0
         return 1.0 - sigma if self is Clock.ONE_MINUS_SIGMA else sigma
+
+
+LIFTED = -1
+"""A block of channels that the lift replaces, in a tuple of blocks; other entries count channels that stay, such as a mask's."""
+Blocks = tuple[int, ...]
+
+
+def _one_block(config: Config) -> Blocks:
+    return (LIFTED,)
 
 
 @dataclass(frozen=True)
@@ -51,10 +66,13 @@ class Projection:
     Args:
         path: module path in the transformer, for example ``pos_embed.proj``.
         order: how a patch is flattened where it meets the weight.
+        blocks: what its raw channels consist of, from the config: ``(LIFTED, LIFTED, 256)`` for a noisy latent, a clean one
+            and a mask. A second lifted block of an output is a learned variance, which nobody reads.
     """
 
     path: str
     order: TokenOrder
+    blocks: Callable[[Config], Blocks] = _one_block
 
 
 @dataclass(frozen=True)
@@ -67,74 +85,123 @@ class Grid:
     device: torch.device
 
 
-def _no_arguments(grid: Grid, conditioning: Mapping[str, Any]) -> dict[str, Any]:
-    return {}
+def patch_size(config: Config) -> int:
+    """The spatial side of ``patch_size``, which may be (frames, rows, columns)."""
+    side = config["patch_size"]
+    return int(side if isinstance(side, int) else side[-1])
+
+
+def _as_given(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(given)
 
 
 def _no_prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
-    raise NotImplementedError("this architecture says nothing about prompts")
+    raise NotImplementedError("this architecture has no text side that liftkit can run")
 
 
 def _no_clean_tokens(arguments: Mapping[str, Any]) -> Tensor | None:
     return None
 
 
-def _same(state: Tensor) -> Tensor:
-    return state
+def _same_time(tau: Tensor, tokens: int) -> Tensor:
+    return tau
+
+
+def _state_alone(tokens: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    return tokens
+
+
+def _welcome(config: Config) -> str | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One flow transformer of diffusers.
 
+    Only ``name``, ``inputs``, ``outputs``, ``layout`` and ``conditioning`` are needed; the rest tells what is unusual.
+
     Args:
         name: the stock class, an attribute of diffusers.
-        inputs: projections from raw tokens.
+        inputs: projections from raw tokens. The first one takes the state.
         outputs: projections to raw tokens.
-        layout: whether ``forward`` sees packed ``tokens`` (B, N, r) or an ``image`` (B, C, H, W).
+        layout: how ``forward`` sees its state.
+        conditioning: random conditioning of the right shapes, ``(config, batch, generator) -> tensors (B, ...)``; for
+            proofs, which hold whatever the conditioning is.
         latent_patch: side of a token's patch on the VAE's grid, from the config.
-        conditioning: random conditioning of the right shapes, ``(config, batch, generator) -> arguments``; for
-            proofs, which hold whatever the network is told.
+        token_patch: side of the patch that the transformer itself cuts from its state, from the config; None for 1 where
+            tokens come packed, else ``latent_patch``.
         state: name of the argument that holds the state.
-        time: name of the argument that tells the time.
-        clock: how the time is told.
+        time: name of the argument that holds the time.
+        clock: what the time counts.
+        network_time: the noise level that the stock pipeline passes to its network where it steps at another, ``(tau, tokens
+            of one sample) -> noise level``: some shift their sigmas and not their timesteps.
         sign: +1 if the output is eps - x_0, -1 if it is x_0 - eps.
-        channel_keys: config entries counted in raw channels; the lift multiplies them by D / r.
-        token_patch: side of the patch that the transformer itself cuts from its state, from the config.
-        positions: arguments that follow from the token grid, where the caller gives none.
+        channel_keys: config entries counted in raw channels, the one of the state first; the lift multiplies them by D / r.
+        blocks: what the state's channels consist of, from the config; the first lifted block is noisy, further ones are clean.
+            Must give the same for the latent and the pixel config.
+        composed: those of ``channel_keys`` that count all of ``blocks``; the others count one lifted block.
+        arguments: what ``forward`` is given beside state and time, ``(grid, conditioning) -> arguments``. Adds position ids
+            that follow from the grid, appends an image part to masks, cuts padded prompts into lists.
+        sequence: places packed tokens (B, N, r) in the sequence that ``forward`` takes, ``(tokens, arguments) -> state``; they
+            have to come last. Rows of the output beyond the state's are left alone, at the front.
         clean_tokens: a mask (B, N) or (N,) of the noise-free reference tokens among the state's, from the
             arguments of a call; they carry ``x_0 / s`` whatever the time.
-        pipeline_latents: from a state (B, C, h, w) to what the stock pipeline takes as ``latents``.
+        clean_inputs: names of further arguments that hold clean latents, as tensors or lists of them; scaled by ``1 / s``.
+        config: entries that a conversion changes beside the channels, from the config.
+        refuse: the reason why a model of this config cannot be lifted, one line; None if it can.
+        pipelines: stock pipelines that are known to run the pixel twin.
+        call: arguments that the stock pipeline has to be given for images of any size.
+        pipeline_latents: from a state (B, C, h, w) on the VAE's grid to what the stock pipeline takes as ``latents``, where
+            this is another than ``forward`` sees.
+        latent_statistics: mean and deviation of the latents, ``(vae, latents (B, C, h, w)) -> (mean, deviation)``, where
+            they are not what the VAE's class says.
+        companions: further transformers of the pipeline, by component, that get the same lift.
         reference: modules beside the projections that finetuning trains in full, kept for the frozen reference.
         adapters: patterns of the modules that get a LoRA where a recipe names none.
-        guidance: how its stock pipelines ask for the conditional and the unconditional prediction: ``calls``, in this
-            order, or one ``batch``, whose second half is conditional.
+        guidance: how its stock pipelines ask for the conditional and the unconditional prediction: two ``calls``, in this
+            order, or one ``batch``, whose second half is conditional, or whose first is.
+        guidance_argument: of the stock pipeline's call: the scale of classifier-free guidance.
+        rescale: what its stock pipelines do to the guided latent velocity, ``(guided, conditional, names of the call) -> guided``.
         original: matrices by their names in the authors' own code, with the modules here that hold their rows, in order;
             ``*`` is the number of a block.
         color: the ``--color`` of its conversions where none is asked for.
         encoders: components without which its stock pipelines cannot read a prompt.
-        prompts: ``(pipeline, prompts, text length or None) -> arguments`` of the transformer's forward, by the stock
-            pipeline's own text encoders.
+        prompts: ``(pipeline, prompts, text length or None) -> conditioning`` by the stock pipeline's own text encoders:
+            tensors (B, ...) whose shapes do not depend on the texts, with masks.
     """
 
     name: str
     inputs: tuple[Projection, ...]
     outputs: tuple[Projection, ...]
-    layout: Literal["tokens", "image"]
-    latent_patch: Callable[[Config], int]
+    layout: Layout
     conditioning: Callable[[Config, int, torch.Generator], dict[str, Any]]
+    latent_patch: Callable[[Config], int] = patch_size
+    token_patch: Callable[[Config], int] | None = None
     state: str = "hidden_states"
     time: str = "timestep"
     clock: Clock = Clock.SIGMA
+    network_time: Callable[[Tensor, int], Tensor] = _same_time
     sign: int = 1
     channel_keys: tuple[str, ...] = ("in_channels", "out_channels")
-    token_patch: Callable[[Config], int] = field(default=lambda config: config["patch_size"])
-    positions: Callable[[Grid, Mapping[str, Any]], dict[str, Any]] = _no_arguments
+    blocks: Callable[[Config], Blocks] = _one_block
+    composed: tuple[str, ...] = ()
+    arguments: Callable[[Grid, Mapping[str, Any]], dict[str, Any]] = _as_given
+    sequence: Callable[[Tensor, Mapping[str, Any]], Tensor] = _state_alone
     clean_tokens: Callable[[Mapping[str, Any]], Tensor | None] = _no_clean_tokens
-    pipeline_latents: Callable[[Tensor], Tensor] = _same
+    clean_inputs: tuple[str, ...] = ()
+    config: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})
+    refuse: Callable[[Config], str | None] = _welcome
+    pipelines: tuple[str, ...] = ()
+    call: Mapping[str, Any] = field(default_factory=dict)
+    pipeline_latents: Callable[[Tensor], Tensor] | None = None
+    latent_statistics: Callable[[Any, Tensor], tuple[Tensor, Tensor]] | None = None
+    companions: tuple[str, ...] = ()
     reference: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
-    guidance: Literal["calls", "batch"] = "calls"
+    guidance: Literal["calls", "batch", "batch conditional first"] = "calls"
+    guidance_argument: str = "guidance_scale"
+    rescale: Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor] | None = None
     original: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     color: Literal["oklab", "oklab-paper"] = "oklab"
     encoders: tuple[str, ...] = ("text_encoder", "tokenizer")
@@ -145,9 +212,27 @@ class Architecture:
         """Name of the pixel twin's class."""
         return f"Asym{self.name}"
 
+    @property
+    def state_order(self) -> TokenOrder:
+        """The order in which the velocity is recovered, and the basis stored: packed tokens keep the model's own, images are
+        patchified channel first."""
+        return self.inputs[0].order if self.layout is Layout.TOKENS else "cpq"
+
+    def cell(self, config: Config) -> int:
+        """Side of the patch that the transformer itself cuts from its state."""
+        if self.token_patch is not None:
+            return self.token_patch(config)
+        return 1 if self.layout is Layout.TOKENS else self.latent_patch(config)
+
+    def block_size(self, config: Config) -> int:
+        """Channels of one lifted block of the state."""
+        key = self.channel_keys[0]
+        blocks = self.blocks(config) if key in self.composed else (LIFTED,)
+        return int(config[key] - sum(each for each in blocks if each != LIFTED)) // blocks.count(LIFTED)
+
     def token_size(self, config: Config) -> int:
         """Numbers in one raw token: r for a latent model, D for a pixel model."""
-        return config["in_channels"] * self.token_patch(config) ** 2
+        return self.block_size(config) * self.cell(config) ** 2
 
     @property
     def projections(self) -> tuple[tuple[Projection, Literal["input", "output"]], ...]:
@@ -158,3 +243,40 @@ class Architecture:
 def randn(generator: torch.Generator, *shape: int) -> Tensor:
     """Standard normal numbers on the CPU, for random conditioning."""
     return torch.randn(shape, generator=generator)
+
+
+def random(**shapes: tuple[int | str, ...]) -> Callable[[Config, int, torch.Generator], dict[str, Any]]:
+    """``conditioning`` of normal numbers (B, ...), or of ones where the name ends in ``mask``; sizes may be names of config entries."""
+
+    def draw(config: Config, batch: int, generator: torch.Generator) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for name, shape in shapes.items():
+            sizes = [config[each] if isinstance(each, str) else each for each in shape]
+            ones = torch.ones(batch, *sizes, dtype=torch.bool)
+            result[name] = ones if name.endswith("mask") else randn(generator, batch, *sizes)
+        return result
+
+    return draw
+
+
+def encoded(*names: str | None, **more: Any) -> Callable[[Any, list[str], int | None], dict[str, Tensor]]:
+    """``prompts`` by the stock ``encode_prompt``, whose results are named by position; None leaves one out.
+
+    Args:
+        names: of the results.
+        more: further arguments of ``encode_prompt``.
+    """
+
+    def prompts(pipeline: Any, texts: list[str], length: int | None) -> dict[str, Tensor]:
+        asked = {} if length is None else {"max_sequence_length": length}
+        found = pipeline.encode_prompt(texts, device=pipeline.device, **more, **asked)
+        found = (found,) if isinstance(found, Tensor) else found
+        return {name: value for name, value in zip(names, found) if name is not None}
+
+    return prompts
+
+
+def padded(rows: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """Rows (L_i, d) of text as one (B, length, d), zeros behind, with a mask (B, length)."""
+    mask = torch.stack([torch.arange(length) < len(row) for row in rows]).to(rows[0].device)
+    return torch.stack([F.pad(row, (0, 0, 0, length - len(row))) for row in rows]), mask

@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from liftkit.models.layout import Layout
 from liftkit.models.spec import Architecture, Config, Grid, Projection, randn
 
 
-def _positions(grid: Grid, conditioning: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
     """Ids (t, h, w, l): image tokens count rows and columns, text tokens their place in the sequence."""
     image = torch.cartesian_prod(*(torch.arange(n) for n in (1, grid.rows, grid.columns, 1)))
-    text = torch.cartesian_prod(*(torch.arange(n) for n in (1, 1, 1, conditioning["encoder_hidden_states"].shape[1])))
+    text = torch.cartesian_prod(*(torch.arange(n) for n in (1, 1, 1, given["encoder_hidden_states"].shape[1])))
     return {
         "img_ids": image.to(grid.device).expand(grid.batch, -1, -1),
         "txt_ids": text.to(grid.device).expand(grid.batch, -1, -1),
+        **given,
     }
 
 
@@ -79,11 +81,11 @@ FLUX2 = Architecture(
     name="Flux2Transformer2DModel",
     inputs=(Projection("x_embedder", "cpq"),),
     outputs=(Projection("proj_out", "cpq"),),
-    layout="tokens",
+    layout=Layout.TOKENS,
     # The pipeline folds 2 x 2 latents into a token; the transformer's own patch_size is 1.
     latent_patch=lambda config: 2,
     conditioning=_conditioning,
-    positions=_positions,
+    arguments=_arguments,
     clean_tokens=_reference_tokens,
     pipeline_latents=lambda state: F.pixel_unshuffle(state, 2),
     reference=("norm_out",),

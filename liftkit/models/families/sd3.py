@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.models.layout import Layout
 from liftkit.models.spec import Architecture, Clock, Config, Projection, randn
 
 
@@ -56,8 +57,7 @@ SD3 = Architecture(
     name="SD3Transformer2DModel",
     inputs=(Projection("pos_embed.proj", "cpq"),),
     outputs=(Projection("proj_out", "pqc"),),
-    layout="image",
-    latent_patch=lambda config: config["patch_size"],
+    layout=Layout.IMAGE,
     conditioning=_conditioning,
     clock=Clock.THOUSAND_SIGMA,
     reference=("norm_out",),

@@ -1,0 +1,178 @@
+"""What a specimen is, and what the families' modules build theirs from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import diffusers
+import torch
+from torch import Tensor
+
+from liftkit.lift import Lift
+from liftkit.models.registry import architecture
+from liftkit.models.spec import Architecture
+from tests import tiny
+
+Part = Literal["save", "reference", "pipeline", "convert", "lora", "finetune", "prompts"]
+"""Parts of the suite that a specimen may be excused from; none is from the bare Theorem 1."""
+
+
+def draw(*shape: int, seed: int = 5) -> Tensor:
+    """Normal numbers, the same at every call."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def euler_scheduler() -> Any:
+    """The scheduler of most."""
+    return diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0)
+
+
+def no_call(count: int) -> dict[str, Any]:
+    """No arguments."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A tiny model of one architecture.
+
+    Args:
+        architecture: name of the stock class.
+        config: of the transformer.
+        pipeline: name of the stock pipeline's class; None where diffusers has none.
+        vae: makes the autoencoder.
+        call: arguments of the pipeline for a number of images, with random prompt embeddings; neither latents nor sizes nor steps.
+        factor: of the VAE.
+        patch: of a token, on the VAE's grid.
+        channels: of the latents.
+        grid: rows and columns of tokens in the pipeline's test.
+        missing: components of the pipeline that are None.
+        components: further components, made anew at each call.
+        scheduler: makes the scheduler.
+        options: further arguments of the pipeline's class.
+        prepare: sets what a tiny pipeline needs before it is called, ``(pipeline, height, width)``.
+        stubs: replacements of pipeline methods that read prompts by encoders, by name, so that ``prompts`` of the entry can be run.
+        plain: arguments of the call without which the pipeline's guidance rescales the velocity.
+        float32: the stock class computes in float32 whatever its weights are (Kandinsky 5).
+        without: parts of the suite that it is excused from, with the reason.
+        variant: distinguishes several specimens of one architecture.
+    """
+
+    architecture: str
+    config: Mapping[str, Any]
+    pipeline: str | None = None
+    vae: Callable[[], Any] | None = None
+    call: Callable[[int], dict[str, Any]] = no_call
+    factor: int = 2
+    patch: int = 2
+    channels: int = 4
+    grid: tuple[int, int] = (8, 4)
+    missing: tuple[str, ...] = ("text_encoder", "tokenizer")
+    components: Callable[[], dict[str, Any]] = dict
+    scheduler: Callable[[], Any] = euler_scheduler
+    options: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Any, int, int], None] = lambda pipeline, height, width: None
+    stubs: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    plain: Mapping[str, Any] = field(default_factory=dict)
+    float32: bool = False
+    without: Mapping[Part, str] = field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the architecture, and of the variant if there is one."""
+        return f"{self.architecture}-{self.variant}" if self.variant else self.architecture
+
+    @property
+    def spec(self) -> Architecture:
+        """The entry under test."""
+        return architecture(self.architecture)
+
+    def lift(self, scale: float = 1.7) -> Lift:
+        """A random lift that fits."""
+        side = self.factor * self.patch
+        shape = (3 * side**2, self.channels * self.patch**2)
+        random = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        return Lift(torch.linalg.qr(random)[0], scale, patch_size=side, latent_patch=self.patch)
+
+    def transformer(self) -> Any:
+        """The stock transformer, random weights in every layer."""
+        return tiny._alive(getattr(diffusers, self.architecture)(**self.config))
+
+    def build(self) -> Any:
+        """The stock pipeline, seeded."""
+        assert self.pipeline is not None
+        assert self.vae is not None
+        torch.manual_seed(0)
+        parts = {**dict.fromkeys(self.missing), **self.components(), **self.options}
+        vae = self.vae()
+        pipeline = getattr(diffusers, self.pipeline)(
+            scheduler=self.scheduler(), vae=vae, transformer=self.transformer(), **parts
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def kl(blocks: int = 2, **more: Any) -> Any:
+    """A KL autoencoder of factor ``2 ** (blocks - 1)``."""
+    shape = {
+        "block_out_channels": (8,) * blocks,
+        "down_block_types": ("DownEncoderBlock2D",) * blocks,
+        "up_block_types": ("UpDecoderBlock2D",) * blocks,
+    }
+    return diffusers.AutoencoderKL(**{**tiny.VAE, **shape, "scaling_factor": 1.5, "shift_factor": 0.06, **more}).eval()
+
+
+def flux2_vae() -> Any:
+    """FLUX.2's autoencoder, of factor 2, with statistics."""
+    vae = diffusers.AutoencoderKLFlux2(**tiny.VAE)
+    vae.bn.running_mean.normal_(std=0.2)
+    vae.bn.running_var.uniform_(0.3, 2.0)
+    return vae.eval()
+
+
+STATISTICS = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 2.0, 0.7, 1.0]}
+
+
+def qwen_vae() -> Any:
+    """Qwen-Image's autoencoder, of factor 2."""
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], **STATISTICS
+    ).eval()
+
+
+def wan_vae(**more: Any) -> Any:
+    """Wan's autoencoder, of factor 8."""
+    shape = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    down = {"temperal_downsample": [False, True, True]}
+    return diffusers.AutoencoderKLWan(**{**shape, **down, **STATISTICS, **more}).eval()
+
+
+def dc_vae() -> Any:
+    """The deep-compression autoencoder, of factor 4."""
+    sides = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in DC_SIDE.items()}
+    return diffusers.AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.41, **sides).eval()
+
+
+DC_SIDE: dict[str, Any] = {
+    "block_out_channels": (8, 8, 8),
+    "layers_per_block": (1, 1, 1),
+    "qkv_multiscales": ((), (), ()),
+}
+
+
+def prompts(name: str, *shape: int, count: int) -> dict[str, Tensor]:
+    """Random embeddings (count, ...) of a name, and their negatives."""
+    return {name: draw(count, *shape), f"negative_{name}": draw(count, *shape, seed=6)}
+
+
+def masked(count: int, width: int = 24, mask: str = "prompt_attention_mask") -> dict[str, Any]:
+    """Embeddings of seven tokens with masks of ones, and their negatives."""
+    ones = torch.ones(count, 7, dtype=torch.long)
+    return {**prompts("prompt_embeds", 7, width, count=count), mask: ones, f"negative_{mask}": ones}
+
+
+MMDIT = {"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 24, "axes_dims_rope": (4, 4, 8)}
+"""Sizes that transformers like FLUX.1's share."""
