@@ -246,7 +246,7 @@ def randn(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def random(**shapes: tuple[int | str, ...]) -> Callable[[Config, int, torch.Generator], dict[str, Any]]:
-    """``conditioning`` of normal numbers (B, ...), or of ones where the name ends in ``mask``; sizes may be names of config entries."""
+    """``conditioning`` of normal numbers (B, ...), of ones where the name ends in ``mask``; sizes may be config entries."""
 
     def draw(config: Config, batch: int, generator: torch.Generator) -> dict[str, Any]:
         result: dict[str, Any] = {}
