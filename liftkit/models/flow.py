@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liftkit.models.mixin import channels_for
+from liftkit.models.layout import Layout
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Grid
 from liftkit.tokens import patchify, unpatchify
@@ -85,7 +86,7 @@ class FlowModel:
         arguments = spec.arguments(grid, conditioning)
         if self.config.get("guidance_embeds") and "guidance" not in arguments:
             arguments["guidance"] = torch.full((len(x_t),), GUIDANCE, device=x_t.device)
-        state = patchify(folded, self.latent_patch) if spec.layout == "tokens" else folded
+        state = patchify(folded, self.latent_patch) if spec.layout is Layout.TOKENS else folded
         dtype = self.transformer.dtype
         arguments = {
             key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -95,7 +96,7 @@ class FlowModel:
         arguments[spec.state] = state if self.is_pixel else state.to(dtype)
         arguments[spec.time] = spec.clock.time(sigma.to(torch.promote_types(sigma.dtype, torch.float32)))
         output = spec.sign * self.call(**arguments, return_dict=False)[0]
-        if spec.layout == "tokens":
+        if spec.layout is Layout.TOKENS:
             output = unpatchify(output, self.latent_patch, height, width)
         return F.pixel_shuffle(output, self.fold) if self.fold > 1 else output
 

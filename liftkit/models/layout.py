@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class Layout(StrEnum):
+class Layout(Enum):
     """The shape of the argument that holds the state."""
 
     TOKENS = "tokens"

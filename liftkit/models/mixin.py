@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from liftkit.asymflow import at_least_float32, calibrate, recover_velocity
 from liftkit.lift import SCALES
+from liftkit.models.layout import Layout
 from liftkit.models.spec import HOME, Architecture
 from liftkit.tokens import patchify, unpatchify
 
@@ -100,7 +101,7 @@ class AsymMixin(LoadsInFullPrecision):
 
     def _recover(self, u_cal: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
         scale = self.config.lift_scale
-        if self.architecture.layout == "tokens":
+        if self.architecture.layout is Layout.TOKENS:
             # Pipelines that put reference tokens first get back the denoised ones alone.
             return self.lift(u_cal, x_t[:, -u_cal.shape[1] :], sigma, scale)
         patch = self.architecture.cell(self.config)
