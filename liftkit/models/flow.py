@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liftkit.models.mixin import channels_for
 from liftkit.models.layout import Layout
+from liftkit.models.mixin import channels_for
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Grid
 from liftkit.tokens import patchify, unpatchify
