@@ -82,7 +82,7 @@ class FlowModel:
         spec = self.architecture
         folded = F.pixel_unshuffle(x_t, self.fold) if self.fold > 1 else x_t
         height, width = folded.shape[-2:]
-        grid = Grid(len(x_t), height // self.latent_patch, width // self.latent_patch, x_t.device)
+        grid = Grid(len(x_t), height // self.latent_patch, width // self.latent_patch, x_t.device, self.config)
         arguments = spec.arguments(grid, conditioning)
         if self.config.get("guidance_embeds") and "guidance" not in arguments:
             arguments["guidance"] = torch.full((len(x_t),), GUIDANCE, device=x_t.device)

@@ -77,12 +77,13 @@ class Projection:
 
 @dataclass(frozen=True)
 class Grid:
-    """The token grid of one call: rows x columns of tokens, for ``batch`` samples on ``device``."""
+    """The token grid of one call: rows x columns of tokens, for ``batch`` samples on ``device``, and the transformer's config."""
 
     batch: int
     rows: int
     columns: int
     device: torch.device
+    config: Config
 
 
 def patch_size(config: Config) -> int:
