@@ -34,9 +34,9 @@ from _gpu_report import ROOT, Row
 from finetune import floor, whole
 from torch import Tensor
 
+from liftkit.color import to_signed
 from liftkit.conversion.surgery import convert_transformer
 from liftkit.data.images import batches as image_batches
-from liftkit.data.images import to_signed
 from liftkit.finetune.memory import peak_memory
 from liftkit.finetune.network import compile_blocks
 from liftkit.fit.pairs import EncodedImages

@@ -25,7 +25,8 @@ from importlib.metadata import version
 import torch
 from diffusers import AutoencoderKLFlux2
 
-from liftkit.data.images import DemoImages, batches, to_signed
+from liftkit.color import to_signed
+from liftkit.data.images import DemoImages, batches
 from liftkit.embedded import TINY_KLEIN
 from liftkit.fit.engine import FitOptions, fit_collected, fit_pass
 from liftkit.fit.folds import FoldedMoments

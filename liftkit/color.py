@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from liftkit.asymflow import at_least_float32
-from liftkit.data.images import to_signed
 
 _LMS_FROM_RGB = (
     (0.4122214708, 0.5363325363, 0.0514459929),
@@ -214,3 +213,13 @@ def _mix(images: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
 
 def _inverse(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
     return torch.linalg.inv(torch.tensor(matrix, dtype=torch.float64)).tolist()
+
+
+def to_signed(images: Tensor) -> Tensor:
+    """uint8 images to float32 in [-1, 1]; others are so already."""
+    return images.float() / 127.5 - 1.0 if images.dtype == torch.uint8 else images
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to uint8, the inverse of :func:`to_signed`."""
+    return ((images.detach().float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)

@@ -11,10 +11,10 @@ import torch
 
 from liftkit.checkpoint.files import atomic_file, write_text
 from liftkit.checkpoint.lock import claim, discard, sweep_inside
+from liftkit.color import to_signed
 from liftkit.conversion.execute import execute
 from liftkit.conversion.plan import ConvertOptions, make_plan
 from liftkit.conversion.result import Conversion
-from liftkit.data.images import to_signed
 from liftkit.embedded import DEMO, TINY_PIXEL
 from liftkit.errors import UsageError
 from liftkit.evaluate.compare import compare

@@ -99,7 +99,7 @@ def examine() -> Environment:
     torch = _load("torch", found)
     if torch is not None:
         found.threads["torch"] = torch.get_num_threads()
-        from liftkit.conversion.subject import choose_device
+        from liftkit.device import choose_device
 
         found.devices, found.device = _gpus(torch, found.notes), choose_device("auto")[0]
     found.memory = _memory()
@@ -217,7 +217,7 @@ def _memory() -> dict[str, int] | None:
     try:
         import psutil
 
-        from liftkit.conversion.memory import available_memory
+        from liftkit.device import available_memory
     except ImportError:
         return None
     return {"total": psutil.virtual_memory().total, "available": available_memory("cpu")}

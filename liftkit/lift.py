@@ -185,3 +185,9 @@ def _check_pictures(pictures: dict[str, Tensor]) -> None:
             )
         if not images.numel() or max(images.shape) > LARGEST_PICTURE:
             raise ValueError(f"lift: picture {name!r} has sides {tuple(images.shape)}, expected 1 to {LARGEST_PICTURE}")
+
+
+def principal_angles(a: Tensor, b: Tensor) -> list[float]:
+    """Principal angles between two subspaces, rising, in degrees, [0, 90]; bases (D, r) orthonormal."""
+    cosines = torch.linalg.svdvals(a.double().T @ b.double()).clamp(max=1.0)
+    return torch.rad2deg(torch.arccos(cosines)).tolist()

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import liftkit
+from liftkit import device
 from liftkit.checkpoint import copying, follow, parts
 from liftkit.checkpoint.copying import copy_file, extract_file
 from liftkit.checkpoint.follow import Ledger, digest_file
@@ -194,6 +195,7 @@ peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 torch.set_num_threads(1)
 before = peak()
 import liftkit
+from liftkit import device
 liftkit.convert({str(shards)!r}, {str(tmp_path / "out")!r}, lift=Path({str(lift_file)!r}), device="cpu",
                 proof="projections", dtype={dtype!r})
 print(peak() - before, sorted({{"diffusers", "transformers", "peft", "accelerate"}} & sys.modules.keys()))
@@ -250,18 +252,18 @@ def test_memory_that_does_not_suffice_after_all(
 
 
 def test_the_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "Path", lambda name: tmp_path)
-    assert memory._container_limit() > 2**60
+    monkeypatch.setattr(device, "Path", lambda name: tmp_path)
+    assert device._container_limit() > 2**60
     for name, text in (
         ("memory.max", "1000"),
         ("memory.current", "900"),
         ("memory.stat", "anon 1\ninactive_file 50\n"),
     ):
         (tmp_path / name).write_text(text + "\n")
-    assert memory._container_limit() == 150
-    assert memory.available_memory("cpu") == 150
+    assert device._container_limit() == 150
+    assert device.available_memory("cpu") == 150
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._container_limit() > 2**60
+    assert device._container_limit() > 2**60
 
 
 # ------------------------------------------------------------------------------- the proof on the projections

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import liftkit
-from liftkit.color import SRGB, Oklab, _cube_root, color_from_dict, srgb_to_linear
-from liftkit.data.images import to_signed
+from liftkit.color import SRGB, Oklab, _cube_root, color_from_dict, srgb_to_linear, to_signed
 from liftkit.lift import Lift
 from liftkit.tokens import patchify, token_order, unpatchify
 from tests import tiny

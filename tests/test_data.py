@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from liftkit.color import to_signed
 from liftkit.data import demo
-from liftkit.data.images import ImageFolder, batches, load_image, to_signed
+from liftkit.data.images import ImageFolder, batches, load_image
 from liftkit.data.oracle import judge, load_oracle
 from liftkit.data.pictures import PictureError
 from liftkit.errors import UsageError

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from liftkit.color import to_signed, to_uint8
 from liftkit.data import demo
-from liftkit.data.images import to_signed, to_uint8
 from liftkit.evaluate import controls, figures, patches
 from liftkit.evaluate.controls import choose, filtered
 from liftkit.evaluate.detail import (

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import liftkit
-from liftkit.color import Oklab
-from liftkit.data.images import DemoImages, to_signed
+from liftkit.color import Oklab, to_signed
+from liftkit.data.images import DemoImages
 from liftkit.embedded import TINY_KLEIN
 from liftkit.fit import engine, gallery
 from liftkit.fit.engine import FitOptions, fit_pass

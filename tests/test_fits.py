@@ -16,7 +16,7 @@ from liftkit.color import SRGB, Oklab
 from liftkit.data.images import ImageFolder
 from liftkit.embedded import TINY_KLEIN
 from liftkit.fit import engine
-from liftkit.fit.alignment import energy_angle, lift_angle, pixel_r2, principal_angles
+from liftkit.fit.alignment import energy_angle, lift_angle, pixel_r2
 from liftkit.fit.engine import FitOptions, fit_collected
 from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.jacobian import directional_derivative, fit_jacobian, mean_jacobian
@@ -25,7 +25,7 @@ from liftkit.fit.pca import fit_pca
 from liftkit.fit.procrustes import polar
 from liftkit.fit.scale import scales
 from liftkit.fit.stream import Collection
-from liftkit.lift import Lift
+from liftkit.lift import Lift, principal_angles
 from tests import tiny
 from tests.klein import demo_source, fitted, latent_space
 from tests.test_fit import moments, tokens

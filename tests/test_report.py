@@ -16,7 +16,8 @@ import torch
 from diffusers import AutoencoderKLFlux2
 
 import liftkit
-from liftkit.data.images import DemoImages, to_signed
+from liftkit.color import to_signed
+from liftkit.data.images import DemoImages
 from liftkit.embedded import TINY_KLEIN
 from liftkit.fit import engine, gallery
 from liftkit.fit.alignment import AffineMap

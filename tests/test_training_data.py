@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from liftkit.color import to_signed
 from liftkit.data import cache as cache_module
 from liftkit.data import demo
 from liftkit.data.buckets import assign_buckets, bucket_sizes, nearest_bucket
 from liftkit.data.cache import TensorCache
 from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaptioned, HubDataset, WebDataset
-from liftkit.data.images import to_signed
 from liftkit.data.order import Mixture
 from liftkit.data.training import Batch, TrainingData
 from liftkit.errors import LiftkitError, UsageError

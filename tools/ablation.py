@@ -56,8 +56,8 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     import torch
 
     from liftkit.checkpoint.model import find_model
+    from liftkit.color import to_signed
     from liftkit.data import demo
-    from liftkit.data.images import to_signed
     from liftkit.embedded import GUIDANCE, STEPS
     from liftkit.evaluate.figures import Scorer
     from liftkit.evaluate.patches import patch_frechet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from liftkit.checkpoint.model import read_json
 from liftkit.errors import UsageError
 
 RECORD = "liftkit.json"
+PACKAGES = ("liftkit", "torch", "diffusers", "transformers", "safetensors", "numpy")
 TABLES = (
     "source",
     "options",
@@ -57,3 +59,14 @@ def _check_proof(proof: dict[str, Any], path: Path) -> None:
         check(Proof, proof, "proof")
     except ValueError as error:
         raise UsageError(f"{path}: {error}; convert again") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what took part, from package metadata."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -40,9 +40,9 @@ def generate(
     """
     from liftkit.checkpoint.model import find_model
     from liftkit.conversion.fitting import read_prompts
-    from liftkit.conversion.subject import choose_device
     from liftkit.data.generate import GenerateOptions
     from liftkit.data.generate import generate as run
+    from liftkit.device import choose_device
     from liftkit.errors import UsageError
     from liftkit.guidance import Guidance
 

@@ -73,7 +73,7 @@ def sample(
     Example: liftkit sample klein-pixel -p "a red seven on flower petals" -n 8 --seed 0 -o grid.png
     """
     from liftkit.checkpoint.model import find_model
-    from liftkit.conversion.subject import choose_device
+    from liftkit.device import choose_device
     from liftkit.formats.adapters import open_adapter
     from liftkit.guidance import Guidance
     from liftkit.report.saving import held_output, save_images

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from string import Template
 from typing import TYPE_CHECKING
 
@@ -29,18 +28,6 @@ class $stock(diffusers.$stock):
     """The stock pipeline, by its own name so that what it saves loads again; its parts are liftkit's."""
 ''')
 """``pipeline.py``; ``stock`` is a name out of diffusers' own source."""
-PACKAGES = ("liftkit", "torch", "diffusers", "transformers", "safetensors", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what took part, from package metadata."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def pipeline_file(pipeline: str) -> str:

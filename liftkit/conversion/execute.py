@@ -11,8 +11,9 @@ from liftkit.checkpoint.finite import message as not_finite
 from liftkit.checkpoint.folder import RECORD, atomic_folder, digests
 from liftkit.checkpoint.follow import Ledger
 from liftkit.checkpoint.model import find_model
+from liftkit.checkpoint.record import versions
 from liftkit.checkpoint.source import check_unchanged
-from liftkit.conversion.card import model_card, versions
+from liftkit.conversion.card import model_card
 from liftkit.conversion.plan import ConvertOptions, Plan, make_plan
 from liftkit.conversion.result import Conversion
 from liftkit.conversion.verify import prove

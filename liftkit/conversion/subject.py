@@ -12,6 +12,7 @@ from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.checkpoint.text import read_json
 from liftkit.data.images import check_folder
 from liftkit.data.survey import survey
+from liftkit.device import choose_device
 from liftkit.errors import UsageError
 from liftkit.fit.engine import FitOptions, color_names
 from liftkit.models.registry import architecture, is_lifted
@@ -226,25 +227,3 @@ def choose(options: Options, subject: Subject) -> Options:
     return replace(
         options, resolution=resolution, num_images=count, device=device, color=options.color or subject.spec.color
     )
-
-
-def choose_device(wanted: str) -> tuple[str, str]:
-    """The device of ``--device`` and why.
-
-    Raises:
-        UsageError: if it is unknown or not there.
-    """
-    import torch
-
-    if wanted == "auto":
-        for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())):
-            if there:
-                return name, f"{name} is available"
-        return "cpu", "no GPU is available"
-    try:
-        torch.empty(1, device=wanted).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(
-            f"--device {wanted}: not available here ({str(error).splitlines()[0]}); try auto or cpu"
-        ) from error
-    return wanted, "as asked"

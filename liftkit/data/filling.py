@@ -10,9 +10,10 @@ from functools import cache as once
 import torch
 from torch import Tensor
 
+from liftkit.color import to_signed
 from liftkit.data.buckets import assign_buckets
 from liftkit.data.cache import Facts, FactsTable, TensorCache
-from liftkit.data.images import ahead, to_signed
+from liftkit.data.images import ahead
 from liftkit.data.pictures import PictureError
 from liftkit.data.source import CaptionedSource, Size
 from liftkit.errors import LiftkitError, UsageError

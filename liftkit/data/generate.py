@@ -20,9 +20,9 @@ from liftkit.checkpoint.files import atomic_file, write_text
 from liftkit.checkpoint.folder import manifest, tree_size
 from liftkit.checkpoint.lock import claim, is_leftover, sweep_inside
 from liftkit.checkpoint.model import ModelFolder, read_json
-from liftkit.conversion.card import versions
+from liftkit.checkpoint.record import versions
+from liftkit.color import to_uint8
 from liftkit.data.captions import METADATA_LINES
-from liftkit.data.images import to_uint8
 from liftkit.errors import UsageError
 from liftkit.guidance import Guidance
 from liftkit.progress import Observer, Silent

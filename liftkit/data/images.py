@@ -268,16 +268,6 @@ def _stacked(pairs: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.tensor([place for place, _ in pairs]), torch.stack([image for _, image in pairs])
 
 
-def to_signed(images: Tensor) -> Tensor:
-    """uint8 images to float32 in [-1, 1]; others are so already."""
-    return images.float() / 127.5 - 1.0 if images.dtype == torch.uint8 else images
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to uint8, the inverse of :func:`to_signed`."""
-    return ((images.detach().float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
-
-
 def open_images(images: str, count: int, seed: int = 0) -> ImageSource:
     """The image source of ``--images``: ``demo``, or a folder.
 

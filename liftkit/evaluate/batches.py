@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from liftkit.data.images import to_signed
+from liftkit.color import to_signed
 
 
 def batches(images: Tensor, numbers: int = 2**24) -> Iterator[Tensor]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from liftkit.checkpoint.lock import claimed, sweep
+from liftkit.color import to_signed, to_uint8
 from liftkit.conversion.fitting import open_latents
 from liftkit.data.cache import TensorCache, held_cache
-from liftkit.data.images import to_signed, to_uint8
 from liftkit.evaluate.cache import digest, remembered, tensor_digest
 from liftkit.evaluate.comparison import CompareOptions, Comparison, Role, Row
 from liftkit.evaluate.controls import AMOUNTS, TRIAL_STEPS, Choice, choose, filtered

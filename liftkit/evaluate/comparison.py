@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from liftkit.conversion.card import versions
+from liftkit.checkpoint.record import versions
 from liftkit.evaluate.figures import FIGURES, Score
 from liftkit.evaluate.verdict import Verdict
 from liftkit.guidance import Guidance

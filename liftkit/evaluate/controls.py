@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from liftkit.data.images import to_uint8
+from liftkit.color import to_uint8
 from liftkit.evaluate.batches import batches
 from liftkit.evaluate.figures import FIGURES
 from liftkit.evaluate.patches import patch_frechet, unsharp

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from liftkit import embedded
-from liftkit.conversion.subject import Subject, choose_device, inspect_model
+from liftkit.conversion.subject import Subject, inspect_model
+from liftkit.device import choose_device
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import tensor_digest
 from liftkit.evaluate.comparison import CompareOptions

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from liftkit.conversion.card import versions
+from liftkit.checkpoint.record import versions
+from liftkit.color import to_uint8
 from liftkit.data.cache import TensorCache
-from liftkit.data.images import to_uint8
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, tensor_digest
 from liftkit.evaluate.entries import Entry

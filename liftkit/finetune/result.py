@@ -13,8 +13,7 @@ from liftkit.checkpoint.card import LICENSE, front_matter, plain_name, source_he
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
 from liftkit.checkpoint.model import ModelFolder
-from liftkit.checkpoint.record import read_record
-from liftkit.conversion.card import versions
+from liftkit.checkpoint.record import read_record, versions
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.trainee import Trainee
 from liftkit.formats.merging import write_merged

@@ -13,7 +13,7 @@ from typing import Any
 from liftkit.checkpoint.files import reason, write_text
 from liftkit.checkpoint.lock import claim, sweep_inside
 from liftkit.checkpoint.model import read_json
-from liftkit.conversion.card import versions
+from liftkit.checkpoint.record import versions
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.state import checkpoints, tidy_checkpoints

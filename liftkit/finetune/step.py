@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.data.images import to_signed
+from liftkit.color import to_signed
 from liftkit.data.training import Batch
 from liftkit.finetune.network import Reference, bind
 from liftkit.finetune.objective import Perceptual, Velocity, asymflow_loss, flow_loss

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.moments import TokenMoments
-from liftkit.lift import Lift
+from liftkit.lift import Lift, principal_angles
 
 Fit = Callable[[TokenMoments], Lift]
 
@@ -169,12 +169,6 @@ def best_energy(moments: TokenMoments, rank: int) -> float:
 def spectrum(moments: TokenMoments) -> list[float]:
     """Eigenvalues of G_x per token, falling: D numbers >= 0, energy per direction of a pixel token."""
     return (torch.linalg.eigvalsh(moments.pixel_gram).flip(0).clamp(min=0) / moments.count).tolist()
-
-
-def principal_angles(a: Tensor, b: Tensor) -> list[float]:
-    """Principal angles between two subspaces, rising, in degrees, [0, 90]; bases (D, r) orthonormal."""
-    cosines = torch.linalg.svdvals(a.double().T @ b.double()).clamp(max=1.0)
-    return torch.rad2deg(torch.arccos(cosines)).tolist()
 
 
 def energy_angle(a: Tensor, b: Tensor, pixel_gram: Tensor) -> float:

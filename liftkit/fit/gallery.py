@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.data.images import to_signed, to_uint8
+from liftkit.color import to_signed, to_uint8
 from liftkit.fit.alignment import AffineMap, mean, spread
 from liftkit.fit.pairs import PairSource
 from liftkit.lift import Lift

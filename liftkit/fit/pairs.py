@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from liftkit.data.images import ImageSource, batches, to_signed
+from liftkit.color import to_signed
+from liftkit.data.images import ImageSource, batches
 from liftkit.models.latents import LatentSpace
 from liftkit.tally import Tally
 

@@ -95,7 +95,7 @@ def load_adapter(
     learned = adapter if isinstance(adapter, Adapter) else open_adapter(adapter)
     if not isinstance(base, str | Path):
         return load_pixel_pipeline(base, learned)
-    from liftkit.conversion.subject import choose_device
+    from liftkit.device import choose_device
     from liftkit.sampling import load_pipeline
 
     return load_pipeline(find_model(str(base)), choose_device(device)[0], dtype, learned).pipeline

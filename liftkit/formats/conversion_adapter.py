@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from liftkit.adapter import Adapter
+from liftkit.checkpoint.record import versions
 from liftkit.checkpoint.source import check_unchanged
-from liftkit.conversion.card import versions
 from liftkit.conversion.plan import Plan
 from liftkit.conversion.standin import deviations
 from liftkit.conversion.surgery import BASIS, lifted_tensors

@@ -24,10 +24,10 @@ from liftkit.checkpoint.finite import check_files
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
 from liftkit.checkpoint.header import Header, read_header
 from liftkit.checkpoint.model import STEM, ModelFolder, find_model
+from liftkit.checkpoint.record import versions
 from liftkit.checkpoint.rewrite import rewrite_file
 from liftkit.checkpoint.source import PICKLES, list_files
 from liftkit.checkpoint.text import printable
-from liftkit.conversion.card import versions
 from liftkit.conversion.plan import check_apart
 from liftkit.conversion.write import Carrier
 from liftkit.errors import UsageError

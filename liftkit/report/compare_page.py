@@ -10,7 +10,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from liftkit.data.images import to_signed
+from liftkit.color import to_signed
 from liftkit.evaluate.comparison import Comparison, Row
 from liftkit.evaluate.figures import FIGURES
 from liftkit.report.charts import FAINT, INK, SERIES, chart, plain_label

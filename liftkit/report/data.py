@@ -117,7 +117,7 @@ def compare(a: Report, b: Report) -> dict[str, Any]:
         ``rows`` of (name, value of a, value of b) as text, and ``angles``, the principal angles between their
         subspaces in degrees, rising; None where their pixel tokens are not of the same size and color space.
     """
-    from liftkit.fit.alignment import principal_angles
+    from liftkit.lift import principal_angles
 
     rows = [
         ("kind", str(a.lift.figures.get("kind")), str(b.lift.figures.get("kind"))),

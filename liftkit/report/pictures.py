@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from liftkit.data.images import to_signed
+from liftkit.color import to_signed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +30,9 @@ class Row:
 
 def to_uint8(images: Tensor) -> Any:
     """(n, 3, H, W) in [-1, 1] to a numpy array (n, H, W, 3) uint8."""
-    from liftkit.data import images as data
+    from liftkit import color
 
-    return data.to_uint8(images).cpu().permute(0, 2, 3, 1).numpy()
+    return color.to_uint8(images).cpu().permute(0, 2, 3, 1).numpy()
 
 
 ROWS = {

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLFlux2
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from liftkit.data.images import to_signed
+from liftkit.color import to_signed
 from liftkit.fit.gallery import psnr
 from tools.tiny_klein import common
 

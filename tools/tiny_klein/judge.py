@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from liftkit.data.images import to_signed
+from liftkit.color import to_signed
 from liftkit.data.oracle import Oracle, judge
 from tools.tiny_klein import autoencoder, common
 

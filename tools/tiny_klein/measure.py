@@ -9,8 +9,8 @@ import torch
 from diffusers import Flux2KleinPipeline
 from torch import Tensor
 
+from liftkit.color import to_signed
 from liftkit.data import demo
-from liftkit.data.images import to_signed
 from liftkit.data.oracle import Verdicts, judge, load_oracle
 from liftkit.evaluate.patches import patch_frechet, unsharp
 from liftkit.evaluate.two_sample import two_sample_accuracy
