@@ -30,6 +30,7 @@ test-cpus: $(VENV)/ready
 lint: $(VENV)/ready
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
+	$(RUN)/lint-imports
 
 types: $(VENV)/ready
 	$(RUN)/mypy

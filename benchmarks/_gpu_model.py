@@ -14,7 +14,6 @@ from convert import KLEIN_4B
 from torch import Tensor
 
 from liftkit.checkpoint.model import ModelFolder
-from liftkit.conversion.surgery import convert_transformer, lifted_config
 from liftkit.data.captioned import DemoCaptioned
 from liftkit.data.training import Batch, TrainingData
 from liftkit.finetune.recipe import Recipe
@@ -26,6 +25,7 @@ from liftkit.lift import Lift
 from liftkit.models.families.flux2 import FLUX2
 from liftkit.models.registry import lifted_class
 from liftkit.models.spec import Grid
+from liftkit.models.surgery import convert_transformer, lifted_config
 from liftkit.progress import Silent
 
 # TFLOP/s of dense bfloat16 matrix products, as the maker states them, by what a device's name holds; the first that fits.

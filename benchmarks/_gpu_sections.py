@@ -35,13 +35,13 @@ from finetune import floor, whole
 from torch import Tensor
 
 from liftkit.color import to_signed
-from liftkit.conversion.surgery import convert_transformer
 from liftkit.data.images import batches as image_batches
 from liftkit.finetune.memory import peak_memory
 from liftkit.finetune.network import compile_blocks
 from liftkit.fit.pairs import EncodedImages
 from liftkit.fit.stream import Pass, collect
 from liftkit.models.latents import LatentSpace
+from liftkit.models.surgery import convert_transformer
 from liftkit.tally import Tally
 
 Add = Callable[[Row], None]

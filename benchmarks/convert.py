@@ -174,9 +174,9 @@ def load_and_save(source: Path, target: Path) -> dict[str, float]:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from liftkit.conversion.surgery import lifted_tensors
     from liftkit.lift import Lift
     from liftkit.models.registry import architecture
+    from liftkit.models.surgery import lifted_tensors
 
     target.mkdir()
     settle(source, target)

@@ -26,7 +26,7 @@ _NAMES = {
     "fit_procrustes": "liftkit.fit.procrustes",
     "fit_pca": "liftkit.fit.pca",
     "fit_jacobian": "liftkit.fit.jacobian",
-    "convert_transformer": "liftkit.conversion.surgery",
+    "convert_transformer": "liftkit.models.surgery",
     "convert": "liftkit.conversion.execute",
     "verify": "liftkit.conversion.audit:audit",
     "load_adapter": "liftkit.formats.adapters",

@@ -19,12 +19,12 @@ from liftkit.embedded import DEMO, TINY_PIXEL
 from liftkit.errors import UsageError
 from liftkit.evaluate.compare import compare
 from liftkit.evaluate.comparison import CompareOptions, Comparison
+from liftkit.evaluate.page import compare_page
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.interrupt import Stopped
 from liftkit.progress import Observer
-from liftkit.report.compare_page import compare_page
 from liftkit.report.pictures import Row, gallery_rows, labeled
 
 STEPS = 120

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.adapter import Adapter, load_pixel_pipeline
+from liftkit.adapter import Adapter
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.text import check_prompts
 from liftkit.errors import UsageError
-from liftkit.formats.generations import check_needs
 from liftkit.guidance import Guidance
 from liftkit.models import load
+from liftkit.models.adapted import check_needs, load_pixel_pipeline
 from liftkit.models.broken import broken
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.models.registry import architecture

@@ -170,7 +170,7 @@ def test_comparisons_and_the_demo(ask: Ask, conversion: Any, monkeypatch: pytest
 def test_pictures_and_self_generated_data(ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 
-    from liftkit.data.generate import Generated
+    from liftkit.evaluate.generate import Generated
 
     model = SimpleNamespace(index={"_class_name": "Pipeline"}, name="a model")
     monkeypatch.setattr("liftkit.checkpoint.model.find_model", lambda folder: model)
@@ -186,7 +186,7 @@ def test_pictures_and_self_generated_data(ask: Ask, monkeypatch: pytest.MonkeyPa
     assert keys(answer) == documented("sample")
     assert (answer["prompts"], answer["seeds"], answer["count"]) == (["a", "b", "a"], [5, 6, 7], 3)
     assert (tmp_path / "grid.png").exists()
-    monkeypatch.setattr("liftkit.data.generate.generate", lambda *arguments: Generated(tmp_path / "data", 2, 1))
+    monkeypatch.setattr("liftkit.evaluate.generate.generate", lambda *arguments: Generated(tmp_path / "data", 2, 1))
     _, answer = ask("generate", "demo", "--prompts", "demo", *options, "-o", tmp_path / "data")
     assert keys(answer) == documented("generate")
 

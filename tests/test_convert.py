@@ -95,7 +95,7 @@ def test_the_folder_says_what_it_is(architecture: str, converted: dict[str, Path
 def test_projections_are_the_products_rounded_once(model_folders: dict[str, Path], converted: dict[str, Path]) -> None:
     source, target = (load_file(folders["flux2"] / WEIGHTS) for folders in (model_folders, converted))
     lift = Lift.load(converted["flux2"] / "lift.safetensors")
-    basis = liftkit.conversion.surgery.native_basis(lift, "cpq")
+    basis = liftkit.models.surgery.native_basis(lift, "cpq")
     product = source["x_embedder.weight"].double() @ basis.T
     torch.testing.assert_close(target["x_embedder.weight"].double(), product, rtol=1e-6, atol=1e-7)
     for name in source.keys() - {"x_embedder.weight", "proj_out.weight"}:
@@ -140,7 +140,7 @@ def test_dtype_of_the_written_transformer(dtype: str, klein: Path, image_folder:
     assert {str(v.dtype) for k, v in written.items() if k != "lift.basis"} == {f"torch.{dtype}"}
     assert written["lift.basis"].dtype == torch.float32
     assert result.proof.exact < 1e-4
-    basis = liftkit.conversion.surgery.native_basis(Lift.load(tmp_path / "p" / "lift.safetensors"), "cpq")
+    basis = liftkit.models.surgery.native_basis(Lift.load(tmp_path / "p" / "lift.safetensors"), "cpq")
     product = halved["x_embedder.weight"].double() @ basis.T
     assert torch.equal(written["x_embedder.weight"], product.to(getattr(torch, dtype)))
 
@@ -399,7 +399,7 @@ def test_a_failed_proof_leaves_nothing_behind(
     cli: Cli, model: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sabotage the surgery: the proof has to find it."""
-    from liftkit.conversion import surgery
+    from liftkit.models import surgery
 
     monkeypatch.setattr(
         surgery, "lift_output", lambda weight, basis, dtype: (basis @ weight.double()).flip(0).to(dtype)

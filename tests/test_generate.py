@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from liftkit.checkpoint.model import find_model
-from liftkit.data import generate as module
 from liftkit.data.captioned import CaptionedFolder
-from liftkit.data.generate import GenerateOptions, generate
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
+from liftkit.evaluate import generate as module
+from liftkit.evaluate.generate import GenerateOptions, generate
 from liftkit.guidance import Guidance
 
 Cli = Callable[..., tuple[int, str, str]]

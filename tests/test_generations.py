@@ -14,7 +14,8 @@ from liftkit.adapter import Adapter, compact
 from liftkit.checkpoint.model import find_model
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import fuse
-from liftkit.formats.generations import MERGED, check_needs, for_latent_base, history_of
+from liftkit.formats.generations import MERGED, for_latent_base, history_of
+from liftkit.models.adapted import check_needs
 from tests.adapters import random_adapter
 from tests.test_pipelines import load
 

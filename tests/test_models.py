@@ -14,9 +14,9 @@ import torch
 import torch.utils.checkpoint
 
 import liftkit
-from liftkit.conversion.surgery import native_basis
 from liftkit.conversion.verify import TiedRun
 from liftkit.models.registry import architectures, lifted_class
+from liftkit.models.surgery import native_basis
 from tests import tiny
 
 NAMES = sorted(architectures())

@@ -21,8 +21,8 @@ from liftkit.embedded import TINY_PIXEL
 from liftkit.errors import UsageError
 from liftkit.fit.engine import FitOptions
 from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
+from liftkit.fit.job import merge
 from liftkit.fit.moments import TokenMoments
-from liftkit.fitting import merge
 from liftkit.lift import Lift
 from liftkit.report.data import Report
 from liftkit.report.pages import alignment_page
@@ -41,7 +41,7 @@ ODD = st.one_of(
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lift with all figures and pictures."""
-    from liftkit.fitting import FitJob, prepare, run
+    from liftkit.fit.job import FitJob, prepare, run
     from liftkit.progress import Silent
 
     path = tmp_path_factory.mktemp("lift") / "lift.safetensors"

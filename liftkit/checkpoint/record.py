@@ -70,3 +70,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def transformer_digests(folder: Path) -> dict[str, str]:
+    """Of the weight files of the transformer in a folder, by their paths, as its record has them."""
+    sums = read_record(folder).get("sha256") or {}
+    return {
+        name: value for name, value in sums.items() if name.startswith("transformer/") and name.endswith(".safetensors")
+    }

@@ -143,3 +143,10 @@ def _no_weights(folder: Path, stem: str, variants: list[str]) -> str:
             "fetch the model again"
         )
     return f"{folder}: {stem}.safetensors is missing; is the model folder complete?"
+
+
+def read_known(weights: Weights, name: str) -> Tensor:
+    """A tensor that is there."""
+    tensor = weights.read(name)
+    assert tensor is not None
+    return tensor

@@ -96,7 +96,7 @@ def compare(
     found = execute(prepare(options), console.Bars())
     print_comparison(found)
     if html is not None:
-        from liftkit.report.compare_page import compare_page
+        from liftkit.evaluate.page import compare_page
 
         write_text(html, compare_page(found))
         console.out.print(f"page: {html} (opens offline)")

@@ -15,8 +15,8 @@ from liftkit.cli.push import Public, Push, check, send
 if TYPE_CHECKING:
     from liftkit.conversion.plan import ConvertOptions, Plan
     from liftkit.conversion.result import Conversion
-    from liftkit.conversion.subject import Subject
     from liftkit.fit.engine import FitOptions
+    from liftkit.fit.subject import Subject
     from liftkit.lift import Lift
 
 

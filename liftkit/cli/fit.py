@@ -29,7 +29,7 @@ from liftkit.cli.convert import (
 )
 
 if TYPE_CHECKING:
-    from liftkit.fitting import FitJob
+    from liftkit.fit.job import FitJob
 
 
 def fit(
@@ -61,7 +61,7 @@ def fit(
     Example: liftkit fit black-forest-labs/FLUX.2-klein-base-4B --images photos/ -o lift.safetensors
     """
     from liftkit.fit.engine import FitOptions
-    from liftkit.fitting import FitJob, prepare
+    from liftkit.fit.job import FitJob, prepare
 
     options = FitOptions(
         images=images,
@@ -95,7 +95,7 @@ def _rows(job: FitJob) -> list[tuple[str, str]]:
 
 
 def _report(job: FitJob) -> None:
-    from liftkit.fitting import run
+    from liftkit.fit.job import run
     from liftkit.report.data import Report
 
     done = run(job, console.Bars())

@@ -20,13 +20,13 @@ from liftkit.checkpoint.record import read_record
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.checkpoint.source import list_files
 from liftkit.conversion.standin import deviations
-from liftkit.conversion.surgery import BASIS, check_lift, lifted_tensors
 from liftkit.conversion.verify import STORED_TOLERANCE, check_copied, exact_tolerance, mismatch, stored_dtype
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift, orthonormal_to
 from liftkit.models.load import cannot_load, limits
 from liftkit.models.registry import architecture, is_lifted, lifted_class
 from liftkit.models.spec import Architecture
+from liftkit.models.surgery import BASIS, check_lift, lifted_tensors
 from liftkit.progress import Observer, Silent
 
 # What git and the Hub's client put into a folder.

@@ -10,9 +10,14 @@ from liftkit.checkpoint.classes import pipeline_parts
 from liftkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from liftkit.adapter import Adapter
     from liftkit.conversion.plan import Plan
     from liftkit.conversion.result import Conversion
 
+ASYMFLOW = "[Asymmetric Flow](https://arxiv.org/abs/2605.12964)"
 _PROVED = {
     "model": "both models",
     "projections": "the projections of both models (every other tensor is the source's, bit for bit)",
@@ -109,3 +114,36 @@ def _text_length(plan: Plan) -> str:
     """The pipeline argument that a tokenizer of few tokens needs."""
     limit = plan.model.text_length()
     return "" if limit is None else f", max_sequence_length={limit}"
+
+
+def adapter_card(adapter: Adapter, sources: Sequence[Path]) -> str:
+    """README.md of an adapter folder of ours.
+
+    Args:
+        adapter: with the name of its base.
+        sources: folders whose cards may state a license; the first that does counts.
+    """
+    base = plain_name(adapter.base)
+    body = f"""An {ASYMFLOW} adapter for `{base}`: projections, output norm, lift and LoRA.
+
+```python
+import liftkit
+
+pipe = liftkit.load_adapter("{base}", "path/to/this/folder")
+```"""
+    return card_of(adapter, sources, "pixel adapter" if adapter.lift else "adapter", body)
+
+
+def card_of(adapter: Adapter, sources: Sequence[Path], title: str, body: str) -> str:
+    """README.md of what was made from an adapter: the license that a source states, a title and a text."""
+    stated = next(filter(None, (source_header(folder / "README.md") for folder in sources)), {})
+    base = plain_name(adapter.base)
+    header = {**stated, "base_model": base} if base.count("/") == 1 else stated
+    stated_terms = f"License: {stated.get('license_name', stated['license'])}. " if "license" in stated else ""
+    return f"""{front_matter(header)}
+# {base.rsplit("/", 1)[-1]}, {title}
+
+{body}
+
+`liftkit.json` holds provenance. {stated_terms}The license and terms of `{base}` apply.
+"""

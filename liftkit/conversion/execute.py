@@ -56,7 +56,7 @@ def convert(
 def execute(plan: Plan, observer: Observer) -> Conversion:
     """Carry out a plan; see :func:`convert`."""
     if plan.options.save == "adapter":
-        from liftkit.formats.conversion_adapter import save_adapter
+        from liftkit.conversion.adapter import save_adapter
 
         lift, tallies = _lift(plan, observer)
         return Conversion(plan, lift, save_adapter(plan, lift, _provenance(plan), observer), tallies)
@@ -101,9 +101,12 @@ def _lift(plan: Plan, observer: Observer) -> tuple[Lift, list[Tally]]:
     """The lift of a plan, given or fitted, and accounts of the images for it."""
     if plan.lift is not None:
         return plan.lift, []
-    from liftkit.conversion.fitting import fit_plan
+    from liftkit.fit.engine import fit_collected, fit_pass
+    from liftkit.fit.source import open_source
 
-    return fit_plan(plan, observer)
+    source = open_source(plan, plan.options, observer)
+    collection = fit_pass(source, plan.options, plan.latent_patch, observer=observer)
+    return fit_collected(collection, plan.options, plan.latent_patch, source, observer), [source.tally]
 
 
 def _write_report(result: Conversion, building: Path, ledger: Ledger, observer: Observer) -> None:

@@ -16,10 +16,10 @@ from liftkit.checkpoint.rewrite import casts, rewritten_size
 from liftkit.checkpoint.source import Stamp, check_at_home, stamps
 from liftkit.color import ColorSpace
 from liftkit.conversion.memory import ProofKind, choose_proof
-from liftkit.conversion.subject import Subject, check_sources, choose, inspect_model, note_images
 from liftkit.errors import UsageError
 from liftkit.fit.engine import COLORS, DEFAULT_COLOR, FitOptions
 from liftkit.fit.gallery import ROWS, SHOWN, SHOWN_SIDE
+from liftkit.fit.subject import Subject, check_sources, choose, inspect_model, note_images
 from liftkit.lift import Lift
 from liftkit.models.load import limits, try_loading
 from liftkit.tally import Tally
@@ -130,7 +130,7 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
     chosen = choose(options, subject)
     plan = Plan(**vars(subject), output=output, weights=weights, options=chosen)
     if chosen.lift is not None:
-        from liftkit.conversion.surgery import check_lift
+        from liftkit.models.surgery import check_lift
 
         plan.lift = Lift.load(chosen.lift)
         check_lift(plan.spec, plan.config, plan.factor, plan.lift)
@@ -262,7 +262,7 @@ def _plan_tensors(plan: Plan) -> None:
 
 def _check_projection(plan: Plan, name: str, side: str) -> None:
     """Whether a projection is what can be lifted: of the right width, and finite."""
-    from liftkit.conversion.surgery import check_finite, check_width
+    from liftkit.models.surgery import check_finite, check_width
 
     header = plan.weights.headers[plan.weights.where[name]]
     if name.endswith(".weight"):

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liftkit.asymflow import calibrate, recover_velocity
-from liftkit.conversion.surgery import BASIS, lifted_tensors
 from liftkit.conversion.tied import TiedRun
 from liftkit.lift import Lift
 from liftkit.models.spec import Architecture, Config
+from liftkit.models.surgery import BASIS, lifted_tensors
 from liftkit.tokens import TokenOrder, patchify, unpatchify
 
 Read = Callable[[str], Tensor | None]

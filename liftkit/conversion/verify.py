@@ -29,13 +29,13 @@ from liftkit.checkpoint.model import Weights, find_model, read_json, read_weight
 from liftkit.checkpoint.rewrite import compare_files, torch_dtype
 from liftkit.conversion.memory import ProofKind
 from liftkit.conversion.standin import deviations
-from liftkit.conversion.surgery import lifted_tensors
 from liftkit.conversion.tied import GRID, TiedRun
 from liftkit.errors import LiftkitError, ProofError
 from liftkit.lift import Lift
 from liftkit.models.flow import open_flow
 from liftkit.models.load import load_component
 from liftkit.models.spec import Architecture
+from liftkit.models.surgery import lifted_tensors
 from liftkit.progress import Observer, Silent
 
 EXACT_TOLERANCE = 1e-3

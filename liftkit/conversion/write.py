@@ -24,8 +24,8 @@ from liftkit.checkpoint.rewrite import casts, dtype_name, rewrite_file
 from liftkit.checkpoint.source import Stamp
 from liftkit.conversion.card import pipeline_file
 from liftkit.conversion.plan import Plan
-from liftkit.conversion.surgery import BASIS, lifted_config, lifted_tensors
 from liftkit.lift import Lift
+from liftkit.models.surgery import BASIS, lifted_config, lifted_tensors
 from liftkit.progress import Observer
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from liftkit.checkpoint.lock import claimed, sweep
 from liftkit.color import to_signed, to_uint8
-from liftkit.conversion.fitting import open_latents
 from liftkit.data.cache import TensorCache, held_cache
 from liftkit.evaluate.cache import digest, remembered, tensor_digest
 from liftkit.evaluate.comparison import CompareOptions, Comparison, Role, Row
@@ -26,6 +25,7 @@ from liftkit.evaluate.plan import Work, prepare
 from liftkit.evaluate.real import Real, open_real
 from liftkit.evaluate.tied import Settings, tied_samples
 from liftkit.evaluate.verdict import Verdict, judge
+from liftkit.fit.source import open_latents
 from liftkit.progress import Observer, Silent
 
 SHOWN = 8

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from liftkit import embedded
-from liftkit.conversion.subject import Subject, inspect_model
 from liftkit.device import choose_device
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import tensor_digest
 from liftkit.evaluate.comparison import CompareOptions
 from liftkit.evaluate.entries import Entry, labels, open_entry, open_latent, open_pixel
 from liftkit.evaluate.figures import ENOUGH
+from liftkit.fit.subject import Subject, inspect_model
 from liftkit.lift import Lift
 
 QUICK = 64

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from liftkit.conversion.fitting import read_prompts
 from liftkit.data import demo
 from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaptioned
 from liftkit.data.filling import check_captions
 from liftkit.data.images import check_folder
 from liftkit.data.pictures import PictureError
 from liftkit.errors import UsageError
+from liftkit.fit.source import read_prompts
 from liftkit.tally import Tally, combined
 
 REFERENCE = 1024

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from liftkit.checkpoint.files import read_safetensors
 from liftkit.checkpoint.model import ModelFolder
-from liftkit.conversion.surgery import native_basis
 from liftkit.errors import UsageError
 from liftkit.finetune.network import Network, original_modules
 from liftkit.finetune.opening import opening_columns
@@ -24,6 +23,7 @@ from liftkit.lift import Lift
 from liftkit.models.load import load_component
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
+from liftkit.models.surgery import native_basis
 
 COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from liftkit.adapter import LIFT, Adapter, check_class, is_adapter, load_pixel_pipeline
+from liftkit.adapter import LIFT, Adapter, is_adapter
 from liftkit.checkpoint.components import read_components
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.finite import check_files
@@ -18,12 +18,13 @@ from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manife
 from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
 from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id, read_json
 from liftkit.checkpoint.record import read_record
+from liftkit.conversion.card import adapter_card
 from liftkit.conversion.plan import ConvertOptions, check_apart
 from liftkit.errors import UsageError
 from liftkit.formats.asymflow_adapter import is_asymflow_adapter, read_asymflow_adapter
-from liftkit.formats.card import adapter_card, fused_card
-from liftkit.formats.generations import check_needs
+from liftkit.formats.card import fused_card
 from liftkit.formats.merging import tensor_shapes, write_merged
+from liftkit.models.adapted import check_class, check_needs, load_pixel_pipeline
 from liftkit.models.registry import architecture
 from liftkit.progress import Observer, Silent
 
@@ -203,8 +204,8 @@ def _fitting(adapter: Adapter, folder: ModelFolder) -> tuple[Adapter, bool]:
     check_needs(adapter, folder)
     shapes = tensor_shapes(folder.weights("transformer"))
     if needs_lift:
-        from liftkit.conversion.subject import inspect_model
-        from liftkit.conversion.surgery import check_lift
+        from liftkit.fit.subject import inspect_model
+        from liftkit.models.surgery import check_lift
 
         assert adapter.lift is not None
         subject = inspect_model(folder.source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +13,18 @@ from torch import Tensor
 from liftkit.adapter import LIFT, LORA_A, LORA_B, WEIGHT, Adapter, is_adapter
 from liftkit.checkpoint.model import ModelFolder, Weights, find_model
 from liftkit.checkpoint.record import read_record
+from liftkit.checkpoint.weights import read_known
+from liftkit.conversion.card import adapter_card
 from liftkit.conversion.plan import check_apart
-from liftkit.conversion.surgery import BASIS, lifted_tensors
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import base_name
 from liftkit.formats.asymflow_adapter import check_exportable, write_asymflow_adapter
-from liftkit.formats.card import adapter_card, exported_card
-from liftkit.formats.merging import read_known, tensor_shapes
+from liftkit.formats.card import exported_card
+from liftkit.formats.merging import tensor_shapes
 from liftkit.lift import Lift
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
+from liftkit.models.surgery import BASIS, held_in_full, lifted_tensors
 from liftkit.progress import Observer, Silent
 
 # Beyond the rank that is kept, for the accuracy of a randomized decomposition.
@@ -93,12 +95,6 @@ def export_adapter(
             )
         write_asymflow_adapter(adapter, output, exported_card(adapter, sources), numbers, overwrite=overwrite)
     return Exported(output, adapter, residual)
-
-
-def held_in_full(spec: Architecture, names: Iterable[str]) -> list[str]:
-    """The tensors of a transformer that an adapter holds in full: of the projections and the output norm."""
-    paths = tuple(f"{path}." for path in (*(projection.path for projection, _ in spec.projections), *spec.reference))
-    return [name for name in names if name.startswith(paths)]
 
 
 def _complete(adapter: Adapter, base: str | None) -> Adapter:

@@ -11,15 +11,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from liftkit.adapter import LORA_A, LORA_B, WEIGHT, Adapter
 from liftkit.checkpoint.files import read_safetensors, write_safetensors
-from liftkit.checkpoint.folder import RECORD
-from liftkit.checkpoint.model import ModelFolder, Weights, read_json
+from liftkit.checkpoint.model import ModelFolder, Weights
+from liftkit.checkpoint.record import read_record, transformer_digests
 from liftkit.errors import UsageError
 
 MERGED = "merged.safetensors"
@@ -68,7 +67,7 @@ def history_of(folder: ModelFolder) -> History | None:
                 f"{path}: no names of what was trained in full ({error}); finetune or import again"
             ) from error
         return History(tensors, full)
-    return None if "finetune" in _record(folder) else History()
+    return None if "finetune" in read_record(folder.path) else History()
 
 
 def for_latent_base(adapter: Adapter, folder: ModelFolder) -> Adapter:
@@ -80,7 +79,7 @@ def for_latent_base(adapter: Adapter, folder: ModelFolder) -> Adapter:
     """
     history = history_of(folder)
     if history is None:
-        needs = {"name": folder.name, "sha256": _digests(folder)}
+        needs = {"name": folder.name, "sha256": transformer_digests(folder.path)}
         return replace(adapter, base=folder.name, provenance={**adapter.provenance, "needs": needs})
     if not history:
         return adapter
@@ -90,34 +89,6 @@ def for_latent_base(adapter: Adapter, folder: ModelFolder) -> Adapter:
     earlier = {name: each for name, each in history.lora.items() if f"{_module(name)}{WEIGHT}" not in history.full}
     stacked = History(earlier).then(adapter).lora
     return replace(adapter, tensors={**kept, **adapter.full, **stacked}, alpha=None)
-
-
-def check_needs(adapter: Adapter, folder: ModelFolder) -> None:
-    """Raise if an adapter was learned upon a finetuned folder, and this is another.
-
-    Raises:
-        UsageError: naming the folder that it needs.
-    """
-    needs = adapter.provenance.get("needs")
-    if not isinstance(needs, dict) or needs.get("sha256") == _digests(folder):
-        return
-    raise UsageError(
-        f"{folder.source}: the adapter was learned upon {needs.get('name')}, which had been finetuned before; give that very "
-        "folder, for on another model it would paint something else"
-    )
-
-
-def _digests(folder: ModelFolder) -> dict[str, str]:
-    """Of the files of the transformer, as the folder's own record has them."""
-    sums = _record(folder).get("sha256", {})
-    return {
-        name: value for name, value in sums.items() if name.startswith("transformer/") and name.endswith(".safetensors")
-    }
-
-
-def _record(folder: ModelFolder) -> dict[str, Any]:
-    path = folder.path / RECORD
-    return read_json(path) if path.is_file() else {}
 
 
 def _module(name: str) -> str:

@@ -19,13 +19,13 @@ from liftkit.adapter import LIFT
 from liftkit.checkpoint.contents import ALPHA, B_BIAS, MAGNITUDE, A, B, part_of, shown
 from liftkit.checkpoint.files import check_file, write_safetensors
 from liftkit.checkpoint.model import ModelFolder, find_model
-from liftkit.conversion.surgery import check_finite, lift_input, lift_output, native_basis
 from liftkit.errors import UsageError
 from liftkit.formats.lora_read import read_lora
 from liftkit.formats.merging import tensor_shapes
 from liftkit.lift import Lift
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
+from liftkit.models.surgery import check_finite, lift_input, lift_output, native_basis
 from liftkit.tally import Tally
 
 PREFIX = "transformer."

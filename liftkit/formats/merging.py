@@ -8,15 +8,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from liftkit.adapter import LIFT, Adapter, check_same_lift
+from liftkit.adapter import LIFT, Adapter
 from liftkit.checkpoint.components import Component, read_components
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, copy_tree
 from liftkit.checkpoint.model import ModelFolder, Weights
 from liftkit.checkpoint.rewrite import rewrite_file
-from liftkit.conversion.surgery import BASIS
+from liftkit.checkpoint.weights import read_known
 from liftkit.formats.generations import MERGED, history_of
 from liftkit.lift import Lift
+from liftkit.models.adapted import check_same_lift
+from liftkit.models.surgery import BASIS
 from liftkit.progress import Observer
 
 
@@ -78,13 +80,6 @@ def _bring_component(
 def tensor_shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in weight files, by name."""
     return {name: entry.shape for header in weights.headers.values() for name, entry in header.tensors.items()}
-
-
-def read_known(weights: Weights, name: str) -> Tensor:
-    """A tensor that is there."""
-    tensor = weights.read(name)
-    assert tensor is not None
-    return tensor
 
 
 class _Changes(Mapping[str, Tensor]):

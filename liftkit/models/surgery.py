@@ -7,7 +7,7 @@ the architecture's own order, and the pixel model sees its pixels folded, so A i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import Any
 
@@ -191,3 +191,9 @@ def convert_transformer(transformer: Any, lift: Lift) -> Any:
     twin.load_state_dict({**state, **lifted_tensors(spec, state.get, lift)}, strict=True, assign=True)
     # What a state dict does not hold (rotary tables and the like) follows the source's device.
     return twin.to(transformer.device).train(transformer.training)
+
+
+def held_in_full(spec: Architecture, names: Iterable[str]) -> list[str]:
+    """The tensors of a transformer that an adapter holds in full: of the projections and the output norm."""
+    paths = tuple(f"{path}." for path in (*(projection.path for projection, _ in spec.projections), *spec.reference))
+    return [name for name in names if name.startswith(paths)]

@@ -10,16 +10,15 @@ from torch import Tensor
 from liftkit.adapter import Adapter
 from liftkit.checkpoint.record import versions
 from liftkit.checkpoint.source import check_unchanged
+from liftkit.checkpoint.weights import read_known
+from liftkit.conversion.card import adapter_card
 from liftkit.conversion.plan import Plan
 from liftkit.conversion.standin import deviations
-from liftkit.conversion.surgery import BASIS, lifted_tensors
 from liftkit.conversion.tied import GRID
 from liftkit.conversion.verify import STORED_TOLERANCE, Proof, exact_tolerance
 from liftkit.errors import ProofError
-from liftkit.formats.card import adapter_card
-from liftkit.formats.exporting import held_in_full
-from liftkit.formats.merging import read_known
 from liftkit.lift import Lift
+from liftkit.models.surgery import BASIS, held_in_full, lifted_tensors
 from liftkit.progress import Observer
 
 

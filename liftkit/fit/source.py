@@ -8,27 +8,16 @@ from pathlib import Path
 import torch
 
 from liftkit.checkpoint.text import lines, read_text
-from liftkit.conversion.plan import Plan
-from liftkit.conversion.subject import MOST_IMAGES, Subject
 from liftkit.data import demo
 from liftkit.data.images import open_images
 from liftkit.errors import UsageError
-from liftkit.fit.engine import FitOptions, fit_collected, fit_pass
+from liftkit.fit.engine import FitOptions
 from liftkit.fit.pairs import EncodedImages, PairSource, given_latents, normal_latents
-from liftkit.lift import Lift
+from liftkit.fit.subject import MOST_IMAGES, Subject
 from liftkit.models.latents import LatentSpace
 from liftkit.models.load import load_component, load_vae
 from liftkit.progress import Observer
 from liftkit.sampling import latent_samples
-from liftkit.tally import Tally
-
-
-def fit_plan(plan: Plan, observer: Observer) -> tuple[Lift, list[Tally]]:
-    """The lift that is fitted for a plan, and accounts of the images for it."""
-    source = open_source(plan, plan.options, observer)
-    collection = fit_pass(source, plan.options, plan.latent_patch, observer=observer)
-    lift = fit_collected(collection, plan.options, plan.latent_patch, source, observer)
-    return lift, [source.tally]
 
 
 def open_source(subject: Subject, options: FitOptions, observer: Observer) -> PairSource:
