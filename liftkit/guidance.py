@@ -21,6 +21,7 @@ from torch import Tensor
 
 from liftkit.errors import UsageError
 from liftkit.models.registry import architecture
+from liftkit.models.scheduler import noise_level
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class _Guided:
         if not guidance.orthogonal:
             return unconditional
         state = arguments[self.architecture.state][-len(conditional) :].float()
-        denoised = state - self.architecture.sign * float(scheduler.sigmas[step]) * conditional.float()
+        denoised = state - self.architecture.sign * noise_level(scheduler, step) * conditional.float()
         difference = (conditional - unconditional).float()
         clean = self.architecture.clean_tokens(arguments)
         if clean is not None:  # reference images are given, not painted

@@ -76,6 +76,31 @@ def test_the_denoised_estimate_stays_in_the_gamut(color: Oklab, layout: str, nam
     assert not torch.allclose(free.step(velocity, free.timesteps[0], state, return_dict=False)[0], final, atol=0.1)
 
 
+@pytest.mark.parametrize("shift", [None, 5.0])
+def test_a_grid_that_counts_upward_steps_as_the_one_that_counts_downward(shift: float | None) -> None:
+    """OmniGen's: 1 - sigma, a time of the same, and a velocity of the other sign."""
+    more = {"lift_scale": 1.7, "pixel_shift": shift, "clamp": Oklab().to_dict()}
+    down, up = (
+        schedules.AsymFlowMatchEulerDiscreteScheduler(**more, **other)
+        for other in ({}, {"invert_sigmas": True, "num_train_timesteps": 1})
+    )
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(2, 12, 2, 3, generator=generator)] * 2
+    levels = list(np.linspace(1.0, 0.0, 5)[:-1])
+    for scheduler in (down, up):
+        scheduler.set_timesteps(sigmas=levels)
+    for step, (t_down, t_up) in enumerate(zip(down.timesteps, up.timesteps)):
+        assert schedules.noise_level(up, step) == pytest.approx(schedules.noise_level(down, step), abs=1e-6)
+        assert float(t_up) == pytest.approx(1 - float(t_down) / 1000, abs=1e-6)
+        velocity = torch.randn(2, 12, 2, 3, generator=generator)
+        states = [
+            scheduler.step(sign * velocity, t, state, return_dict=False)[0]
+            for scheduler, sign, t, state in zip((down, up), (1, -1), (t_down, t_up), states)
+        ]
+        assert torch.allclose(*states, atol=1e-5)
+    assert schedules.noise_level(up, 4) == 0
+
+
 def test_configs_survive_saving(tmp_path: object) -> None:
     theirs().save_pretrained(tmp_path)
     again = schedules.AsymUniPCMultistepScheduler.from_pretrained(tmp_path)

@@ -38,9 +38,15 @@ class LiftedScheduleMixin:
     step_index: int | None
     _init_step_index: Any
 
-    def _lift_grid(self) -> None:
+    def _lift_grid(self, inverted: bool) -> None:
+        """Map the grid.
+
+        Args:
+            inverted: it counts upward, from data to noise as 1 - sigma (OmniGen).
+        """
         device, steps = self.timesteps.device, len(self.timesteps)
-        self.sigmas = lift_sigma(self.sigmas, self.config.lift_scale)
+        lifted = lift_sigma(1.0 - self.sigmas if inverted else self.sigmas, self.config.lift_scale)
+        self.sigmas = 1.0 - lifted if inverted else lifted
         # The time is the unrounded sigma: some solvers tell the network an integer, which k and the
         # recovery of the velocity, made for the true sigma, would not agree with.
         self.timesteps = (self.sigmas[:steps] * self.config.num_train_timesteps).to(device)
@@ -56,8 +62,10 @@ class LiftedScheduleMixin:
             tokens = tokens_of(mu, steps)
             shift *= self.config.patch_size * tokens**0.5 / self.config.pixel_shift_side if tokens else 1.0
         grid = lift_sigma(even, shift)
-        self.timesteps = (grid * self.config.num_train_timesteps).to(device)
         grid = torch.cat([grid, grid.new_zeros(1)])
+        if self.config.get("invert_sigmas"):
+            grid = 1.0 - grid
+        self.timesteps = (grid[:-1] * self.config.num_train_timesteps).to(device)
         self.sigmas = grid if isinstance(self, FlowMatchEulerDiscreteScheduler) else grid.clamp(max=NOT_QUITE_ONE)
 
     def _clamped(self, velocity: Any, timestep: Any, sample: Any) -> Any:
@@ -68,9 +76,9 @@ class LiftedScheduleMixin:
         """
         if self.step_index is None:
             self._init_step_index(timestep)
-        sigma = float(self.sigmas[self.step_index])
+        sigma, sign = noise_level(self, self.step_index), -1.0 if self.config.get("invert_sigmas") else 1.0
         state = sample.float()
-        denoised = state - sigma * velocity.float()
+        denoised = state - sign * sigma * velocity.float()
         color = color_from_dict(self.config.clamp)
         if state.ndim == 3:
             images = denoised.unflatten(2, (3, -1)).transpose(1, 2)
@@ -78,7 +86,13 @@ class LiftedScheduleMixin:
         else:
             images = denoised.reshape(len(state), 3, -1, state.shape[-1])
             within = color.encode(color.decode(images)).reshape(state.shape)
-        return (state - within) / sigma
+        return sign * (state - within) / sigma
+
+
+def noise_level(scheduler: Any, step: int) -> float:
+    """The noise level in [0, 1] of a step of a flow scheduler, which may count upward (``invert_sigmas``)."""
+    sigma = float(scheduler.sigmas[step])
+    return 1.0 - sigma if scheduler.config.get("invert_sigmas") else sigma
 
 
 def tokens_of(mu: float, steps: int) -> int | None:
@@ -107,7 +121,7 @@ def _lifted(stock: Any) -> Any:
         self.register_to_config(**added)
         if isinstance(self, FlowMatchEulerDiscreteScheduler):
             # Its training grid, from which noise levels are drawn by index.
-            self._lift_grid()
+            self._lift_grid(inverted=False)
 
     __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
@@ -116,7 +130,7 @@ def _lifted(stock: Any) -> Any:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         if self.config.pixel_shift is None:
             stock.set_timesteps(self, *args, **kwargs)
-            self._lift_grid()
+            self._lift_grid(bool(self.config.get("invert_sigmas")))
             return
         given = inspect.signature(stock.set_timesteps).bind(self, *args, **kwargs).arguments
         sigmas = given.get("sigmas")
