@@ -76,6 +76,7 @@ class LiftedScheduleMixin:
         """
         if self.step_index is None:
             self._init_step_index(timestep)
+        assert self.step_index is not None
         sigma, sign = noise_level(self, self.step_index), -1.0 if self.config.get("invert_sigmas") else 1.0
         state = sample.float()
         denoised = state - sign * sigma * velocity.float()
