@@ -121,6 +121,15 @@ def test_a_finished_folder_can_be_made_larger_and_gaps_are_filled(whole: Path, t
     assert_same_images(tmp_path / "out", whole)
 
 
+def test_a_gap_is_sampled_in_the_batch_that_it_was_in(tmp_path: Path) -> None:
+    make(tmp_path / "out", 4, batch_size=2)
+    gaps = {name: (tmp_path / "out" / name).read_bytes() for name in ("000001.png", "000002.png")}
+    for name in gaps:
+        (tmp_path / "out" / name).unlink()
+    assert make(tmp_path / "out", 4, batch_size=2).new == 2
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in gaps} == gaps
+
+
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"steps": 3}, {"guidance": Guidance(2.0)}, {"height": 64}])
 def test_other_settings_in_the_same_folder_are_refused(whole: Path, changes: dict[str, Any]) -> None:
     before = {path.name: path.read_bytes() for path in whole.iterdir()}

@@ -42,7 +42,7 @@ class GenerateOptions:
         steps: the pipeline's own if None.
         guidance: the pipeline's own if left out.
         height, width: in pixels; the autoencoder's own size if None.
-        batch_size: images at once. It changes rounding at most.
+        batch_size: images at once, each batch from a multiple of it on. It changes rounding at most.
         device: ``cpu``, ``cuda``, ...
     """
 
@@ -102,7 +102,7 @@ def _generate(
 ) -> Generated:
     settings = _settings(model, prompts, options, observer)
     _check_record(output / RECORD, settings)
-    missing = [index for index in range(options.count) if not _file(output, index).is_file()]
+    missing = {index for index in range(options.count) if not _file(output, index).is_file()}
     if missing:
         loaded = load_pipeline(model, options.device)
         check_size(loaded, options.height, options.width)
@@ -112,10 +112,13 @@ def _generate(
             _write_metadata(output, prompts, options.seed)
         try:
             with observer.stage(f"generate: {model.name} on {options.device}", len(missing), "images") as advance:
-                for start in range(0, len(missing), options.batch_size):
-                    part = missing[start : start + options.batch_size]
-                    _sample(loaded, prompts, part, output, options)
-                    advance(len(part))
+                for start in range(0, options.count, options.batch_size):
+                    # A batch is sampled whole even where some of it is there: in another batch the rest would round otherwise.
+                    batch = range(start, min(start + options.batch_size, options.count))
+                    part = [index for index in batch if index in missing]
+                    if part:
+                        _sample(loaded, prompts, batch, part, output, options)
+                        advance(len(part))
         finally:
             _write_metadata(output, prompts, options.seed)
     elif output.is_dir():
@@ -174,14 +177,16 @@ def _begin(output: Path, record: dict[str, Any]) -> None:
         write_text(output / RECORD, json.dumps(record, indent=2) + "\n")
 
 
-def _sample(loaded: Loaded, prompts: list[str], part: list[int], output: Path, options: GenerateOptions) -> None:
-    """Sample the images of some numbers and write them, each file whole."""
+def _sample(
+    loaded: Loaded, prompts: list[str], batch: range, part: list[int], output: Path, options: GenerateOptions
+) -> None:
+    """Sample the images of a batch's numbers and write those of ``part``, each file whole."""
     height, width = options.height or loaded.size, options.width or loaded.size
     factor = loaded.pipeline.vae_scale_factor
-    noise = torch.cat([state_noise(loaded.flow, 1, height, width, factor, options.seed + index) for index in part])
+    noise = torch.cat([state_noise(loaded.flow, 1, height, width, factor, options.seed + index) for index in batch])
     images = sample(
         loaded,
-        [prompts[index % len(prompts)] for index in part],
+        [prompts[index % len(prompts)] for index in batch],
         noise=noise,
         height=height,
         width=width,
@@ -189,8 +194,9 @@ def _sample(loaded: Loaded, prompts: list[str], part: list[int], output: Path, o
         guidance=options.guidance,
         batch_size=options.batch_size,
     )
-    for index, image in zip(part, to_uint8(images)):
-        _save(image, _file(output, index))
+    for index, image in zip(batch, to_uint8(images)):
+        if index in part:
+            _save(image, _file(output, index))
     # A killed run leaves its images with their captions.
     with (output / METADATA_LINES).open("a", encoding="utf-8") as file:
         file.write("".join(_line(index, prompts, options.seed) for index in part))
