@@ -198,6 +198,61 @@ def test_every_depth_shows_what_it_shows(array: np.ndarray, kind: str) -> None:
     assert found.std() > 60
 
 
+def tiff16(array: np.ndarray, order: str = "<", packed: bool = False, photometric: int = 2) -> bytes:
+    """A TIFF of several channels of 16 bits, which Pillow does not write."""
+    height, width, count = array.shape
+    body = array.astype(f"{order}u2").tobytes()
+    body = zlib.compress(body) if packed else body
+    tags = [
+        (256, 4, width), (257, 4, height), (258, 3, [16] * count), (259, 3, 8 if packed else 1), (262, 3, photometric),
+        (273, 4, 8), (277, 3, count), (278, 4, height), (279, 4, len(body)),
+    ]  # fmt: skip
+    if count == 4 and photometric == 2:
+        tags.append((338, 3, 2))
+    body += bytes(len(body) % 2)
+    entries, more, at = b"", b"", 8 + len(body)
+    beyond = at + 2 + 12 * len(tags) + 4
+    for tag, kind, value in tags:
+        letter = {3: "H", 4: "I"}[kind]
+        values = value if isinstance(value, list) else [value]
+        raw = struct.pack(f"{order}{len(values)}{letter}", *values)
+        if len(raw) > 4:
+            field = struct.pack(f"{order}I", beyond + len(more))
+            more += raw
+        else:
+            field = raw.ljust(4, b"\0")
+        entries += struct.pack(f"{order}HHI", tag, kind, len(values)) + field
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, at)
+    return head + body + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + more
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_colors_of_two_bytes_are_scaled_by_their_range(bits: int, packed: bool, order: str) -> None:
+    whole = (2**bits - 1) / 255
+    deep = (
+        np.stack([RAMP * whole, RAMP[:, ::-1] * whole, np.full_like(RAMP, 255) * whole], -1).round().astype(np.uint16)
+    )
+    expected = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 255)], -1)
+    assert np.array_equal(read(tiff16(deep, order, packed)), expected)
+    opaque = np.concatenate([deep, np.full((*deep.shape[:2], 1), 65535, np.uint16)], -1)
+    assert np.array_equal(read(tiff16(opaque, order, packed)), expected)
+
+
+def test_colors_of_two_bytes_in_png() -> None:
+    deep = np.stack([RAMP, RAMP[:, ::-1], RAMP], -1).astype(np.uint16) * 257
+    # To the nearest of 255 levels; the high byte alone would be one level under it.
+    found = read(png((deep - np.minimum(deep, 100)).astype(">u2").reshape(64, -1).view(np.uint8), 16, 2))
+    assert np.array_equal(found, deep // 257)
+    dark = (deep // 257).astype(">u2")
+    assert read(png(dark.reshape(64, -1).view(np.uint8), 16, 2)).max() == 1  # PNG's white is 65535
+    half = np.concatenate([deep, np.full((64, 64, 1), 32768, np.uint16)], -1).astype(">u2")
+    assert (
+        np.abs(read(png(half.reshape(64, -1).view(np.uint8), 16, 6)).astype(int) - (deep // 257 + 255) / 2).max() <= 1
+    )
+
+
 def test_numbers_below_zero_and_above_one_are_scaled_by_their_range() -> None:
     found = read(encoded(RAMP.astype(np.float32) / 50 - 2.5, "TIFF"))[0, :, 0]
     assert (found[0], found[-1]) == (0, 255)

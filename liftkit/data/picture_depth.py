@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +16,8 @@ ROWS = 256
 _DEPTHS = (8, 10, 12, 14, 16, 24, 31, 32)
 _SAMPLES = {"1": 255, "L;1": 255, "L;2": 85, "L;4": 17}
 """By how much Pillow multiplies gray samples of few bits, and not the one that means transparent."""
+_WIDE = re.compile(r"(?:RGB[AX]?|CMYK);16([LBN])")
+"""Pillow's names of samples of two bytes of which it keeps the high one: the little end first, the big one, or the machine's."""
 
 
 class NotFinite(ValueError):
@@ -29,13 +33,40 @@ def transparent_sample(opened: Any) -> Any:
     value = opened.info.get("transparency")
     if opened.format != "PNG" or value is None or not opened.tile:
         return value
-    raw = opened.tile[0][3]
-    raw = raw[0] if isinstance(raw, tuple) else raw
-    if isinstance(value, int):
-        return value * _SAMPLES.get(str(raw), 1)
-    if isinstance(value, tuple) and str(raw).startswith("RGB;16"):
-        return tuple(each >> 8 for each in value)
-    return value
+    return value * _SAMPLES.get(_raw_mode(opened.tile[0]), 1) if isinstance(value, int) else value
+
+
+def low_bytes(opened: Any, tiles: list[Any], file: IO[bytes]) -> Image | None:
+    """The other bytes of a picture with 16 bits in each of several channels, of which Pillow keeps the high ones; None for
+    another picture.
+
+    Args:
+        opened: by Pillow.
+        tiles: that it had before it was decoded.
+        file: its file, whose place is changed.
+    """
+    found = [_WIDE.fullmatch(_raw_mode(tile)) for tile in tiles]
+    if not found or not all(found):
+        return None
+    file.seek(0)
+    again = type(opened)(file)
+    again.tile = [_with_other_end(tile) for tile in again.tile]
+    again.load()
+    return again
+
+
+def _raw_mode(tile: Any) -> str:
+    """How Pillow will read the samples of a part of a picture."""
+    return str(tile[3][0] if isinstance(tile[3], tuple) else tile[3])
+
+
+def _with_other_end(tile: Any) -> Any:
+    """A part of a picture whose samples are to be read from the other end."""
+    raw = _raw_mode(tile)
+    end = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}[raw[-1]]
+    raw = f"{raw[:-1]}{end}"
+    values = (*tile[:3], (raw, *tile[3][1:]) if isinstance(tile[3], tuple) else raw)
+    return type(tile)(*values) if hasattr(tile, "_fields") else values
 
 
 def white_is_zero(opened: Any) -> bool:
@@ -49,7 +80,7 @@ def white_is_zero(opened: Any) -> bool:
 
 
 def eight_bits(
-    image: Image, transparent: Any = None, exact: bool = False, negative: bool = False
+    image: Image, transparent: Any = None, exact: bool = False, negative: bool = False, low: Image | None = None
 ) -> tuple[Image, Image | None]:
     """A decoded picture with eight bits a channel.
 
@@ -63,6 +94,7 @@ def eight_bits(
         transparent: see :func:`transparent_sample`.
         exact: whether the whole range of the type counts: PNG and PNM say so.
         negative: see :func:`white_is_zero`.
+        low: see :func:`low_bytes`; ``image`` has the high ones.
 
     Returns:
         The picture in L, RGB, CMYK, LAB, YCbCr or HSV, and its alpha in L; None where nothing is transparent.
@@ -71,10 +103,11 @@ def eight_bits(
         NotFinite: if floating-point samples are NaN or infinite.
     """
     alpha = None
-    if image.mode.startswith("I") or image.mode == "F":
-        low, high = _levels(image, exact)
+    if low is not None:
+        image, alpha = _of_two_bytes(image, low, exact, transparent)
+    elif image.mode.startswith("I") or image.mode == "F":
         key = transparent if isinstance(transparent, int) else None
-        image, alpha = _scaled(image, low, high, key)
+        image, alpha = _scaled(image, *_levels(image, exact), key)
         image = image.point(lambda value: 255 - value) if negative else image
     elif image.mode in ("P", "PA") or image.mode in ("RGBa", "La"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
@@ -160,6 +193,35 @@ def _scaled(image: Image, low: float, high: float, key: int | None) -> tuple[Ima
             mask[rows] = np.where(part == key, 0, 255)
         top += len(part)
     return Image.fromarray(gray), Image.fromarray(mask) if mask is not None else None
+
+
+def _of_two_bytes(high: Image, low: Image, exact: bool, key: Any) -> tuple[Image, Image | None]:
+    """A picture of several channels by the high and the low bytes of its samples, and its alpha."""
+    from PIL import Image
+
+    mode = "RGB" if high.mode == "RGBA" else high.mode
+    count, shape = len(Image.new(mode, (1, 1)).getbands()), (high.height, high.width)
+    first = np.asarray(high), np.asarray(low)
+
+    def strips() -> Iterator[tuple[slice, np.ndarray]]:
+        for top in range(0, high.height, ROWS):
+            rows = slice(top, top + ROWS)
+            yield rows, first[0][rows].astype(np.uint16) << 8 | first[1][rows]
+
+    top, top_alpha = (
+        max(int(part[..., where].max(initial=0)) for _, part in strips())
+        for where in (slice(count), slice(count, None))
+    )
+    white = 65535.0 if exact or top >= 4096 else _range(top)
+    opaque = 65535.0 if top_alpha >= 4096 else white
+    colors, alpha = np.empty((*shape, count), np.uint8), np.full(shape, 255, np.uint8)
+    for rows, part in strips():
+        colors[rows] = np.rint(part[..., :count] / white * 255)
+        if part.shape[-1] > count:
+            alpha[rows] = np.rint(part[..., count] / opaque * 255).clip(0, 255)
+        elif isinstance(key, tuple):
+            alpha[rows] = np.where((part == key).all(-1), 0, 255)
+    return Image.frombytes(mode, high.size, colors.tobytes()), Image.fromarray(alpha)
 
 
 def _keyed(image: Image, transparent: Any) -> tuple[Image, Image | None]:

@@ -20,14 +20,14 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from liftkit.checkpoint.source import open_regular
 from liftkit.data.picture_color import declared_profile, png_chunks, to_srgb
-from liftkit.data.picture_depth import NotFinite, eight_bits, on_white, transparent_sample, white_is_zero
+from liftkit.data.picture_depth import NotFinite, eight_bits, low_bytes, on_white, transparent_sample, white_is_zero
 from liftkit.data.picture_kinds import FORMATS, HEAD, declared_size, format_of, refusal, register
 from liftkit.errors import LiftkitError, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-READER = "pictures/3"
+READER = "pictures/4"
 """Part of the identity of whatever is made of a picture: another reader may see other pixels in the same file."""
 MOST_PIXELS = 2**28
 """Of one picture, as it is decoded; a JPEG may be decoded at a fraction of its size."""
@@ -145,12 +145,13 @@ def decoded(file: IO[bytes], name: str, resolution: int) -> Iterator[Image]:
             stack.enter_context(_in_flight.hold(largest[0] * largest[1]))
         with _explained(name):
             transparent = transparent_sample(opened)
-            negative = white_is_zero(opened)
+            negative, tiles = white_is_zero(opened), list(opened.tile)
             opened.load()
+            low = low_bytes(opened, tiles, file)
             orientation = _orientation(opened)
         try:
             exact = opened.format in ("PNG", "PPM")
-            image, alpha = eight_bits(opened, transparent, exact, negative)
+            image, alpha = eight_bits(opened, transparent, exact, negative, low)
             image = _upright(on_white(to_srgb(image, profile), alpha), orientation)
         except NotFinite as error:
             raise PictureError(name, str(error)) from error
