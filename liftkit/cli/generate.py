@@ -39,11 +39,11 @@ def generate(
     Example: liftkit generate black-forest-labs/FLUX.2-klein-base-4B --prompts prompts.txt -n 2000 -o self-generated
     """
     from liftkit.checkpoint.model import find_model
+    from liftkit.data.prompts import read_prompts
     from liftkit.device import choose_device
     from liftkit.errors import UsageError
     from liftkit.evaluate.generate import GenerateOptions
     from liftkit.evaluate.generate import generate as run
-    from liftkit.fit.source import read_prompts
     from liftkit.guidance import Guidance
 
     console.quiet_libraries()

@@ -9,7 +9,7 @@ import csv
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import PurePosixPath
@@ -184,7 +184,7 @@ def read_metadata(kind: str, text: Iterator[str], where: str) -> Metadata:
     Raises:
         UsageError: naming the first line that is no entry with a ``file_name``.
     """
-    return _csv_entries(text, where) if kind == "csv" else _json_entries(text, where)
+    return csv_rows(text, where, ("file_name",)) if kind == "csv" else _json_entries(text, where)
 
 
 def _json_entries(text: Iterator[str], where: str) -> Metadata:
@@ -203,7 +203,17 @@ def _json_entries(text: Iterator[str], where: str) -> Metadata:
         yield number, entry
 
 
-def _csv_entries(text: Iterator[str], where: str) -> Metadata:
+def csv_rows(text: Iterator[str], where: str, needs: Sequence[str]) -> Metadata:
+    """The rows of a table with a line of column names, by column, with the numbers of their lines.
+
+    Args:
+        text: its lines, with their ends.
+        where: what to call it in messages.
+        needs: columns one of which it must have.
+
+    Raises:
+        UsageError: naming the line, if it is no such table.
+    """
     # A spreadsheet may begin with blank lines, and with one that names its separator.
     begins = (each for each in enumerate(text) if each[1].strip() and not each[1].lower().startswith("sep="))
     before, head = next(begins, (0, ""))
@@ -211,8 +221,9 @@ def _csv_entries(text: Iterator[str], where: str) -> Metadata:
     reader = csv.reader(chain([head], text), delimiter=separator, skipinitialspace=True, strict=True)
     try:
         columns = [column.strip() for column in next(reader, [])]
-        if "file_name" not in columns:
-            raise UsageError(f"{where}: expected a column file_name, and text, found {', '.join(columns)[:80]!r}")
+        if not set(needs) & set(columns):
+            one = " or ".join(needs) if len(needs) > 1 else f"{needs[0]}, and text"
+            raise UsageError(f"{where}: expected a column {one}, found {', '.join(columns)[:80]!r}")
         for row in reader:
             if len(row) > len(columns):
                 raise UsageError(

@@ -16,6 +16,7 @@ from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaption
 from liftkit.data.filling import check_captions
 from liftkit.data.images import check_folder
 from liftkit.data.pictures import PictureError
+from liftkit.data.prompts import read_prompts
 from liftkit.errors import UsageError
 from liftkit.fit.source import read_prompts
 from liftkit.tally import Tally, combined

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import torch
 
-from liftkit.checkpoint.text import lines, read_text
-from liftkit.data import demo
 from liftkit.data.images import open_images
-from liftkit.errors import UsageError
+from liftkit.data.prompts import read_prompts
 from liftkit.fit.engine import FitOptions
 from liftkit.fit.pairs import EncodedImages, PairSource, given_latents, normal_latents
 from liftkit.fit.subject import MOST_IMAGES, Subject
@@ -46,20 +44,6 @@ def open_source(subject: Subject, options: FitOptions, observer: Observer) -> Pa
         "digest": digest,
     }
     return given_latents(space, latents, {**described, "seed": options.seed})
-
-
-def read_prompts(path: Path | None) -> list[str]:
-    """Prompts, one a line; those of the demo data where there is no file.
-
-    Raises:
-        UsageError: if the file cannot be read, or holds none.
-    """
-    if path is None:
-        return [scene.prompt for scene in demo.all_scenes()]
-    prompts = [line.strip() for _, line in lines(read_text(path))]
-    if not prompts:
-        raise UsageError(f"--prompts {path}: the file holds no prompt")
-    return prompts
 
 
 def open_latents(subject: Subject, device: str, vae: Path | None = None) -> LatentSpace:
