@@ -18,7 +18,6 @@ from liftkit.data.images import check_folder
 from liftkit.data.pictures import PictureError
 from liftkit.data.prompts import read_prompts
 from liftkit.errors import UsageError
-from liftkit.fit.source import read_prompts
 from liftkit.tally import Tally, combined
 
 REFERENCE = 1024
