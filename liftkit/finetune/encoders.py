@@ -34,7 +34,7 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
     needs_latents = recipe.space == "latent" or recipe.objective.loss == "asymflow"
 
     def image_encoder() -> Callable[[Tensor], Tensor]:
-        space = LatentSpace(load_vae(folder).to(device))
+        space = LatentSpace(load_vae(folder).to(device), trainee.spec.latent_statistics)
         return lambda images: space.encode(images.to(device)).cpu()
 
     def prompt_encoder() -> Callable[[list[str]], dict[str, Tensor]]:
@@ -51,7 +51,7 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
 
         return encode
 
-    image_print = LatentSpace(load_vae(folder)).fingerprint() if needs_latents else ""
+    image_print = LatentSpace(load_vae(folder), trainee.spec.latent_statistics).fingerprint() if needs_latents else ""
     text_print, extra = text_fingerprint(folder, device), list(recipe.previews.prompts or ())
     with held_cache(parts[0].cache, observer.note):
         for data in parts:

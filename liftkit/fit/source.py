@@ -53,4 +53,4 @@ def open_latents(subject: Subject, device: str, vae: Path | None = None) -> Late
         UsageError: if diffusers cannot load it.
     """
     loaded = load_component(subject.model, "vae", torch.float32) if vae is None else load_vae(vae)
-    return LatentSpace(loaded.to(device).requires_grad_(False))
+    return LatentSpace(loaded.to(device).requires_grad_(False), subject.spec.latent_statistics)

@@ -18,6 +18,8 @@ class Layout(Enum):
     """(B, C, H, W)"""
     VIDEO = "video"
     """(B, C, F, H, W)"""
+    ITEMS = "items"
+    """(B, N, C, 1, H, W): images of one size, the noisy one last"""
     LIST = "list"
     """A list of (C, F, H, W), one for each sample; their sizes may differ."""
     CHANNELS_LAST = "channels_last"
@@ -29,6 +31,8 @@ class Layout(Enum):
             return images.unsqueeze(2)
         if self is Layout.LIST:
             return list(images.unsqueeze(2))
+        if self is Layout.ITEMS:
+            return images[:, None, :, None]
         return images.permute(0, 2, 3, 1).unsqueeze(1) if self is Layout.CHANNELS_LAST else images
 
     def unwrap(self, state: Any) -> Tensor:
@@ -37,12 +41,16 @@ class Layout(Enum):
             state = torch.stack(list(state))
         if self in (Layout.VIDEO, Layout.LIST):
             return state.squeeze(2)
+        if self is Layout.ITEMS:
+            return state[:, -1].squeeze(2)
         return state.squeeze(1).permute(0, 3, 1, 2) if self is Layout.CHANNELS_LAST else state
 
     def split(self, state: Any) -> list[Tensor]:
         """A state as images, channels second: one (F, C, H, W) for each sample, or (B, C, H, W) as it is."""
         if self in (Layout.VIDEO, Layout.LIST):
             return [each.transpose(0, 1) for each in state]
+        if self is Layout.ITEMS:
+            return [each.squeeze(2) for each in state]
         return [each.permute(0, 3, 1, 2) for each in state] if self is Layout.CHANNELS_LAST else [state]
 
     def join(self, parts: list[Tensor]) -> Any:
@@ -51,4 +59,6 @@ class Layout(Enum):
             return [each.transpose(0, 1) for each in parts]
         if self is Layout.VIDEO:
             return torch.stack([each.transpose(0, 1) for each in parts])
+        if self is Layout.ITEMS:
+            return torch.stack(parts).unsqueeze(3)
         return torch.stack([each.permute(0, 2, 3, 1) for each in parts]) if self is Layout.CHANNELS_LAST else parts[0]

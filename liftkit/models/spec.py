@@ -281,3 +281,10 @@ def padded(rows: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
     """Rows (L_i, d) of text as one (B, length, d), zeros behind, with a mask (B, length)."""
     mask = torch.stack([torch.arange(length) < len(row) for row in rows]).to(rows[0].device)
     return torch.stack([F.pad(row, (0, 0, 0, length - len(row))) for row in rows]), mask
+
+
+def trimmed(text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Text (B, L, d) and its mask (B, L) without the columns behind that are padding in every row; the inverse of
+    :func:`padded` for networks that attend to padding, or count it in their positions."""
+    longest = max(int(mask.sum(1).max()), 1)
+    return text[:, :longest], mask[:, :longest]

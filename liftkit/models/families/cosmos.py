@@ -1,0 +1,39 @@
+"""Cosmos, as Anima has it: the network appends a padding mask to the channels of its state by itself, so that the weight of its
+first projection has columns that stay as they are. diffusers runs Anima by modular pipelines alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from liftkit.models.layout import Layout
+from liftkit.models.spec import LIFTED, Architecture, Blocks, Config, Grid, Projection, random
+
+
+def _with_mask(config: Config) -> Blocks:
+    return (LIFTED, 1) if config["concat_padding_mask"] else (LIFTED,)
+
+
+def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
+    """No padding. The network resizes the mask to its state, so that the size of the token grid will do."""
+    mask = torch.zeros(1, 1, grid.rows, grid.columns, device=grid.device)
+    return {"padding_mask": mask, **given} if grid.config["concat_padding_mask"] else dict(given)
+
+
+COSMOS = Architecture(
+    name="CosmosTransformer3DModel",
+    inputs=(Projection("patch_embed.proj", "cpq", _with_mask),),
+    outputs=(Projection("proj_out", "pqc"),),
+    layout=Layout.VIDEO,
+    conditioning=random(encoder_hidden_states=(7, "text_embed_dim")),
+    arguments=_arguments,
+    reference=("norm_out",),
+    adapters=(
+        "transformer_blocks.*.ff.net.0.proj",
+        "transformer_blocks.*.ff.net.2",
+        "transformer_blocks.*.attn1.to_out.0",
+    ),
+)

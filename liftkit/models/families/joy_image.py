@@ -1,0 +1,54 @@
+"""JoyImage-Edit: a state of items (references, then the noise), which the network lays behind each other as frames; Wan's VAE,
+prompts without a mask, and guidance that rescales the velocity to the norm of the conditional one, element by element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.models.layout import Layout
+from liftkit.models.spec import Architecture, Clock, Grid, Projection, padded, random, trimmed
+
+LENGTH = 1024
+"""Tokens of a prompt where the model's folder names no other number."""
+
+
+def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"encoder_hidden_states": trimmed(given["encoder_hidden_states"], given["text_mask"])[0]}
+
+
+def _references(arguments: Mapping[str, Any]) -> Tensor | None:
+    """All items but the last."""
+    state = arguments["hidden_states"]
+    return torch.arange(state.shape[1], device=state.device) < state.shape[1] - 1 if state.shape[1] > 1 else None
+
+
+def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
+    length = length or LENGTH
+    embeds, mask = pipeline.encode_prompt(prompts, device=pipeline.device, max_sequence_length=length)
+    text, mask = padded([row[on] for row, on in zip(embeds, mask.bool())], length)
+    return {"encoder_hidden_states": text, "text_mask": mask}
+
+
+JOY_IMAGE = Architecture(
+    name="JoyImageEditTransformer3DModel",
+    inputs=(Projection("img_in", "cpq"),),
+    outputs=(Projection("proj_out", "pqc"),),
+    layout=Layout.ITEMS,
+    clock=Clock.THOUSAND_SIGMA,
+    conditioning=random(encoder_hidden_states=(7, "text_dim"), text_mask=(7,)),
+    arguments=_arguments,
+    clean_tokens=_references,
+    pipelines=("JoyImageEditPipeline",),
+    adapters=(
+        "double_blocks.*.img_mlp.net.0.proj",
+        "double_blocks.*.img_mlp.net.2",
+        "double_blocks.*.attn.img_attn_proj",
+    ),
+    encoders=("text_encoder", "tokenizer", "processor"),
+    prompts=_prompts,
+)

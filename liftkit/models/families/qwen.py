@@ -1,0 +1,66 @@
+"""Qwen-Image, with Edit, Edit-Plus and Layered: tokens packed by the pipeline, rotations from shapes instead of ids, references
+behind the noise, guidance that rescales the velocity to the norm of the conditional one, token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from liftkit.models.layout import Layout
+from liftkit.models.spec import Architecture, Config, Grid, Projection, padded, random
+
+LENGTH = 512
+"""Tokens of a prompt where the model's folder names no other number."""
+
+
+def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dict[str, Any]:
+    text = random(encoder_hidden_states=(7, "joint_attention_dim"), encoder_hidden_states_mask=(7,))
+    layered = {"additional_t_cond": torch.zeros(batch, dtype=torch.long)} if config["use_additional_t_cond"] else {}
+    return {**text(config, batch, generator), **layered}
+
+
+def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"img_shapes": [[(1, grid.rows, grid.columns)]] * grid.batch, **given}
+
+
+def _references(arguments: Mapping[str, Any]) -> Tensor | None:
+    """The tokens behind the first shape's; of Layered, which names no color in ``additional_t_cond``, those of the last shape."""
+    shapes = arguments["img_shapes"][0]
+    if len(shapes) == 1:
+        return None
+    noisy = shapes[:-1] if arguments.get("additional_t_cond") is not None else shapes[:1]
+    state = arguments["hidden_states"]
+    return torch.arange(state.shape[1], device=state.device) >= sum(prod(shape) for shape in noisy)
+
+
+def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
+    length = length or LENGTH
+    embeds, mask = pipeline.encode_prompt(prompts, device=pipeline.device, max_sequence_length=length)
+    rows = list(embeds) if mask is None else [row[on] for row, on in zip(embeds, mask.bool())]
+    text, mask = padded(rows, length)
+    return {"encoder_hidden_states": text, "encoder_hidden_states_mask": mask}
+
+
+QWEN_IMAGE = Architecture(
+    name="QwenImageTransformer2DModel",
+    inputs=(Projection("img_in", "cpq"),),
+    outputs=(Projection("proj_out", "cpq"),),
+    layout=Layout.TOKENS,
+    conditioning=_conditioning,
+    arguments=_arguments,
+    clean_tokens=_references,
+    pipelines=("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
+    reference=("norm_out",),
+    adapters=(
+        "transformer_blocks.*.img_mlp.net.0.proj",
+        "transformer_blocks.*.img_mlp.net.2",
+        "transformer_blocks.*.attn.to_out.0",
+    ),
+    guidance_argument="true_cfg_scale",
+    prompts=_prompts,
+)
