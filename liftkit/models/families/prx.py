@@ -1,5 +1,5 @@
-"""PRX: an image transformer on FLUX.1's VAE or on DC-AE, which cuts patches by itself. Its pixel model, known by a bottleneck behind
-the input, needs no lift. The stock class has no adapters of its own.
+"""PRX: an image transformer on FLUX.1's VAE or on DC-AE, which cuts patches by itself. Its pixel model, known by a bottleneck
+behind the input, needs no lift. The stock class has no adapters of its own.
 """
 
 from __future__ import annotations

@@ -1,0 +1,50 @@
+"""Sana."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import torch
+
+from tests.zoo.specimen import Specimen, dc_vae, draw, masked
+
+
+def _scheduler() -> Any:
+    return diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+
+
+def _embeds(prompt: list[str], *args: Any, max_sequence_length: int = 300, **more: Any) -> tuple[Any, Any]:
+    """As the stock method: padded to one length, with a mask."""
+    lengths = torch.tensor([min(len(text), max_sequence_length) for text in prompt])
+    rows = torch.stack([draw(max_sequence_length, 24, seed=len(text)) for text in prompt])
+    return rows, (torch.arange(max_sequence_length) < lengths[:, None]).long()
+
+
+SPECIMENS = (
+    Specimen(
+        "SanaTransformer2DModel",
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 8,
+            "num_layers": 2,
+            "num_cross_attention_heads": 2,
+            "cross_attention_head_dim": 8,
+            "cross_attention_dim": 16,
+            "caption_channels": 24,
+            "sample_size": 8,
+        },
+        pipeline="SanaPipeline",
+        vae=dc_vae,
+        call=lambda count: {**masked(count), "guidance_scale": 3.0, "negative_prompt": None},
+        factor=4,
+        patch=1,
+        grid=(16, 8),
+        scheduler=_scheduler,
+        stubs={"_get_gemma_prompt_embeds": _embeds},
+    ),
+)
