@@ -145,11 +145,17 @@ def _lifted(stock: Any) -> Any:
             model_output = self._clamped(model_output, timestep, sample)
         return stock.step(self, model_output, timestep, sample, *args, **kwargs)
 
+    def scale_model_input(self: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        """The sample as it is. Pipelines ask for it of every scheduler that is not exactly the stock flow scheduler (Bria)."""
+        return sample
+
     name = f"Asym{stock.__name__}"
     doc = f"``{stock.__name__}`` on the noise levels of a lifted model; ``lift_scale`` is s."
     attributes = {
         "__module__": HOME, "__doc__": doc, "__init__": __init__, "set_timesteps": set_timesteps, "step": step,
     }  # fmt: skip
+    if not hasattr(stock, "scale_model_input"):
+        attributes["scale_model_input"] = scale_model_input
     return type(name, (LiftedScheduleMixin, stock), attributes)
 
 

@@ -12,7 +12,12 @@ from tests.zoo.specimen import MMDIT, Specimen, draw, kl, masked
 def call(count: int) -> dict[str, Any]:
     """Masks as numbers, as its text encoder's side makes them; the last two tokens are padding."""
     mask = (torch.arange(7) < 5).float().expand(count, 7)
-    return {**masked(count), "prompt_attention_mask": mask, "negative_prompt_attention_mask": mask, "guidance_scale": 3.0}
+    return {
+        **masked(count),
+        "prompt_attention_mask": mask,
+        "negative_prompt_attention_mask": mask,
+        "guidance_scale": 3.0,
+    }
 
 
 SPECIMENS = (
