@@ -81,5 +81,5 @@ def test_a_name_is_registered_once(flux1: Architecture) -> None:
 
 
 def test_an_unknown_class_names_those_that_are_known() -> None:
-    with pytest.raises(UsageError, match=r"'Flux3Transformer2DModel' is not supported; .*did you mean Flux2"):
-        registry.architecture("Flux3Transformer2DModel")
+    with pytest.raises(UsageError, match=r"'Flux2Transformer3DModel' is not supported; .*did you mean Flux2"):
+        registry.architecture("Flux2Transformer3DModel")
