@@ -13,10 +13,7 @@ from liftkit.checkpoint.source import check_unchanged
 from liftkit.checkpoint.weights import read_known
 from liftkit.conversion.card import adapter_card
 from liftkit.conversion.plan import Plan
-from liftkit.conversion.standin import deviations
-from liftkit.conversion.tied import GRID
-from liftkit.conversion.verify import STORED_TOLERANCE, Proof, exact_tolerance
-from liftkit.errors import ProofError
+from liftkit.conversion.verify import Proof, on_projections
 from liftkit.lift import Lift
 from liftkit.models.surgery import BASIS, held_in_full, lifted_tensors
 from liftkit.progress import Observer
@@ -59,12 +56,6 @@ def save_adapter(plan: Plan, lift: Lift, provenance: dict[str, Any], observer: O
 
 
 def _prove(plan: Plan, lift: Lift, stored: dict[str, Tensor], observer: Observer) -> Proof:
-    spec, read, steps = plan.spec, plan.weights.read, plan.options.proof_steps
+    read, steps, seed = plan.weights.read, plan.options.proof_steps, plan.options.seed
     with observer.stage("prove: the projections", 3 * steps, "steps") as advance:
-        exact, as_stored = deviations(spec, lift, plan.config, read, stored.get, steps, plan.options.seed, advance)
-    dtype = stored[f"{spec.outputs[0].path}.weight"].dtype
-    exactly = exact_tolerance(lift)
-    for value, allowed in ((exact, exactly), (as_stored, max(STORED_TOLERANCE.get(dtype, 0.0), exactly))):
-        if not value <= allowed:
-            raise ProofError(f"the proof failed: the projections deviate by {value:.2e}, allowed {allowed:.0e}")
-    return Proof(exact, as_stored, steps, GRID, str(dtype).removeprefix("torch."), "projections")
+        return on_projections(plan.spec, lift, plan.config, read, stored.get, steps, seed, advance).checked(lift)

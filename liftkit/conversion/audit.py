@@ -19,8 +19,7 @@ from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json
 from liftkit.checkpoint.record import read_record
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.checkpoint.source import list_files
-from liftkit.conversion.standin import deviations
-from liftkit.conversion.verify import STORED_TOLERANCE, check_copied, exact_tolerance, mismatch, stored_dtype
+from liftkit.conversion.verify import check_copied, mismatch, on_projections
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift, orthonormal_to
 from liftkit.models.load import cannot_load, limits
@@ -209,19 +208,11 @@ class _Auditor:
                 )
         if check.problems:
             return
-        exact, as_stored = deviations(spec, lift, config, original, stored.read, STEPS, 0)
-        dtype = stored_dtype(stored, f"{spec.outputs[0].path}.weight")
-        for value, allowed, what in (
-            (exact, exact_tolerance(lift), "in full precision"),
-            (as_stored, max(STORED_TOLERANCE.get(dtype, 0.0), exact_tolerance(lift)), "as stored"),
-        ):
-            if not value <= allowed:
-                check.problems.append(
-                    f"projections {what} deviate by {value:.1e} from the source, allowed {allowed:.0e}"
-                )
+        proof = on_projections(spec, lift, config, original, stored.read, STEPS, 0)
+        check.problems += proof.problems(lift)
         check.detail = (
-            f"{len(products)} tensors are source times lift, rounded once; deviation over {STEPS} steps {exact:.1e} in full "
-            f"precision, {as_stored:.1e} as stored"
+            f"{len(products)} tensors are source times lift, rounded once; deviation over {STEPS} steps {proof.exact:.1e} in "
+            f"full precision, {proof.stored:.1e} as stored"
         )
 
     def _source(self, check: Check) -> None:

@@ -16,7 +16,7 @@ source's, copied by the kernel or compared byte for byte: together that is the s
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,13 +28,13 @@ from torch import Tensor
 from liftkit.checkpoint.model import Weights, find_model, read_json, read_weights
 from liftkit.checkpoint.rewrite import compare_files, torch_dtype
 from liftkit.conversion.memory import ProofKind
-from liftkit.conversion.standin import deviations
+from liftkit.conversion.standin import Read, deviations
 from liftkit.conversion.tied import GRID, TiedRun
 from liftkit.errors import LiftkitError, ProofError
 from liftkit.lift import Lift
 from liftkit.models.flow import open_flow
 from liftkit.models.load import load_component
-from liftkit.models.spec import Architecture
+from liftkit.models.spec import Architecture, Config
 from liftkit.models.surgery import lifted_tensors
 from liftkit.progress import Observer, Silent
 
@@ -68,6 +68,29 @@ class Proof:
         """Plain data."""
         return asdict(self)
 
+    def problems(self, lift: Lift) -> list[str]:
+        """The deviations beyond their tolerance, a line each; none if the proof holds."""
+        exactly = exact_tolerance(lift)
+        rounded = max(STORED_TOLERANCE.get(getattr(torch, self.dtype), EXACT_TOLERANCE), exactly)
+        return [
+            f"the pixel model {what} deviates from its source by {value:.2e} of the range, allowed {allowed:.0e}"
+            for value, allowed, what in (
+                (self.exact, exactly, "in full precision"),
+                (self.stored, rounded, f"as stored in {self.dtype}"),
+            )
+            if not value <= allowed
+        ]
+
+    def checked(self, lift: Lift) -> Proof:
+        """This proof.
+
+        Raises:
+            ProofError: if it does not hold.
+        """
+        for problem in self.problems(lift):
+            raise ProofError(f"the proof failed: {problem}; the output was discarded")
+        return self
+
 
 def prove(
     source: Path,
@@ -97,13 +120,15 @@ def prove(
             beyond its tolerance.
         LiftkitError: if the device's memory does not hold a model in float32.
     """
-    case = _Case(spec, lift, read_weights(source / "transformer"), read_weights(converted / "transformer"), steps, seed)
+    weights, stored = read_weights(source / "transformer"), read_weights(converted / "transformer")
     observer = observer or Silent()
-    dtypes = {name: stored_dtype(case.stored, name) for name in case.stored.where}
-    changed = check_stored(case.stored, lifted_tensors(spec, case.source.read, lift, dtypes))
+    dtypes = {name: stored_dtype(stored, name) for name in stored.where}
+    changed = check_stored(stored, lifted_tensors(spec, weights.read, lift, dtypes))
     if kind != "projections":
+        case = _Case(spec, lift, weights, stored, changed, device, steps, seed)
         try:
-            return case.judge(*_on_model(case, changed, source, converted, device, observer), "model")
+            with full_precision(), observer.stage("prove: sampling both models", 3 * steps, "steps") as advance:
+                return _on_model(case, source, converted, advance).checked(lift)
         except (torch.OutOfMemoryError, MemoryError) as error:
             if kind == "model":
                 raise LiftkitError(
@@ -112,57 +137,68 @@ def prove(
                 ) from error
         observer.note(f"the transformer does not fit into the memory of {device}; proving on the projections")
     if not compared:
-        check_copied(case.source, case.stored, changed)
+        check_copied(weights, stored, changed)
     config = read_json(source / "transformer" / "config.json")
     with observer.stage("prove: the projections", 3 * steps, "steps") as advance:
-        found = deviations(spec, lift, config, case.source.read, case.stored.read, steps, seed, advance)
-    return case.judge(*found, "projections")
+        return on_projections(spec, lift, config, weights.read, stored.read, steps, seed, advance).checked(lift)
 
 
-@dataclass
+def on_projections(
+    spec: Architecture,
+    lift: Lift,
+    config: Config,
+    original: Read,
+    stored: Read,
+    steps: int,
+    seed: int,
+    advance: Callable[[float], None] = lambda amount: None,
+) -> Proof:
+    """What a tied run through the projections alone finds; arguments as :func:`liftkit.conversion.standin.deviations`."""
+    found = deviations(spec, lift, config, original, stored, steps, seed, advance)
+    return Proof(*found, steps, GRID, projection_dtype(spec, stored), "projections")
+
+
+def projection_dtype(spec: Architecture, stored: Read) -> str:
+    """In which the projections are stored, such as ``bfloat16``."""
+    weight = stored(f"{spec.outputs[0].path}.weight")
+    assert weight is not None
+    return str(weight.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
 class _Case:
-    """What is to be proved."""
+    """What is to be proved on the assembled models."""
 
     spec: Architecture
     lift: Lift
     source: Weights
     stored: Weights
+    changed: set[str]
+    device: str
     steps: int
     seed: int
 
-    def judge(self, exact: float, as_stored: float, kind: str) -> Proof:
-        """The proof, or ProofError if a deviation is beyond its tolerance."""
-        dtype = stored_dtype(self.stored, f"{self.spec.outputs[0].path}.weight")
-        proof = Proof(exact, as_stored, self.steps, GRID, str(dtype).removeprefix("torch."), kind)
-        exactly = exact_tolerance(self.lift)
-        _check_deviations(proof, exactly, max(STORED_TOLERANCE.get(dtype, EXACT_TOLERANCE), exactly))
-        return proof
 
-
-def _on_model(
-    case: _Case, changed: set[str], source: Path, converted: Path, device: str, observer: Observer
-) -> tuple[float, float]:
-    """Deviations in full precision and as stored, of the assembled models in float32."""
-    spec, steps, stored = case.spec, case.steps, case.stored
-    with full_precision(), observer.stage("prove: sampling both models", 3 * steps, "steps") as advance:
-        latent = _load(source, device)
-        round_as_stored(latent, stored, changed)
-        run = TiedRun(spec, dict(latent.config), case.lift, steps, case.seed, device)
-        reference = run.sample_latent(open_flow(latent))
-        advance(steps)
-        del latent
-        twin = _load(converted, device)
-        as_stored = run.deviation(open_flow(twin), reference)
-        advance(steps)
-        full = lifted_tensors(spec, case.source.read, case.lift, torch.float32)
-        twin.load_state_dict({**twin.state_dict(), **full}, strict=True)
-        exact = run.deviation(open_flow(twin), reference)
-        advance(steps)
-    return exact, as_stored
+def _on_model(case: _Case, source: Path, converted: Path, advance: Callable[[float], None]) -> Proof:
+    """What a tied run of the assembled models in float32 finds, of which one is in memory at a time."""
+    latent = _load(source, case.device)
+    round_as_stored(latent, case.stored, case.changed)
+    run = TiedRun(case.spec, dict(latent.config), case.lift, case.steps, case.seed, case.device)
+    reference = run.sample_latent(open_flow(latent))
+    advance(case.steps)
+    del latent
+    twin = _load(converted, case.device)
+    as_stored = run.deviation(open_flow(twin), reference)
+    advance(case.steps)
+    full = lifted_tensors(case.spec, case.source.read, case.lift, torch.float32)
+    twin.load_state_dict({**twin.state_dict(), **full}, strict=True)
+    exact = run.deviation(open_flow(twin), reference)
+    advance(case.steps)
+    return Proof(exact, as_stored, case.steps, GRID, projection_dtype(case.spec, case.stored.read), "model")
 
 
 def check_stored(stored: Weights, products: Mapping[str, Tensor]) -> set[str]:
-    """Whether the stored projections are the products in float64, rounded once: bit for bit.
+    """Raise unless the stored projections are the products in float64, rounded once: bit for bit.
 
     Returns:
         The names of the products.
@@ -199,7 +235,7 @@ def mismatch(stored: Weights, name: str, product: Tensor, slack: float = 0.0) ->
 
 
 def check_copied(source: Weights, stored: Weights, changed: Container[str]) -> None:
-    """Whether every tensor but the changed ones is the source's, cast where it is stored in another dtype.
+    """Raise unless every tensor but the changed ones is the source's, cast where it is stored in another dtype.
 
     Raises:
         ProofError: naming the tensor that is not.
@@ -229,18 +265,6 @@ def exact_tolerance(lift: Lift) -> float:
     the norm of what the theorem takes for zero."""
     error = lift.orthonormality()
     return EXACT_TOLERANCE if error < 1e-4 else max(EXACT_TOLERANCE, lift.rank * error)
-
-
-def _check_deviations(proof: Proof, exactly: float, stored_tolerance: float) -> None:
-    for value, allowed, what in (
-        (proof.exact, exactly, "in full precision"),
-        (proof.stored, stored_tolerance, f"as stored in {proof.dtype}"),
-    ):
-        if not value <= allowed:
-            raise ProofError(
-                f"the proof failed: the pixel model {what} deviates from its source by {value:.2e} of the range, "
-                f"allowed {allowed:.0e}; the output was discarded"
-            )
 
 
 @contextmanager
