@@ -28,11 +28,12 @@ from diffusers import AutoencoderKLFlux2
 from liftkit.color import to_signed
 from liftkit.data.images import DemoImages, batches
 from liftkit.embedded import TINY_KLEIN
-from liftkit.fit.engine import FitOptions, fit_collected, fit_pass
+from liftkit.fit.engine import fit_collected, fit_pass
 from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.pairs import EncodedImages
 from liftkit.fit.stream import Pass, collect
 from liftkit.models.latents import LatentSpace
+from liftkit.options import FitOptions
 
 PASSES = {"one color space": ("oklab",), "--color auto": ("oklab", "srgb")}
 RANK, DIM, TOKENS = 128, 768, 4096

@@ -35,7 +35,7 @@ _NAMES = {
     "architectures": "liftkit.models.registry",
     "register": "liftkit.models.registry",
     "Architecture": "liftkit.models.spec",
-    "Guidance": "liftkit.guidance",
+    "Guidance": "liftkit.options",
     "PixelAutoencoder": "liftkit.models.autoencoder",
     "LiftkitError": "liftkit.errors",
     "UsageError": "liftkit.errors",

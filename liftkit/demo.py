@@ -13,17 +13,18 @@ from liftkit.checkpoint.files import atomic_file, write_text
 from liftkit.checkpoint.lock import claim, discard, sweep_inside
 from liftkit.color import to_signed
 from liftkit.conversion.execute import execute
-from liftkit.conversion.plan import ConvertOptions, make_plan
+from liftkit.conversion.plan import make_plan
 from liftkit.conversion.result import Conversion
 from liftkit.embedded import DEMO, TINY_PIXEL
 from liftkit.errors import UsageError
 from liftkit.evaluate.compare import compare
-from liftkit.evaluate.comparison import CompareOptions, Comparison
+from liftkit.evaluate.comparison import Comparison
 from liftkit.evaluate.page import compare_page
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.interrupt import Stopped
+from liftkit.options import CompareOptions, ConvertOptions
 from liftkit.progress import Observer
 from liftkit.report.pictures import Row, gallery_rows, labeled
 

@@ -10,10 +10,8 @@ u: ``c - d`` with the difference d that is wanted, zero at the steps without gui
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -22,66 +20,21 @@ from torch import Tensor
 from liftkit.errors import UsageError
 from liftkit.models.registry import architecture
 from liftkit.models.scheduler import noise_level
+from liftkit.options import Guidance
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """How samples are guided.
-
-    Args:
-        scale: the pipeline's own if None; 1 and below is no guidance.
-        start, stop: the part of the steps that is guided, in [0, 1]; of n steps, those from int(start n) to before int(stop n).
-        orthogonal: whether the part along the denoised estimate is left out.
-
-    Raises:
-        UsageError: if the scale is not finite, or start and stop are no interval in [0, 1].
-    """
-
-    scale: float | None = None
-    start: float = 0.0
-    stop: float = 1.0
-    orthogonal: bool = False
-
-    def __post_init__(self) -> None:
-        if self.scale is not None and not math.isfinite(self.scale):
-            raise UsageError(f"--guidance {self.scale}: expected a finite number")
-        if not 0.0 <= self.start <= self.stop <= 1.0:
-            raise UsageError(
-                f"guidance from {self.start:g} to {self.stop:g} of the steps: no interval in 0 to 1; "
-                "--guidance-start may not be above --guidance-stop"
-            )
-
-    @property
-    def record(self) -> Any:
-        """As plain data; the scale alone where nothing else was chosen."""
-        return self.scale if self == Guidance(self.scale) else asdict(self)
-
-    @contextmanager
-    def applied(self, pipeline: Any) -> Iterator[None]:
-        """For one call of a stock pipeline: its transformer answers so that the pipeline guides like this. ::
-
-            with liftkit.Guidance(start=0.125).applied(pipe):
-                images = pipe(prompt, guidance_scale=4.0).images
-
-        Args:
-            pipeline: of diffusers, over a supported transformer. Its own ``guidance_scale`` counts, not ``scale``.
-
-        Raises:
-            UsageError: if its transformer is not supported, or, at the first step, if the pipeline does not guide: a scale of at
-                most 1, a distilled model, or one that is told its guidance.
-        """
-        if self == Guidance(self.scale):
-            yield
-            return
-        transformer = pipeline.transformer
-        before = transformer.__dict__.get("forward")  # an offloading hook's, if there is one
-        transformer.forward = _Guided(self, pipeline)
-        try:
-            yield
-        finally:
-            del transformer.forward
-            if before is not None:
-                transformer.forward = before
+@contextmanager
+def guided(guidance: Guidance, pipeline: Any) -> Iterator[None]:
+    """Within it the pipeline's transformer answers so that the pipeline guides as ``guidance`` says."""
+    transformer = pipeline.transformer
+    before = transformer.__dict__.get("forward")  # an offloading hook's, if there is one
+    transformer.forward = _Guided(guidance, pipeline)
+    try:
+        yield
+    finally:
+        del transformer.forward
+        if before is not None:
+            transformer.forward = before
 
 
 class _Guided:

@@ -13,12 +13,12 @@ from liftkit.adapter import Adapter
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.text import check_prompts
 from liftkit.errors import UsageError
-from liftkit.guidance import Guidance
 from liftkit.models import load
 from liftkit.models.adapted import check_needs, load_pixel_pipeline
 from liftkit.models.broken import broken
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.models.registry import architecture
+from liftkit.options import Guidance, SampleOptions
 from liftkit.progress import Observer
 
 
@@ -121,13 +121,13 @@ def sample(
     prompts: list[str],
     *,
     noise: Tensor | None = None,
-    seed: int = 0,
+    seed: int = SampleOptions.seed,
     height: int | None = None,
     width: int | None = None,
     steps: int | None = None,
     guidance: Guidance = Guidance(),
     negative: str | None = None,
-    batch_size: int = 8,
+    batch_size: int = SampleOptions.batch_size,
     advance: Any = lambda amount: None,
     **more: Any,
 ) -> Tensor:

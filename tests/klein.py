@@ -9,10 +9,11 @@ from diffusers import AutoencoderKLFlux2
 
 from liftkit.data.images import DemoImages
 from liftkit.embedded import TINY_KLEIN
-from liftkit.fit.engine import FitOptions, fit_collected, fit_pass
+from liftkit.fit.engine import fit_collected, fit_pass
 from liftkit.fit.pairs import EncodedImages
 from liftkit.lift import Lift
 from liftkit.models.latents import LatentSpace
+from liftkit.options import FitOptions
 
 
 @cache

@@ -29,10 +29,11 @@ from liftkit.checkpoint.model import STEM, Weights
 from liftkit.checkpoint.rewrite import compare_files, rewrite_file, torch_dtype
 from liftkit.conversion import memory, verify
 from liftkit.conversion.audit import audit
-from liftkit.conversion.plan import ConvertOptions, make_plan
+from liftkit.conversion.plan import make_plan
 from liftkit.conversion.write import autoencoder_files
 from liftkit.errors import LiftkitError, ProofError, UsageError
 from liftkit.models import surgery
+from liftkit.options import ConvertOptions
 from tests import tiny
 
 Cli = Callable[..., tuple[int, str, str]]

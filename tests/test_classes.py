@@ -22,9 +22,10 @@ from liftkit.checkpoint.card import front_matter, plain_name, source_header
 from liftkit.checkpoint.classes import check_classes, pipeline_parts
 from liftkit.checkpoint.model import find_model
 from liftkit.conversion.card import pipeline_file
-from liftkit.conversion.plan import ConvertOptions, make_plan
+from liftkit.conversion.plan import make_plan
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
+from liftkit.options import ConvertOptions
 from liftkit.sampling import load_pipeline
 
 INDEX = json.loads((TINY_KLEIN / "model_index.json").read_text())

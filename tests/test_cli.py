@@ -135,9 +135,9 @@ def test_the_reference_has_every_option_with_its_choices_and_defaults() -> None:
                     name,
                 )
         assert f"\n{example(command)}\n" in section
-    assert re.search(r"^--scale <norm\|lsq> .*\n? *\S*norm\]", text, re.MULTILINE)
+    assert re.search(r"^--scale \[norm\|lsq\] .*(\n +.*)?default: norm\]", text, re.MULTILINE)
     assert "[required]" in text
-    assert "[env var: LIFTKIT_QUIET]" in text
+    assert re.search(r"\[env var:\s+LIFTKIT_QUIET\]", text)
 
 
 def test_shells_complete_recipes_choices_and_commands() -> None:
@@ -160,3 +160,37 @@ for typed in {list(expected)!r}:
 """
     done = run("-c", program, _LIFTKIT_COMPLETE="complete_bash")
     assert [each.split() for each in done.stdout.split("--")] == [*expected.values(), []], done.stderr
+
+
+@pytest.mark.parametrize(("command", "context"), [pytest.param(*each, id=each[1].command_path) for each in commands()])
+def test_help_at_80_columns_is_whole_and_in_full_sentences(
+    command: Any, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = command.get_help(context)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed
+    assert not re.search(r"<[^>]*>|x[<>]=|[<>]=x", printed), "types and inequalities are for programs"
+    for parameter in command.params:
+        for name in (*parameter.opts, *parameter.secondary_opts):
+            shown = name if name.startswith("-") else parameter.metavar
+            assert re.search(rf"(?<!\S){re.escape(shown)}(?![\w-])", printed), name
+        about = parameter.help.strip()
+        assert re.match(r"[A-Z]", about), about
+        assert about.endswith("."), about
+        assert not about.startswith(("Of ", "Of the")), about
+        flag = getattr(parameter, "is_flag", False)
+        assert flag or parameter.metavar, parameter.name
+
+
+@pytest.mark.parametrize(("command", "context"), [pytest.param(*each, id=each[1].command_path) for each in commands()])
+def test_every_option_that_may_be_left_out_shows_its_default(command: Any, context: Any) -> None:
+    for parameter in command.params:
+        if not parameter.required and not getattr(parameter, "is_flag", False) and parameter.opts[0].startswith("-"):
+            assert "default: " in parameter.get_help_record(context)[1], parameter.opts
+
+
+def test_the_list_of_commands_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    context = next(commands())[1].parent
+    assert "..." not in context.command.get_help(context).partition("Commands:")[2]

@@ -21,12 +21,12 @@ from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.evaluate import controls, entries, figures, plan, tied
 from liftkit.evaluate.compare import compare
-from liftkit.evaluate.comparison import CompareOptions, Comparison
+from liftkit.evaluate.comparison import Comparison
 from liftkit.evaluate.figures import FIGURES, Score
 from liftkit.evaluate.plan import prepare
 from liftkit.evaluate.real import open_real
-from liftkit.guidance import Guidance
 from liftkit.lift import Lift
+from liftkit.options import CompareOptions, Guidance
 from tests import tiny
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -92,8 +92,8 @@ def captioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def options(model_folders: dict[str, Path], converted: dict[str, Path], captioned: Path) -> CompareOptions:
     return CompareOptions(
-        str(model_folders["flux2"]),
-        (str(converted["flux2"]),),
+        base=str(model_folders["flux2"]),
+        pixels=(str(converted["flux2"]),),
         real=str(captioned),
         count=COUNT,
         batch_size=3,

@@ -15,10 +15,11 @@ import liftkit
 from liftkit.checkpoint.components import read_component
 from liftkit.checkpoint.model import find_model
 from liftkit.conversion.audit import audit
-from liftkit.conversion.plan import ConvertOptions, make_plan
+from liftkit.conversion.plan import make_plan
 from liftkit.embedded import TINY_KLEIN, TINY_PIXEL
 from liftkit.errors import UsageError
 from liftkit.models import load
+from liftkit.options import ConvertOptions
 from liftkit.sampling import load_pipeline, sample
 from tests import tiny
 

@@ -30,8 +30,9 @@ from liftkit.checkpoint.lock import LOCK, SUFFIX
 from liftkit.checkpoint.model import STEM, ModelFolder, find_model, read_json, read_weights
 from liftkit.conversion import plan as planning
 from liftkit.conversion.execute import execute
-from liftkit.conversion.plan import ConvertOptions, make_plan
+from liftkit.conversion.plan import make_plan
 from liftkit.errors import LiftkitError, UsageError
+from liftkit.options import ConvertOptions
 from liftkit.progress import Silent
 from tests import running, tiny
 

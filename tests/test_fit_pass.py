@@ -17,11 +17,12 @@ from liftkit.color import Oklab, to_signed
 from liftkit.data.images import DemoImages
 from liftkit.embedded import TINY_KLEIN
 from liftkit.fit import engine, gallery
-from liftkit.fit.engine import FitOptions, fit_pass
+from liftkit.fit.engine import fit_pass
 from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
 from liftkit.fit.pairs import EncodedImages
 from liftkit.fit.stream import Pass, collect
 from liftkit.lift import Lift
+from liftkit.options import FitOptions
 from liftkit.tokens import patchify
 from tests import tiny
 from tests.klein import demo_source, latent_space

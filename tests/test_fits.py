@@ -17,7 +17,7 @@ from liftkit.data.images import ImageFolder
 from liftkit.embedded import TINY_KLEIN
 from liftkit.fit import engine
 from liftkit.fit.alignment import energy_angle, lift_angle, pixel_r2
-from liftkit.fit.engine import FitOptions, fit_collected
+from liftkit.fit.engine import fit_collected
 from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.jacobian import directional_derivative, fit_jacobian, mean_jacobian
 from liftkit.fit.pairs import EncodedImages, normal_latents
@@ -26,6 +26,7 @@ from liftkit.fit.procrustes import polar
 from liftkit.fit.scale import scales
 from liftkit.fit.stream import Collection
 from liftkit.lift import Lift, principal_angles
+from liftkit.options import FitOptions
 from tests import tiny
 from tests.klein import demo_source, fitted, latent_space
 from tests.test_fit import moments, tokens

@@ -16,8 +16,8 @@ from liftkit.data.captioned import CaptionedFolder
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.evaluate import generate as module
-from liftkit.evaluate.generate import GenerateOptions, generate
-from liftkit.guidance import Guidance
+from liftkit.evaluate.generate import generate
+from liftkit.options import GenerateOptions, Guidance
 
 Cli = Callable[..., tuple[int, str, str]]
 PROMPTS = ["a red seven on flower petals", "a blue two on a temple roof", "ein weißer Bär"]
@@ -33,7 +33,7 @@ def _loaded_once() -> Any:
 
 
 def options(count: int, **changes: Any) -> GenerateOptions:
-    return GenerateOptions(count, **{"steps": 2, "height": 32, "width": 32, **changes})
+    return GenerateOptions(count=count, **{"steps": 2, "height": 32, "width": 32, **changes})
 
 
 def make(output: Path, count: int, **changes: Any) -> Any:

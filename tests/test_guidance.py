@@ -12,8 +12,8 @@ import torch
 
 import liftkit
 from liftkit.errors import UsageError
-from liftkit.guidance import Guidance
 from liftkit.lift import Lift
+from liftkit.options import Guidance
 from tests import tiny
 from tests.test_pipelines import deviation, exact_twin, load, states
 

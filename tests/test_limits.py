@@ -18,13 +18,14 @@ from liftkit.checkpoint import components, header
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import find_model
 from liftkit.cli.app import run
-from liftkit.conversion.plan import ConvertOptions, make_plan
+from liftkit.conversion.plan import make_plan
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.lift import Lift
 from liftkit.models import load
 from liftkit.models.chat import limit_template
+from liftkit.options import ConvertOptions
 
 FILES = [
     "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "text_encoder/config.json", "vae/config.json",

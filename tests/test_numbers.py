@@ -19,13 +19,14 @@ from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import find_model
 from liftkit.checkpoint.text import check_prompts
 from liftkit.cli.app import run
-from liftkit.conversion.plan import ConvertOptions, make_plan
+from liftkit.conversion.plan import make_plan
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
 from liftkit.fit.moments import TokenMoments
 from liftkit.models.load import load_component
+from liftkit.options import ConvertOptions
 from liftkit.progress import Silent
 
 STEM = "diffusion_pytorch_model.safetensors"

@@ -15,10 +15,11 @@ from PIL import Image
 
 from liftkit import demo
 from liftkit.checkpoint.folder import tree_size
-from liftkit.conversion.plan import ConvertOptions, make_plan
+from liftkit.conversion.plan import make_plan
 from liftkit.data import demo as data
 from liftkit.data.oracle import judge, load_oracle
 from liftkit.embedded import TINY_KLEIN
+from liftkit.options import ConvertOptions
 from liftkit.progress import Silent
 
 Cli = Callable[..., tuple[int, str, str]]

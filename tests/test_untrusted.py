@@ -19,11 +19,11 @@ from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.record import read_record
 from liftkit.embedded import TINY_PIXEL
 from liftkit.errors import UsageError
-from liftkit.fit.engine import FitOptions
 from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
 from liftkit.fit.job import merge
 from liftkit.fit.moments import TokenMoments
 from liftkit.lift import Lift
+from liftkit.options import FitOptions
 from liftkit.report.data import Report
 from liftkit.report.pages import alignment_page
 

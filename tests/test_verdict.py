@@ -13,7 +13,7 @@ from torch import Tensor
 import liftkit
 from liftkit.data.images import DemoImages
 from liftkit.fit.alignment import Fit, alignment, alignment_kept, top_eigenvectors
-from liftkit.fit.engine import Convergence, FitOptions, fit_collected, fit_pass
+from liftkit.fit.engine import Convergence, fit_collected, fit_pass
 from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.moments import TokenMoments
 from liftkit.fit.pairs import EncodedImages
@@ -22,6 +22,7 @@ from liftkit.fit.scale import scaled_lift
 from liftkit.fit.stream import Collection
 from liftkit.fit.verdict import THRESHOLDS, share, verdict
 from liftkit.models.latents import LatentSpace
+from liftkit.options import FitOptions
 from liftkit.progress import Silent
 from tests.klein import demo_source, fitted, latent_space
 from tests.real import flux2_encoder, flux2_moments, sana_encoder

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from liftkit.checkpoint.files import write_text
+from liftkit.options import Guidance
 
 MUON = ("optimizer.name=muon", "optimizer.learning_rate=2e-3")
 ALL, ONE = (0, 1, 2), (0,)
@@ -61,7 +62,6 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     from liftkit.embedded import GUIDANCE, STEPS
     from liftkit.evaluate.figures import Scorer
     from liftkit.evaluate.patches import patch_frechet
-    from liftkit.guidance import Guidance
     from liftkit.sampling import load_pipeline, sample
 
     torch.set_num_threads(1)

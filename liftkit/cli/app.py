@@ -25,6 +25,7 @@ from liftkit.cli.finetune import finetune
 from liftkit.cli.fit import fit
 from liftkit.cli.generate import generate
 from liftkit.cli.import_ import import_
+from liftkit.cli.options import Command
 from liftkit.cli.recipes import recipes
 from liftkit.cli.report import report
 from liftkit.cli.sample import sample
@@ -36,21 +37,22 @@ app = typer.Typer(
     help="Turn a pretrained latent flow model into a pixel flow model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(convert)
-app.command()(fit)
-app.command()(verify)
-app.command()(report)
-app.command()(finetune)
-app.command()(clean)
-app.command()(compare)
-app.command()(sample)
-app.command()(generate)
-app.command(name="import")(import_)
-app.command()(export)
-app.command()(demo)
-app.command()(doctor)
+app.command(cls=Command)(convert)
+app.command(cls=Command)(fit)
+app.command(cls=Command)(verify)
+app.command(cls=Command)(report)
+app.command(cls=Command)(finetune)
+app.command(cls=Command)(clean)
+app.command(cls=Command)(compare)
+app.command(cls=Command)(sample)
+app.command(cls=Command)(generate)
+app.command(name="import", cls=Command)(import_)
+app.command(cls=Command)(export)
+app.command(cls=Command)(demo)
+app.command(cls=Command)(doctor)
 app.add_typer(recipes)
 scripting.add_options(app)
 
@@ -67,12 +69,10 @@ def _version(wanted: bool) -> None:
 def main(
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", "-q", envvar="LIFTKIT_QUIET", help="Print errors and nothing else; files are written."),
+        typer.Option("--quiet", "-q", envvar="LIFTKIT_QUIET", help=scripting.QUIET),
     ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    json: Annotated[bool, typer.Option("--json", help=scripting.JSON)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, for a bug report.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,

@@ -8,13 +8,16 @@ from typing import Annotated
 import typer
 
 from liftkit.cli import console
+from liftkit.options import Option
 
 
 def clean(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run of liftkit finetune.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted and stop.")] = False,
+    run: Annotated[Path, typer.Argument(metavar="FOLDER", help="Run folder of a finished liftkit finetune.")],
+    dry_run: Annotated[bool, Option("Print what would be deleted, delete nothing, and stop.")] = False,
 ) -> None:
-    """Delete checkpoints and cache of a finished run; result, recipe, log and previews stay.
+    """Delete checkpoints and cache of a finished run.
+
+    The result, the recipe, the log and the previews stay.
 
     Example: liftkit clean runs/photos --dry-run
     """

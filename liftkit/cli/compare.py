@@ -5,93 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from liftkit.checkpoint.text import printable
-from liftkit.cli import console, guiding
+from liftkit.cli import console
+from liftkit.options import CompareOptions, Option
 
 if TYPE_CHECKING:
     from liftkit.evaluate.comparison import Comparison
 
 
 def compare(
-    base: Annotated[str, typer.Argument(help="The latent model: a folder, a Hub id, or 'demo'.")],
-    pixels: Annotated[list[str], typer.Argument(metavar="PIXEL...", help="Pixel models: converted folders.")],
-    real: Annotated[
-        str, typer.Option(help="'demo', or a folder of images; one without a caption takes the empty prompt.")
-    ] = "demo",
-    count: Annotated[
-        int | None, typer.Option("--count", "-n", min=8, help="Samples of each model.", show_default="512, quick: 64")
+    *,
+    options: CompareOptions,
+    html: Annotated[
+        Path | None, Option("File for one page with pictures, which opens offline.", "FILE", default="none")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Sample i starts from seed + i, in every model.")] = 0,
-    steps: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=1,
-            max=10_000,
-            help="Denoising steps; repeat for base and each PIXEL.",
-            show_default="16 for demo images",
-        ),
+    json: Annotated[
+        Path | None, Option("File for the figures; docs/compare.md has the schema.", "FILE", default="none")
     ] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="4 for demo images")] = None,
-    guidance_start: guiding.Start = 0.0,
-    guidance_stop: guiding.Stop = 1.0,
-    guidance_orthogonal: guiding.Orthogonal = False,
-    label: Annotated[list[str] | None, typer.Option(help="What to call a PIXEL; repeat in order.")] = None,
-    continued: Annotated[
-        str | None, typer.Option(help="A control: the latent base, trained on as long on the same images.")
-    ] = None,
-    scratch: Annotated[
-        str | None, typer.Option(help="A control: the pixel network from random weights, by the same recipe.")
-    ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Prompts, one a line, instead of captions.")] = None,
-    resolution: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images.", show_default="the base's")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write one page with pictures that opens offline.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures; the schema is in docs/compare.md.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 16,
-    cache: Annotated[
-        Path | None, typer.Option(help="Keep samples and scores here: another run goes on with them.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Few samples, no Frechet distances: to look, not to claim.")
-    ] = False,
 ) -> None:
-    """Score pixel models, their latent base and every control on the same noise, and say what may be claimed.
+    """Compare pixel models with their base and with controls.
+
+    All are sampled from the same noise; the last lines say what may be claimed.
 
     Example: liftkit compare demo pixel-klein --html compare.html --cache build/compare
     """
     from liftkit.checkpoint.files import output_file, write_text
     from liftkit.evaluate.compare import execute
-    from liftkit.evaluate.comparison import CompareOptions
     from liftkit.evaluate.plan import prepare
-    from liftkit.guidance import Guidance
 
     for target, ending in ((html, ".html"), (json, ".json")):
         console.hold(output_file(target, ending))
-    options = CompareOptions(
-        base=base,
-        pixels=tuple(pixels),
-        real=real,
-        count=count,
-        seed=seed,
-        steps=tuple(steps or ()),
-        guidance=Guidance(guidance, guidance_start, guidance_stop, guidance_orthogonal),
-        labels=tuple(label or ()),
-        continued=continued,
-        scratch=scratch,
-        prompts=prompts,
-        resolution=resolution,
-        device=device,
-        batch_size=batch_size,
-        cache=cache,
-        quick=quick,
-    )
     console.quiet_libraries()
     found = execute(prepare(options), console.Bars())
     print_comparison(found)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from liftkit.cli import console
 from liftkit.cli.answers import conversion_data, plan_data
 from liftkit.cli.push import Public, Push, check, send
+from liftkit.options import ConvertOptions, FitOptions, Option
 
 if TYPE_CHECKING:
-    from liftkit.conversion.plan import ConvertOptions, Plan
+    from liftkit.conversion.plan import Plan
     from liftkit.conversion.result import Conversion
-    from liftkit.fit.engine import FitOptions
     from liftkit.fit.subject import Subject
     from liftkit.lift import Lift
 
@@ -23,182 +22,32 @@ if TYPE_CHECKING:
 FLUX2 = "Flux2Transformer2DModel"
 
 
-class Color(StrEnum):
-    """Choices of ``--color``."""
-
-    auto = "auto"
-    oklab = "oklab"
-    srgb = "srgb"
-    oklab_paper = "oklab-paper"
-
-
-class Kind(StrEnum):
-    """Choices of ``--kind``."""
-
-    procrustes = "procrustes"
-    pca = "pca"
-    jacobian = "jacobian"
-
-
-class Scale(StrEnum):
-    """Choices of ``--scale``."""
-
-    norm = "norm"
-    lsq = "lsq"
-
-
-class Latents(StrEnum):
-    """Choices of ``--latents``."""
-
-    images = "images"
-    normal = "normal"
-    model = "model"
-
-
-class Dtype(StrEnum):
-    """Choices of ``--dtype``."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Shards(StrEnum):
-    """Choices of ``--shards``."""
-
-    copy = "copy"
-    link = "link"
-
-
-class ProofOn(StrEnum):
-    """Choices of ``--proof``."""
-
-    auto = "auto"
-    model = "model"
-    projections = "projections"
-
-
-class Save(StrEnum):
-    """Choices of ``--save``."""
-
-    model = "model"
-    adapter = "adapter"
-
-
-def number_of_images(text: str | None) -> int | Literal["auto"] | None:
-    """``--num-images``: a number, ``auto``, or not given."""
-    if text is None:
-        return None
-    if text == "auto":
-        return "auto"
-    if not text.isdigit() or int(text) < 1:
-        from liftkit.errors import UsageError
-
-        raise UsageError(f"--num-images {text}: expected a number of images, or 'auto'")
-    return int(text)
-
-
 Model = Annotated[
-    str,
-    typer.Argument(help="A diffusers folder, a Hub id such as organization/name, or 'demo' for the embedded model."),
+    str, typer.Argument(metavar="MODEL", help="Model: a diffusers folder, a Hub id (organization/name), or `demo`.")
 ]
-Images = Annotated[
-    str | None, typer.Option(help="A folder of images to fit on (nested, any sizes), or 'demo' for the embedded data.")
-]
-NumImages = Annotated[
-    str | None,
-    typer.Option(help="Images to fit on; auto stops when the fit has converged.", show_default="by tokens per image"),
-]
-Resolution = Annotated[int | None, typer.Option(min=1, help="Side of the images at most.", show_default="the VAE's")]
-KindOption = Annotated[
-    Kind, typer.Option(help="Procrustes on pairs, the PCA subspace, or the decoder's mean Jacobian.")
-]
-ScaleOption = Annotated[Scale, typer.Option(help="norm matches energy, as the paper; lsq minimizes the squared error.")]
-LatentsOption = Annotated[
-    Latents,
-    typer.Option(help="Encode images; or decode normal latents or the model's own samples, and need no images."),
-]
-Prompts = Annotated[Path | None, typer.Option(help="Prompts, one a line, for --latents model.")]
-ColorOption = Annotated[
-    Color | None,
-    typer.Option(
-        help="Color space, normalized to the images; auto compares; oklab-paper has the paper's constants, as the authors' "
-        "format needs.",
-        show_default="oklab-paper for FLUX.2, else oklab",
-    ),
-]
-VaeOption = Annotated[
-    Path | None,
-    typer.Option("--vae", help="Fit through the VAE in this folder, of the same latent space as the model's own."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
-Seed = Annotated[int, typer.Option(min=0, max=2**62, help="Of the image order, of drawn latents and of the proof.")]
+Output = Annotated[Path, Option("Output folder; it is made whole or not at all.", "FOLDER", ("--output", "-o"))]
+DryRun = Annotated[bool, Option("Print what would happen, write nothing, and stop.")]
 
 
 def convert(
     model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
-    images: Images = None,
-    num_images: NumImages = None,
-    resolution: Resolution = None,
-    kind: KindOption = Kind.procrustes,
-    scale: ScaleOption = Scale.norm,
-    latents: LatentsOption = Latents.images,
-    prompts: Prompts = None,
-    color: ColorOption = None,
-    vae: VaeOption = None,
-    device: Device = "auto",
-    dtype: Annotated[
-        Dtype, typer.Option(help="Of the written transformer; auto keeps each tensor's own.")
-    ] = Dtype.auto,
-    seed: Seed = 0,
-    lift: Annotated[Path | None, typer.Option(help="Reuse a saved lift (.safetensors) instead of fitting one.")] = None,
-    shards: Annotated[
-        Shards,
-        typer.Option(help="Weight files without a changed tensor: copy, or link (a second name for the same file)."),
-    ] = Shards.copy,
-    proof: Annotated[
-        ProofOn, typer.Option(help="Prove on the assembled model, on the projections alone, or as memory allows.")
-    ] = ProofOn.auto,
-    save: Annotated[
-        Save, typer.Option(help="The whole model, or an adapter: what changes, alone, for --adapter and load_adapter.")
-    ] = Save.model,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    output: Output,
+    options: ConvertOptions,
+    dry_run: DryRun = False,
     push: Push = None,
     public: Public = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier conversion.", rich_help_panel="Dangerous options")
-    ] = False,
 ) -> None:
-    """Turn a latent flow model into a pixel model: plan, fit, surgery, write, prove.
+    """Turn a latent flow model into a pixel model.
+
+    It plans, fits a lift, rewrites two projections, writes the folder, and proves the result.
 
     Example: liftkit convert black-forest-labs/FLUX.2-klein-base-4B --images photos/ -o klein-pixel
     """
     from liftkit.checkpoint.folder import output_folder
-    from liftkit.conversion.plan import ConvertOptions, make_plan
+    from liftkit.conversion.plan import make_plan
 
     check(push, public)
-    options = ConvertOptions(
-        images=images,
-        num_images=number_of_images(num_images),
-        resolution=resolution,
-        kind=kind.value,
-        scale=scale.value,
-        latents=latents.value,
-        prompts=prompts,
-        color=None if color is None else color.value,
-        vae=vae,
-        device=device,
-        dtype=dtype.value,
-        seed=seed,
-        overwrite=overwrite,
-        lift=lift,
-        shards=shards.value,
-        proof=proof.value,
-        save=save.value,
-    )
-    console.hold(output_folder(output, overwrite=overwrite))
+    console.hold(output_folder(output, overwrite=options.overwrite))
     plan = make_plan(model, output, options)
     print_plan(plan)
     console.result(dry_run=dry_run)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.markup import escape
 from rich.table import Table
 
 from liftkit.cli import console
+from liftkit.options import LAST_SEED, Option
 
 if TYPE_CHECKING:
     from liftkit.demo import Demonstration
@@ -25,12 +25,14 @@ SHOWN = {
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the models, the picture and the page.")
+        Path, Option("Output folder for the models, the picture and the page.", "FOLDER", ("--output", "-o"))
     ] = Path("out/demo"),
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of noise and images.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave the live finetune out: under a minute.")] = False,
+    seed: Annotated[int, Option("Seed of the noise and of the images.", min=0, max=LAST_SEED)] = 0,
+    quick: Annotated[bool, Option("Leave out the live finetune, so that the demo takes less than a minute.")] = False,
 ) -> None:
-    """Convert the embedded tiny-klein, finetune it for a minute, and compare all models on the same noise.
+    """Convert and finetune the embedded model in minutes.
+
+    All models are then compared on the same noise.
 
     Example: liftkit demo -o out/demo
     """

@@ -1,4 +1,4 @@
-"""``liftkit doctor``: whether this machine has what liftkit needs."""
+"""``liftkit doctor``: does this machine have what liftkit needs?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ Rows = list[tuple[str, str]]
 
 
 def doctor() -> None:
-    """Show versions, devices, memory, disk and the Hub's cache; nothing is downloaded or written.
+    """Check that this machine has what liftkit needs.
+
+    It shows versions, devices, memory, disk and the Hub's cache; nothing is downloaded or written.
 
     Exit code 0 if all is well, 1 if something that liftkit needs is missing or too old; it says what to do.
 

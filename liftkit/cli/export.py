@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from liftkit.cli import console
+from liftkit.cli.convert import Output
 from liftkit.cli.push import Public, Push, check, send
+from liftkit.options import Option, Overwrite
 
-
-class Format(StrEnum):
-    """Choices of ``--format``."""
-
-    adapter = "adapter"
-    asymflow_adapter = "asymflow-adapter"
+Format = Literal["adapter", "asymflow-adapter"]
 
 
 def export(
-    folder: Annotated[str, typer.Argument(help="An adapter folder of ours, or a converted folder, finetuned or not.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER", help="Folder to export: an adapter of ours, or a converted model, finetuned or not."
+        ),
+    ],
+    output: Output,
     format_: Annotated[
         Format,
-        typer.Option("--format", help="An adapter folder of ours, or of the AsymFlow authors and their ComfyUI nodes."),
+        Option(
+            "Format of the adapter: our own, or that of the AsymFlow authors and their ComfyUI nodes.",
+            flags=("--format",),
+        ),
     ],
     base: Annotated[
         str | None,
-        typer.Option(help="The model that it came from; needed where only that tells what a finetune has changed."),
+        Option(
+            "Model that the folder came from; needed where only that shows what a finetune has changed.",
+            "FOLDER",
+            default="as recorded",
+        ),
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Of the LoRA taken from a finetuned folder, whatever is lost.", show_default="its recipe's"
-        ),
+        Option("Rank of the LoRA taken from a finetuned folder, whatever is lost.", min=1, default="its recipe's"),
     ] = None,
     push: Push = None,
     public: Public = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier export.", rich_help_panel="Dangerous options")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Write a converted folder or an adapter of ours as an adapter, in our format or that of the AsymFlow authors.
+    """Write a converted folder or an adapter in another format.
+
+    The result is an adapter, in our format or in that of the AsymFlow authors.
 
     Example: liftkit export runs/first/adapter --format asymflow-adapter -o klein-asymflow
     """
@@ -53,18 +58,16 @@ def export(
     check(push, public)
     console.hold(output_folder(output, overwrite=overwrite))
     console.quiet_libraries()
-    done = export_adapter(
-        folder, output, format_.value, base=base, rank=rank, overwrite=overwrite, observer=console.Bars()
-    )
-    console.result(format=format_.value, output=output)
+    done = export_adapter(folder, output, format_, base=base, rank=rank, overwrite=overwrite, observer=console.Bars())
+    console.result(format=format_, output=output)
     adapter = done.adapter
     size = sum(tensor.nbytes for tensor in adapter.tensors.values())
     rows = [
-        ("format", format_.value),
+        ("format", format_),
         ("tensors", f"{len(adapter.full)} in full, LoRA on {len(adapter.pairs)} modules, {console.size(size)}"),
         ("base", adapter.base),
     ]
-    if format_ is Format.asymflow_adapter:
+    if format_ == "asymflow-adapter":
         unknown = unknown_to_comfyui(adapter)
         if unknown:
             console.note(

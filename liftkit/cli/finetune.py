@@ -12,9 +12,11 @@ import typer
 
 from liftkit.cli import console
 from liftkit.cli.completion import complete_recipe
+from liftkit.cli.convert import DryRun
 from liftkit.cli.push import Public, Push, check, send
 from liftkit.errors import UsageError
 from liftkit.interrupt import exit_code
+from liftkit.options import Option
 from liftkit.progress import Silent
 
 if TYPE_CHECKING:
@@ -26,33 +28,37 @@ def finetune(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe file, or the name of a shipped one (see liftkit recipes list). With --resume it may be left "
-            "out: the run folder's own recipe goes on.",
+            metavar="RECIPE",
+            help="Recipe file, or the name of a shipped one (see liftkit recipes list). With --resume it may be left out: the "
+            "run folder's own recipe is taken.",
             show_default=False,
             autocompletion=complete_recipe,
         ),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.")
+        list[str] | None,
+        typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that replace those of the recipe."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The run folder; the same as output=...")
+        Path | None,
+        Option("Run folder; the same as output=FOLDER.", "FOLDER", ("--output", "-o"), default="the recipe's"),
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(
-            metavar="RUN",
-            help="Go on with a run: its folder, one of its checkpoints, or 'latest' for the folder of -o.",
+        Option(
+            "Run to continue: its folder, one of its checkpoints, or `latest` for the folder of -o.",
+            "RUN",
+            default="a new run",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen and stop.")] = False,
-    show_recipe: Annotated[
-        bool, typer.Option("--show-recipe", help="With --dry-run: print the whole recipe too, with its defaults.")
-    ] = False,
+    dry_run: DryRun = False,
+    show_recipe: Annotated[bool, Option("Print the whole recipe with its defaults too; only with --dry-run.")] = False,
     push: Push = None,
     public: Public = False,
 ) -> None:
-    """Finetune a converted model: mend color, fine detail and patch borders.
+    """Finetune a converted model by a recipe.
+
+    It mends color, fine detail and patch borders.
 
     Example: liftkit finetune tiny-klein steps=100 -o runs/first
     """

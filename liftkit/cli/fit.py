@@ -8,25 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from liftkit.cli import console
-from liftkit.cli.convert import (
-    ColorOption,
-    Device,
-    Images,
-    Kind,
-    KindOption,
-    Latents,
-    LatentsOption,
-    NumImages,
-    Prompts,
-    Resolution,
-    Scale,
-    ScaleOption,
-    Seed,
-    VaeOption,
-    data_rows,
-    lift_rows,
-    number_of_images,
-)
+from liftkit.cli.convert import data_rows, lift_rows
+from liftkit.options import FitOptions, Option
 
 if TYPE_CHECKING:
     from liftkit.fit.job import FitJob
@@ -35,48 +18,30 @@ if TYPE_CHECKING:
 def fit(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL", help="A diffusers folder or a Hub id; with --merge, files of moments."),
+        typer.Argument(metavar="MODEL", help="Model: a diffusers folder or a Hub id; with --merge, files of moments."),
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The lift to write (.safetensors).")] = None,
-    images: Images = None,
-    num_images: NumImages = None,
-    resolution: Resolution = None,
-    kind: KindOption = Kind.procrustes,
-    scale: ScaleOption = Scale.norm,
-    rank: Annotated[int | None, typer.Option(min=1, help="Of a PCA subspace for training from scratch.")] = None,
-    latents: LatentsOption = Latents.images,
-    prompts: Prompts = None,
-    color: ColorOption = None,
-    vae: VaeOption = None,
-    part: Annotated[
-        str | None, typer.Option(help="Take a share of the images, such as 3/8, for --moments-out.")
+    output: Annotated[
+        Path | None, Option("Lift to write (.safetensors).", "FILE", ("--output", "-o"), default="none")
     ] = None,
-    moments_out: Annotated[Path | None, typer.Option(help="Write the moments instead of fitting.")] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Fit on the sum of the moments that are given.")] = False,
-    device: Device = "auto",
-    seed: Seed = 0,
+    part: Annotated[
+        str | None,
+        Option("Share of the images to look at, such as 3/8; needs --moments-out.", "PART", default="all images"),
+    ] = None,
+    moments_out: Annotated[
+        Path | None, Option("File to write the moments to, instead of fitting on them.", "FILE", default="none")
+    ] = None,
+    merge: Annotated[bool, Option("Fit on the sum of the given files of moments.")] = False,
+    *,
+    options: FitOptions,
 ) -> None:
-    """Fit a lift: procrustes, PCA or Jacobian; interrupted fits resume, and many machines can share one.
+    """Fit a lift without converting a model.
+
+    Its kind is Procrustes, PCA or Jacobian. An interrupted fit continues, and several machines can share one.
 
     Example: liftkit fit black-forest-labs/FLUX.2-klein-base-4B --images photos/ -o lift.safetensors
     """
-    from liftkit.fit.engine import FitOptions
     from liftkit.fit.job import FitJob, prepare
 
-    options = FitOptions(
-        images=images,
-        num_images=number_of_images(num_images),
-        resolution=resolution,
-        kind=kind.value,
-        scale=scale.value,
-        rank=rank,
-        latents=latents.value,
-        prompts=prompts,
-        color=None if color is None else color.value,
-        vae=vae,
-        device=device,
-        seed=seed,
-    )
     job = prepare(FitJob(tuple(sources), options, output, part, moments_out, merge))
     console.table("Fit", _rows(job))
     console.quiet_libraries()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from liftkit.cli import console
-from liftkit.cli.convert import Shards
 from liftkit.cli.push import Public, Push, check, send
+from liftkit.options import Option, Overwrite, Shards, ShardsOption
 
 if TYPE_CHECKING:
     from liftkit.formats.kinds import Kind
@@ -21,36 +21,37 @@ def import_(
     source: Annotated[
         str,
         typer.Argument(
-            help="An adapter folder (ours or of the AsymFlow authors; or a Hub id), a LoRA (a file, or peft's folder), or a "
-            "checkpoint in the original layout (a file)."
+            metavar="SOURCE",
+            help="Source: an adapter (our folder, the AsymFlow authors', or a Hub id), a LoRA (a file, or peft's folder), or a "
+            "checkpoint in the original layout (a file).",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make; for a LoRA, the file.")],
+    output: Annotated[Path, Option("Output folder; for a LoRA, the file.", "FOLDER|FILE", ("--output", "-o"))],
     base: Annotated[
         str | None,
-        typer.Option(
-            help="Of an adapter: the latent model it is for, or its conversion. Of a LoRA: the converted folder."
+        Option(
+            "Model that the source is for. For an adapter: the latent model or its conversion; for a LoRA: the converted folder.",
+            "FOLDER",
+            default="none",
         ),
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(
-            help="Of a checkpoint: a diffusers folder of the same model, for all but the transformer's weights."
+        Option(
+            "Diffusers folder of the same model, for a checkpoint: all but the transformer's weights comes from it.",
+            "FOLDER",
+            default="none",
         ),
     ] = None,
     keep_adapter: Annotated[
-        bool, typer.Option("--keep-adapter", help="Make an adapter folder of ours instead of merging it into its base.")
+        bool, Option("Make an adapter folder of ours, instead of merging the adapter into its base.")
     ] = False,
-    shards: Annotated[
-        Shards, typer.Option(help="Weight files that do not change: copy, or link (a second name for the same file).")
-    ] = Shards.copy,
+    shards: ShardsOption = "copy",
     push: Push = None,
     public: Public = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier output.", rich_help_panel="Dangerous options")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Bring in what others made: adapters, latent LoRAs, single-file checkpoints.
+    """Import adapters, LoRAs and single-file checkpoints.
 
     An adapter with --base becomes a converted folder; with --keep-adapter, one of our adapter folders. A latent model's LoRA with
     --base CONVERTED becomes one for its pixel model. A checkpoint in the original layout with --config becomes a diffusers
@@ -79,7 +80,7 @@ def import_(
 
 
 def _check_options(kind: Kind, source: str, **given: str | bool | None) -> None:
-    """Whether the options are those of the kind of thing that is imported."""
+    """Raise unless the options are those of the kind of thing that is imported."""
     from liftkit.errors import UsageError
 
     needed = {"adapter": "base", "lora": "base", "checkpoint": "config"}[kind]
@@ -112,7 +113,7 @@ def _adapter(source: str, base: str, output: Path, keep_adapter: bool, shards: S
             source,
             base,
             output,
-            shards=shards.value,
+            shards=shards,
             overwrite=overwrite,
             observer=console.Bars(),
         )
@@ -158,7 +159,7 @@ def _checkpoint(source: str, config: str, output: Path, shards: Shards, overwrit
     from liftkit.formats.single_file import import_checkpoint
 
     done = import_checkpoint(
-        Path(source).expanduser(), config, output, shards=shards.value, overwrite=overwrite, observer=console.Bars()
+        Path(source).expanduser(), config, output, shards=shards, overwrite=overwrite, observer=console.Bars()
     )
     rows = [
         ("transformer", f"{done.transformer}, {done.tally.used} tensors"),

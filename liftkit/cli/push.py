@@ -5,22 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from liftkit.cli import console
+from liftkit.options import Option
 
 Push = Annotated[
     str | None,
-    typer.Option(
-        metavar="REPO",
-        help="Publish the result on the Hub as organization/name, private; the token is HF_TOKEN's or that of hf auth login.",
+    Option(
+        "Hub repository (organization/name) to publish the result in, private; the token is HF_TOKEN's or that of hf auth login.",
+        "REPO",
+        default="not published",
     ),
 ]
-Public = Annotated[bool, typer.Option("--public", help="Make the repository of --push public.")]
+Public = Annotated[bool, Option("Make the repository of --push public.")]
 
 
 def check(repo: str | None, public: bool) -> None:
-    """Before any work: whether what is asked for could be pushed."""
+    """Raise, before any work, unless what is asked for could be pushed."""
     if repo is not None:
         from liftkit.hub import check_push
 

@@ -9,22 +9,24 @@ import typer
 
 from liftkit.cli import console
 from liftkit.cli.completion import complete_recipe
+from liftkit.cli.options import Command
 
 recipes = typer.Typer(
     name="recipes",
     help="List, show and copy the recipes of liftkit finetune.\n\nExample: liftkit recipes copy tiny-klein mine.yaml",
     no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 Name = Annotated[
     str,
     typer.Argument(
-        metavar="NAME", help="A shipped recipe; liftkit recipes list names them.", autocompletion=complete_recipe
+        metavar="NAME", help="Name of a shipped recipe; liftkit recipes list has them.", autocompletion=complete_recipe
     ),
 ]
 
 
-@recipes.command("list")
+@recipes.command("list", cls=Command)
 def list_() -> None:
     """Name the shipped recipes.
 
@@ -37,7 +39,7 @@ def list_() -> None:
     console.table("Recipes", [(str(each["name"]), str(each["summary"])) for each in found])
 
 
-@recipes.command()
+@recipes.command(cls=Command)
 def show(name: Name) -> None:
     """Print a recipe.
 
@@ -51,11 +53,12 @@ def show(name: Name) -> None:
     console.out.print(text, end="")
 
 
-@recipes.command()
+@recipes.command(cls=Command)
 def copy(
     name: Name,
     path: Annotated[
-        Path | None, typer.Argument(help="A new file, or a folder for it.", show_default="NAME.yaml here")
+        Path | None,
+        typer.Argument(metavar="FILE", help="File to write, or a folder for it.", show_default="NAME.yaml here"),
     ] = None,
 ) -> None:
     """Copy a recipe, to change it.

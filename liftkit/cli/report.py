@@ -9,18 +9,27 @@ import typer
 
 from liftkit.cli import console
 from liftkit.cli.convert import lift_rows
+from liftkit.options import Option
 
 if TYPE_CHECKING:
     from liftkit.report.data import Report
 
 
 def report(
-    path: Annotated[Path, typer.Argument(help="A converted folder, or a lift (.safetensors).")],
-    html: Annotated[Path | None, typer.Option(help="Write the whole report as one page that opens offline.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures; the schema is in docs/report.md.")] = None,
-    compare: Annotated[Path | None, typer.Option(help="Another folder or lift, to stand beside.")] = None,
+    path: Annotated[Path, typer.Argument(metavar="FOLDER", help="Converted folder, or a lift (.safetensors).")],
+    html: Annotated[
+        Path | None, Option("File for the report as one page, which opens offline.", "FILE", default="none")
+    ] = None,
+    json: Annotated[
+        Path | None, Option("File for the figures; docs/report.md has the schema.", "FILE", default="none")
+    ] = None,
+    compare: Annotated[
+        Path | None, Option("Another converted folder or lift to compare with.", "FOLDER", default="none")
+    ] = None,
 ) -> None:
-    """Say how well latents and pixels align: a verdict, figures, and a page with pictures.
+    """Show how well latents and pixels align.
+
+    There is a verdict, there are figures, and a page with pictures.
 
     Example: liftkit report klein-pixel --html report.html
     """

@@ -7,103 +7,99 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from liftkit import __version__
-from liftkit.cli import console, guiding
+from liftkit.cli import console
+from liftkit.options import Option, SampleOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from liftkit.guidance import Guidance
     from liftkit.sampling import Loaded
 
 
+Pipeline = Annotated[
+    str,
+    typer.Argument(metavar="FOLDER", help="Pipeline, latent or converted: a folder, a Hub id, or `demo`."),
+]
+
+
 def sample(
-    folder: Annotated[str, typer.Argument(help="A latent or a converted pipeline: a folder, a Hub id, or 'demo'.")],
-    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to paint; repeat for several.")],
+    folder: Pipeline,
+    prompt: Annotated[
+        list[str], Option("What the image should show; repeat it for several prompts.", "TEXT", ("--prompt", "-p"))
+    ],
     count: Annotated[
-        int, typer.Option("--count", "-n", min=1, max=10_000, help="Images in all; prompts take turns.")
+        int, Option("Number of images in all; the prompts take turns.", flags=("--count", "-n"), min=1, max=10_000)
     ] = 8,
-    seed: guiding.Seed = 0,
     output: Annotated[
         str,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE|FOLDER",
-            help="Picture file for one sheet of all images; or a folder, for single images beside a sheet. "
-            "Every file holds its prompt, seed and settings.",
+        Option(
+            "Picture file for one sheet of all images, or a folder for single images and a sheet. Every file holds its "
+            "prompt, seed and settings.",
+            "FILE|FOLDER",
+            ("--output", "-o"),
         ),
     ] = "samples.png",
-    steps: guiding.Steps = None,
-    guidance: guiding.Scale = None,
-    guidance_start: guiding.Start = 0.0,
-    guidance_stop: guiding.Stop = 1.0,
-    guidance_orthogonal: guiding.Orthogonal = False,
-    height: Annotated[
-        int | None, typer.Option(min=1, max=65_536, help="In pixels.", show_default="the autoencoder's size")
-    ] = None,
-    width: Annotated[
-        int | None, typer.Option(min=1, max=65_536, help="In pixels.", show_default="the autoencoder's size")
-    ] = None,
-    columns: Annotated[int | None, typer.Option(min=1, help="Of the grid.", show_default="by count")] = None,
+    columns: Annotated[int | None, Option("Number of columns of the sheet.", min=1, default="by count")] = None,
     adapter: Annotated[
-        str | None, typer.Option(help="A folder of liftkit finetune with save: adapter, or of the AsymFlow authors.")
+        str | None,
+        Option(
+            "Adapter to apply: a folder of liftkit finetune with save: adapter, or of the AsymFlow authors.",
+            "FOLDER",
+            default="none",
+        ),
     ] = None,
-    negative: Annotated[
-        str | None, typer.Option(help="What not to paint, for all images; the empty prompt else.")
-    ] = None,
+    negative: Annotated[str | None, Option("What no image should show.", default="the empty prompt")] = None,
     shift: Annotated[
         float | None,
-        typer.Option(
-            min=0.01, help="Shift of the noise levels, in the model's own space.", show_default="the scheduler's"
-        ),
+        Option("Shift of the noise levels, in the model's own space.", min=0.01, default="the scheduler's"),
     ] = None,
     clamp: Annotated[
         bool | None,
-        typer.Option(
-            "--clamp/--no-clamp",
-            help="Keep the denoised estimate of a pixel model within the colors of sRGB at every step.",
-            show_default="the scheduler's",
+        Option(
+            "Keep the denoised estimate of a pixel model within the colors of sRGB at every step.",
+            flags=("--clamp/--no-clamp",),
+            default="the scheduler's",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 8,
+    *,
+    options: SampleOptions,
 ) -> None:
-    """Sample images through the stock diffusers pipeline, for latent and converted folders alike.
+    """Sample images from a latent or a converted model.
+
+    The stock diffusers pipeline does it, for latent and converted folders alike.
 
     Example: liftkit sample klein-pixel -p "a red seven on flower petals" -n 8 --seed 0 -o grid.png
     """
     from liftkit.checkpoint.model import find_model
     from liftkit.device import choose_device
     from liftkit.formats.adapters import open_adapter
-    from liftkit.guidance import Guidance
     from liftkit.report.saving import held_output, save_images
     from liftkit.sampling import check_size, load_pipeline, set_noise
     from liftkit.sampling import sample as run
 
     console.quiet_libraries()
     console.hold(held_output(output))
-    guided = Guidance(guidance, guidance_start, guidance_stop, guidance_orthogonal)
-    chosen, why = choose_device(device)
+    chosen, why = choose_device(options.device)
     model = find_model(folder)
     pipeline = load_pipeline(model, chosen, adapter=None if adapter is None else open_adapter(adapter))
     set_noise(pipeline, shift, clamp)
-    check_size(pipeline, height, width)
+    check_size(pipeline, options.height, options.width)
     prompts = [prompt[index % len(prompt)] for index in range(count)]
     with console.Bars().stage(f"sample: {model.index['_class_name']} on {chosen}", count, "images") as advance:
         images = run(
             pipeline,
             prompts,
-            seed=seed,
-            height=height,
-            width=width,
-            steps=steps,
-            guidance=guided,
+            seed=options.seed,
+            height=options.height,
+            width=options.width,
+            steps=options.steps,
+            guidance=options.guidance,
             negative=negative,
-            batch_size=batch_size,
+            batch_size=options.batch_size,
             advance=advance,
         )
-    settings = _settings(images, prompts, pipeline, model.name, seed, steps, guided, adapter)
     chosen_too = {"negative": negative, "shift": shift, "clamp": clamp}
+    settings = _settings(images, prompts, pipeline, options, {"model": model.name, "adapter": adapter})
     for each in settings:
         each |= {key: value for key, value in chosen_too.items() if value is not None}
     written = save_images(images, output, settings, columns)
@@ -115,23 +111,16 @@ def sample(
 
 
 def _settings(
-    images: Tensor,
-    prompts: list[str],
-    pipeline: Loaded,
-    model: str,
-    seed: int,
-    steps: int | None,
-    guidance: Guidance,
-    adapter: str | None,
+    images: Tensor, prompts: list[str], pipeline: Loaded, options: SampleOptions, origin: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """What made each image, for its metadata: choices that were left to the pipeline by their value."""
+    guidance = options.guidance.record
     shared = {
-        "model": model,
-        "adapter": adapter,
+        **origin,
         "width": images.shape[-1],
         "height": images.shape[-2],
-        "steps": steps or pipeline.default("num_inference_steps"),
-        "guidance": pipeline.default("guidance_scale") if guidance.record is None else guidance.record,
+        "steps": options.steps or pipeline.default("num_inference_steps"),
+        "guidance": pipeline.default("guidance_scale") if guidance is None else guidance,
         "liftkit": __version__,
     }
-    return [{"prompt": prompt, "seed": seed + index, **shared} for index, prompt in enumerate(prompts)]
+    return [{"prompt": prompt, "seed": options.seed + index, **shared} for index, prompt in enumerate(prompts)]

@@ -13,15 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from liftkit.cli import console
+from liftkit.cli.options import with_options
 
-PANEL = "Options of every command"
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print errors and nothing else; files are written.", rich_help_panel=PANEL)
-]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.", rich_help_panel=PANEL),
-]
+QUIET = "Print nothing but errors; files are written all the same."
+JSON = "Print one JSON object on stdout, and everything else on stderr."
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help=QUIET)]
+Json = Annotated[bool, typer.Option("--json", help=JSON)]
 
 
 def add_options(app: typer.Typer) -> None:
@@ -31,15 +28,15 @@ def add_options(app: typer.Typer) -> None:
     """
     for command in app.registered_commands:
         assert command.callback is not None
-        command.callback = _with_options(command.callback)
+        command.callback = _scripted(with_options(command.callback))
     for group in app.registered_groups:
         assert group.typer_instance is not None
         add_options(group.typer_instance)
 
 
-def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    told = signature(command, eval_str=True)
-    own_json = "json" in told.parameters
+def _scripted(command: Callable[..., Any]) -> Callable[..., Any]:
+    own = signature(command)
+    own_json = "json" in own.parameters
 
     @wraps(command)
     def run(context: typer.Context, quiet: bool, as_json: bool = False, **given: Any) -> Any:
@@ -57,8 +54,8 @@ def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
         Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, **({} if name == "context" else {"default": False}))
         for name, kind in common.items()
     ]
-    parameters = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in told.parameters.values()]
-    vars(run)["__signature__"] = told.replace(parameters=[*parameters, *added])
+    parameters = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in own.parameters.values()]
+    vars(run)["__signature__"] = own.replace(parameters=[*parameters, *added])
     run.__annotations__ = {each.name: each.annotation for each in (*parameters, *added)}
     return run
 

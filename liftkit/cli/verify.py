@@ -7,16 +7,23 @@ from typing import Annotated
 import typer
 
 from liftkit.cli import console
+from liftkit.options import Option
 
 
 def verify(
-    folder: Annotated[str, typer.Argument(help="What liftkit convert made.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder that liftkit convert made.")],
     source: Annotated[
         str | None,
-        typer.Option(help="The model that it was made from: compares every unchanged tensor, byte for byte."),
+        Option(
+            "Model that the folder was made from; every unchanged tensor is compared with its own, byte for byte.",
+            "FOLDER",
+            default="not compared",
+        ),
     ] = None,
 ) -> None:
-    """Check a converted folder: manifest, hashes, shapes, orthonormality, and that it is source times lift.
+    """Check that a converted folder is whole and right.
+
+    It looks at manifest, hashes, shapes and orthonormality, and checks that the folder is source times lift.
 
     Exit code 0 if all is well, 1 if something is not.
 

@@ -14,13 +14,14 @@ from liftkit.checkpoint.model import find_model
 from liftkit.checkpoint.record import versions
 from liftkit.checkpoint.source import check_unchanged
 from liftkit.conversion.card import model_card
-from liftkit.conversion.plan import ConvertOptions, Plan, make_plan
+from liftkit.conversion.plan import Plan, make_plan
 from liftkit.conversion.result import Conversion
 from liftkit.conversion.verify import prove
 from liftkit.conversion.write import Carrier, write_components, write_transformer
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift
 from liftkit.models.load import try_loading
+from liftkit.options import ConvertOptions
 from liftkit.progress import Observer, Silent
 from liftkit.report.data import Report
 from liftkit.report.pages import alignment_page

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Literal
 
 from liftkit.checkpoint.model import Weights
 from liftkit.checkpoint.rewrite import FLOATS
 from liftkit.device import available_memory
+from liftkit.options import ProofKind
 
-ProofKind = Literal["auto", "model", "projections"]
 # Beside the weights in float32: what loading holds for a moment, activations, and the libraries.
 ROOM_FACTOR, ROOM_BYTES = 1.25, 1_000_000_000
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from liftkit.checkpoint.components import LATENT_VAE, Component
 from liftkit.checkpoint.finite import check_files
@@ -15,43 +14,19 @@ from liftkit.checkpoint.model import ModelFolder, Weights
 from liftkit.checkpoint.rewrite import casts, rewritten_size
 from liftkit.checkpoint.source import Stamp, check_at_home, stamps
 from liftkit.color import ColorSpace
-from liftkit.conversion.memory import ProofKind, choose_proof
+from liftkit.conversion.memory import choose_proof
 from liftkit.errors import UsageError
-from liftkit.fit.engine import COLORS, DEFAULT_COLOR, FitOptions
+from liftkit.fit.engine import COLORS, DEFAULT_COLOR
 from liftkit.fit.gallery import ROWS, SHOWN, SHOWN_SIDE
 from liftkit.fit.subject import Subject, check_sources, choose, inspect_model, note_images
 from liftkit.lift import Lift
 from liftkit.models.load import limits, try_loading
+from liftkit.options import ConvertOptions, ProofKind
 from liftkit.tally import Tally
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 REPORT_BYTES = 1_500_000
 """Of charts, figures, records and the card, beside the pictures."""
-
-
-@dataclass
-class ConvertOptions(FitOptions):
-    """What a user can choose; the command line and :func:`liftkit.convert` share it.
-
-    Beside the choices of a fit (:class:`liftkit.fit.engine.FitOptions`):
-
-    Args:
-        dtype: of the written transformer: ``auto`` keeps every tensor's own.
-        overwrite: replace an existing output.
-        lift: reuse a saved lift instead of fitting one.
-        proof_steps: Euler steps of the proof.
-        shards: whether weight files without a changed tensor are a ``copy``, or a ``link``: a second name of the source's.
-        proof: on the assembled ``model``, on the ``projections`` alone, or ``auto``: the model where memory allows.
-        save: the whole ``model``, or an ``adapter``: what the conversion changes, alone.
-    """
-
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    overwrite: bool = False
-    lift: Path | None = None
-    proof_steps: int = 8
-    shards: Literal["copy", "link"] = "copy"
-    proof: ProofKind = "auto"
-    save: Literal["model", "adapter"] = "model"
 
 
 @dataclass

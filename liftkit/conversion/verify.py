@@ -27,7 +27,6 @@ from torch import Tensor
 
 from liftkit.checkpoint.model import Weights, find_model, read_json, read_weights
 from liftkit.checkpoint.rewrite import compare_files, torch_dtype
-from liftkit.conversion.memory import ProofKind
 from liftkit.conversion.standin import Read, deviations
 from liftkit.conversion.tied import GRID, TiedRun
 from liftkit.errors import LiftkitError, ProofError
@@ -36,6 +35,7 @@ from liftkit.models.flow import open_flow
 from liftkit.models.load import load_component
 from liftkit.models.spec import Architecture, Config
 from liftkit.models.surgery import lifted_tensors
+from liftkit.options import ProofKind
 from liftkit.progress import Observer, Silent
 
 EXACT_TOLERANCE = 1e-3

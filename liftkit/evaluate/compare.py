@@ -17,7 +17,7 @@ from liftkit.checkpoint.lock import claimed, sweep
 from liftkit.color import to_signed, to_uint8
 from liftkit.data.cache import TensorCache, held_cache
 from liftkit.evaluate.cache import digest, remembered, tensor_digest
-from liftkit.evaluate.comparison import CompareOptions, Comparison, Role, Row
+from liftkit.evaluate.comparison import Comparison, Role, Row
 from liftkit.evaluate.controls import AMOUNTS, TRIAL_STEPS, Choice, choose, filtered
 from liftkit.evaluate.entries import Entry
 from liftkit.evaluate.figures import ENOUGH, SEEDS, STEPS, Score, Scorer
@@ -26,6 +26,7 @@ from liftkit.evaluate.real import Real, open_real
 from liftkit.evaluate.tied import Settings, tied_samples
 from liftkit.evaluate.verdict import Verdict, judge
 from liftkit.fit.source import open_latents
+from liftkit.options import CompareOptions
 from liftkit.progress import Observer, Silent
 
 SHOWN = 8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -11,52 +10,9 @@ from torch import Tensor
 from liftkit.checkpoint.record import versions
 from liftkit.evaluate.figures import FIGURES, Score
 from liftkit.evaluate.verdict import Verdict
-from liftkit.guidance import Guidance
 
 SCHEMA = "liftkit.comparison/1"
 Role = Literal["real", "control", "pixel"]
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """Choices of a comparison.
-
-    Args:
-        base: the latent model: a pipeline folder, a Hub id, or ``demo``.
-        pixels: pixel models: converted folders.
-        real: ``demo``, or a folder of images, with captions or without.
-        count: n, samples of each model; None takes 512, or 64 if ``quick``.
-        seed: of the noise of sample 0, and of the choice of real images.
-        steps: of the samplers: one for all, or one for the base and each pixel model; the pipelines' own if empty.
-        guidance: of all models; the pipelines' own if left out. With ``demo`` images, steps and guidance are the demo's
-            if left out.
-        labels: of the pixel models.
-        continued: the latent base, trained on; a control.
-        scratch: the same network from random weights; a control.
-        prompts: a file of prompts, one a line, to use instead of captions.
-        resolution: side of the images in pixels; the base's own if None.
-        device: to sample on.
-        batch_size: samples at once.
-        cache: a folder to keep samples and scores in; None keeps nothing.
-        quick: fewer samples, no Frechet distances, a shorter two-sample test: to look, not to claim.
-    """
-
-    base: str
-    pixels: tuple[str, ...]
-    real: str = "demo"
-    count: int | None = None
-    seed: int = 0
-    steps: tuple[int, ...] = ()
-    guidance: Guidance = Guidance()
-    labels: tuple[str, ...] = ()
-    continued: str | None = None
-    scratch: str | None = None
-    prompts: Path | None = None
-    resolution: int | None = None
-    device: str = "auto"
-    batch_size: int = 16
-    cache: Path | None = None
-    quick: bool = False
 
 
 @dataclass(frozen=True)

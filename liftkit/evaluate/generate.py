@@ -24,36 +24,12 @@ from liftkit.checkpoint.record import versions
 from liftkit.color import to_uint8
 from liftkit.data.captions import METADATA_LINES
 from liftkit.errors import UsageError
-from liftkit.guidance import Guidance
+from liftkit.options import GenerateOptions
 from liftkit.progress import Observer, Silent
 from liftkit.sampling import Loaded, check_size, load_pipeline, sample, state_noise
 
 RECORD = "generate.json"
 SCHEMA = "liftkit.generated/1"
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """How images are sampled.
-
-    Args:
-        count: images in the folder.
-        seed: of image 0; image i has ``seed + i``.
-        steps: the pipeline's own if None.
-        guidance: the pipeline's own if left out.
-        height, width: in pixels; the autoencoder's own size if None.
-        batch_size: images at once, each batch from a multiple of it on. It changes rounding at most.
-        device: ``cpu``, ``cuda``, ...
-    """
-
-    count: int
-    seed: int = 0
-    steps: int | None = None
-    guidance: Guidance = Guidance()
-    height: int | None = None
-    width: int | None = None
-    batch_size: int = 8
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)

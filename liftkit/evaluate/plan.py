@@ -8,11 +8,11 @@ from liftkit import embedded
 from liftkit.device import choose_device
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import tensor_digest
-from liftkit.evaluate.comparison import CompareOptions
 from liftkit.evaluate.entries import Entry, labels, open_entry, open_latent, open_pixel
 from liftkit.evaluate.figures import ENOUGH
 from liftkit.fit.subject import Subject, inspect_model
 from liftkit.lift import Lift
+from liftkit.options import CompareOptions
 
 QUICK = 64
 """Samples of ``--quick``."""

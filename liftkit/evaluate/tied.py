@@ -18,8 +18,8 @@ from liftkit.data.cache import TensorCache
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, tensor_digest
 from liftkit.evaluate.entries import Entry
-from liftkit.guidance import Guidance
 from liftkit.lift import Lift
+from liftkit.options import Guidance
 from liftkit.progress import Observer
 from liftkit.sampling import Loaded, sample
 

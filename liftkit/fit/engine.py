@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -21,13 +20,12 @@ from liftkit.fit.moments import TokenMoments
 from liftkit.fit.pairs import PairSource
 from liftkit.fit.pca import fit_pca
 from liftkit.fit.procrustes import fit_procrustes
-from liftkit.fit.scale import ScaleRule
 from liftkit.fit.stream import Collection, Pass, collect, fitted_color, normalized
 from liftkit.fit.verdict import KEPT, verdict
 from liftkit.lift import Lift
+from liftkit.options import FitOptions
 from liftkit.progress import Observer, Silent
 
-Kind = Literal["procrustes", "pca", "jacobian"]
 COLORS: dict[str, tuple[type[ColorSpace], ColorSpace | None]] = {
     "oklab": (Oklab, None),
     "srgb": (SRGB, None),
@@ -38,40 +36,6 @@ DEFAULT_COLOR = "oklab"
 
 FIRST_CHECK = 64
 JACOBIAN_IMAGES = 16
-
-
-@dataclass
-class FitOptions:
-    """What a user can choose about a fit.
-
-    Args:
-        images: a folder of images, or ``demo``.
-        num_images: how many at most; None decides from the tokens per image, ``auto`` stops when the fit has converged.
-        resolution: side of the images at most; None takes the VAE's own.
-        kind: ``procrustes``, ``pca`` or ``jacobian``.
-        scale: ``norm`` as the paper, ``lsq`` for least squares.
-        rank: of a PCA subspace for training from scratch; None fits for a conversion.
-        latents: ``images`` are encoded; ``normal`` or ``model`` latents are decoded, and no image is needed.
-        prompts: a file of prompts, one a line, for ``latents="model"``.
-        color: ``oklab`` or ``srgb``, normalized to the images; ``oklab-paper`` has the paper's constants; ``auto`` compares;
-            None is the architecture's own: ``oklab-paper`` for FLUX.2, whose adapters others load so, else ``oklab``.
-        vae: a folder of another VAE of the same latent space to fit through; None takes the model's own.
-        device: ``auto``, ``cpu``, ``cuda``, ``mps``, ...
-        seed: of the image order, of drawn latents and of the proof.
-    """
-
-    images: str | None = None
-    num_images: int | Literal["auto"] | None = None
-    resolution: int | None = None
-    kind: Kind = "procrustes"
-    scale: ScaleRule = "norm"
-    rank: int | None = None
-    latents: Literal["images", "normal", "model"] = "images"
-    prompts: Path | None = None
-    color: Literal["auto", "oklab", "srgb", "oklab-paper"] | None = None
-    vae: Path | None = None
-    device: str = "auto"
-    seed: int = 0
 
 
 def color_names(color: str | None) -> tuple[str, ...]:

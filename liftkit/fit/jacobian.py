@@ -19,8 +19,9 @@ from torch import Tensor
 from liftkit.color import ColorSpace, Oklab
 from liftkit.fit.moments import TokenMoments
 from liftkit.fit.procrustes import polar
-from liftkit.fit.scale import ScaleRule, scaled_lift
+from liftkit.fit.scale import scaled_lift
 from liftkit.lift import Lift
+from liftkit.options import ScaleRule
 from liftkit.tokens import patchify, unpatchify
 
 SPACING = 3

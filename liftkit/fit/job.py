@@ -9,12 +9,13 @@ from typing import Any
 from liftkit.checkpoint.files import check_file, output_file
 from liftkit.errors import UsageError
 from liftkit.fit.distributed import Processes
-from liftkit.fit.engine import FitOptions, color_names, fit_collected, fit_pass
+from liftkit.fit.engine import color_names, fit_collected, fit_pass
 from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
 from liftkit.fit.source import open_source
 from liftkit.fit.stream import Collection, Pass
 from liftkit.fit.subject import Subject, check_sources, choose, inspect_model, note_images
 from liftkit.lift import Lift
+from liftkit.options import FitOptions
 from liftkit.progress import Observer
 from liftkit.tally import Tally
 

@@ -8,8 +8,9 @@ from liftkit.color import ColorSpace
 from liftkit.fit.alignment import top_eigenvectors
 from liftkit.fit.moments import TokenMoments
 from liftkit.fit.procrustes import polar
-from liftkit.fit.scale import ScaleRule, check_moments, scaled_lift
+from liftkit.fit.scale import check_moments, scaled_lift
 from liftkit.lift import Lift
+from liftkit.options import ScaleRule
 
 
 def fit_pca(

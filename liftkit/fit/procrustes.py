@@ -7,8 +7,9 @@ from torch import Tensor
 
 from liftkit.color import ColorSpace
 from liftkit.fit.moments import TokenMoments
-from liftkit.fit.scale import ScaleRule, check_moments, scaled_lift
+from liftkit.fit.scale import check_moments, scaled_lift
 from liftkit.lift import Lift
+from liftkit.options import ScaleRule
 
 
 def fit_procrustes(

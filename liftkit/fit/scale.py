@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from math import isqrt
-from typing import Literal
 
 from torch import Tensor
 
 from liftkit.color import ColorSpace, Oklab
 from liftkit.fit.moments import TokenMoments
 from liftkit.lift import Lift
+from liftkit.options import ScaleRule
 
-ScaleRule = Literal["norm", "lsq"]
 FLAT = 1e-9
 """Share of the pixels' energy that has to vary; what is below is rounding."""
 

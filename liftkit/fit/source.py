@@ -9,11 +9,11 @@ import torch
 
 from liftkit.data.images import open_images
 from liftkit.data.prompts import read_prompts
-from liftkit.fit.engine import FitOptions
 from liftkit.fit.pairs import EncodedImages, PairSource, given_latents, normal_latents
 from liftkit.fit.subject import MOST_IMAGES, Subject
 from liftkit.models.latents import LatentSpace
 from liftkit.models.load import load_component, load_vae
+from liftkit.options import FitOptions
 from liftkit.progress import Observer
 from liftkit.sampling import latent_samples
 

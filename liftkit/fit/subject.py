@@ -14,10 +14,11 @@ from liftkit.data.images import check_folder
 from liftkit.data.survey import survey
 from liftkit.device import choose_device
 from liftkit.errors import UsageError
-from liftkit.fit.engine import FitOptions, color_names
+from liftkit.fit.engine import color_names
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
 from liftkit.models.vaes import vae_geometry
+from liftkit.options import FitOptions
 
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
 # Enough token pairs that sampling noise in A is far below its misfit, and enough images that no one scene rules.

@@ -19,13 +19,14 @@ from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
 from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id, read_json
 from liftkit.checkpoint.record import read_record
 from liftkit.conversion.card import adapter_card
-from liftkit.conversion.plan import ConvertOptions, check_apart
+from liftkit.conversion.plan import check_apart
 from liftkit.errors import UsageError
 from liftkit.formats.asymflow_adapter import is_asymflow_adapter, read_asymflow_adapter
 from liftkit.formats.card import fused_card
 from liftkit.formats.merging import tensor_shapes, write_merged
 from liftkit.models.adapted import check_class, check_needs, load_pixel_pipeline
 from liftkit.models.registry import architecture
+from liftkit.options import ConvertOptions
 from liftkit.progress import Observer, Silent
 
 if TYPE_CHECKING:

@@ -1,0 +1,332 @@
+"""What a user can choose, command by command: one typed object feeds the command line and the Python functions.
+
+A field's default stands here and nowhere else, and so does the sentence that explains it, as ``liftkit COMMAND --help`` prints
+it. Nothing here imports torch, so that the help comes at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from liftkit.errors import UsageError
+
+LAST_SEED = 2**62
+"""Of image 0; the others count up from it."""
+Auto = Literal["auto"]
+FitKind = Literal["procrustes", "pca", "jacobian"]
+ScaleRule = Literal["norm", "lsq"]
+ColorChoice = Literal["auto", "oklab", "srgb", "oklab-paper"]
+ProofKind = Literal["auto", "model", "projections"]
+Shards = Literal["copy", "link"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field of an options object appears on the command line.
+
+    Args:
+        help: a full sentence that stands alone.
+        metavar: what kind of word follows the option; by the field's type if None.
+        flags: the option's names, where the field's own is not the only one.
+        min, max: bounds of a number, both allowed.
+        default: what is taken where the option is left out, for people, where that is no constant.
+        parse: text to value, where the type does not say it.
+    """
+
+    help: str
+    metavar: str | None = None
+    flags: tuple[str, ...] = ()
+    min: float | None = None
+    max: float | None = None
+    default: str | None = None
+    parse: Callable[[str], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Argument(Option):
+    """A field that is given by its place, without a name."""
+
+
+def number_or_auto(text: str) -> int | Auto:
+    """The value of ``--num-images``.
+
+    Raises:
+        UsageError: if it is neither a positive whole number nor ``auto``.
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--num-images {text}: expected a number of images, or 'auto'")
+    return int(text)
+
+
+Device = Annotated[
+    str,
+    Option("Device to compute on: `cpu`, `cuda`, `cuda:1` or `mps`; `auto` takes the fastest one there is.", "DEVICE"),
+]
+Overwrite = Annotated[bool, Option("Replace what an earlier run of this command wrote to the output folder.")]
+ShardsOption = Annotated[
+    Shards,
+    Option("How weight files without a changed tensor reach the output: a `copy`, or a hard `link` to the same file."),
+]
+
+
+@dataclass
+class FitOptions:
+    """Choices of a fit. The text of each field says what it does."""
+
+    images: Annotated[
+        str | None,
+        Option(
+            "Folder of images to fit on, nested and of any size; `demo` takes the embedded images.",
+            "FOLDER",
+            default="none",
+        ),
+    ] = None
+    num_images: Annotated[
+        int | Auto | None,
+        Option(
+            "Number of images to fit on, at most; `auto` stops when the fit has converged.",
+            "INTEGER|auto",
+            default="by tokens per image",
+            parse=number_or_auto,
+        ),
+    ] = None
+    resolution: Annotated[
+        int | None, Option("Longest side of the images in pixels, at most.", min=1, default="the VAE's")
+    ] = None
+    kind: Annotated[
+        FitKind,
+        Option("How the subspace is found: Procrustes on pairs, PCA of the pixels, or the decoder's mean Jacobian."),
+    ] = "procrustes"
+    scale: Annotated[
+        ScaleRule,
+        Option("How the scale is found: `norm` matches energy as in the paper, `lsq` minimizes squared error."),
+    ] = "norm"
+    rank: Annotated[
+        int | None,
+        Option(
+            "Rank of a PCA subspace for training from scratch; only with --kind pca.",
+            min=1,
+            default="the latents'",
+        ),
+    ] = None
+    latents: Annotated[
+        Literal["images", "normal", "model"],
+        Option(
+            "Where latents come from: encoded `images`, or without any image `normal` draws or the `model`'s own samples, "
+            "decoded."
+        ),
+    ] = "images"
+    prompts: Annotated[
+        Path | None,
+        Option("Text file of prompts for --latents model, one in each line.", "FILE", default="built-in prompts"),
+    ] = None
+    color: Annotated[
+        ColorChoice | None,
+        Option(
+            "Color space of the pixels, normalized to the images; `oklab-paper` keeps the paper's constants, as the authors' "
+            "format needs; `auto` compares and takes the best.",
+            default="oklab-paper for FLUX.2, else oklab",
+        ),
+    ] = None
+    vae: Annotated[
+        Path | None,
+        Option("Folder of another VAE of the same latent space to fit through.", "FOLDER", default="the model's"),
+    ] = None
+    device: Device = "auto"
+    seed: Annotated[
+        int, Option("Seed of the image order, of drawn latents and of the proof.", min=0, max=LAST_SEED)
+    ] = 0
+
+
+@dataclass
+class ConvertOptions(FitOptions):
+    """Choices of a conversion: those of its fit, and these."""
+
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Option("Data type of the written transformer; `auto` keeps each tensor's own."),
+    ] = "auto"
+    rank: int | None = None  # a conversion has that of the latents
+    overwrite: Overwrite = False
+    lift: Annotated[
+        Path | None, Option("Saved lift (.safetensors) to reuse instead of fitting one.", "FILE", default="none")
+    ] = None
+    proof_steps: int = 8
+    shards: ShardsOption = "copy"
+    proof: Annotated[
+        ProofKind,
+        Option("What is proved: the assembled `model`, the `projections` alone, or `auto` for what memory allows."),
+    ] = "auto"
+    save: Annotated[
+        Literal["model", "adapter"],
+        Option(
+            "What is written: the whole `model`, or an `adapter` of only the changed weights, for sample --adapter and "
+            "load_adapter."
+        ),
+    ] = "model"
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How samples are guided.
+
+    Raises:
+        UsageError: if the scale is not finite, or start and stop are no interval in [0, 1].
+    """
+
+    scale: Annotated[
+        float | None,
+        Option("Guidance scale; at 1 and below there is no guidance.", flags=("--guidance",), default="the pipeline's"),
+    ] = None
+    start: Annotated[float, Option("Fraction of the steps after which guidance starts.", min=0.0, max=1.0)] = 0.0
+    stop: Annotated[float, Option("Fraction of the steps after which guidance stops.", min=0.0, max=1.0)] = 1.0
+    orthogonal: Annotated[
+        bool, Option("Leave out the part of guidance along the denoised estimate, which only raises contrast.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise UsageError(f"--guidance {self.scale}: expected a finite number")
+        if not 0.0 <= self.start <= self.stop <= 1.0:
+            raise UsageError(
+                f"guidance from {self.start:g} to {self.stop:g} of the steps: no interval in 0 to 1; "
+                "--guidance-start may not be above --guidance-stop"
+            )
+
+    @property
+    def record(self) -> Any:
+        """As plain data; the scale alone where nothing else was chosen."""
+        return self.scale if self == Guidance(self.scale) else asdict(self)
+
+    @contextmanager
+    def applied(self, pipeline: Any) -> Iterator[None]:
+        """For one call of a stock pipeline: its transformer answers so that the pipeline guides like this. ::
+
+            with liftkit.Guidance(start=0.125).applied(pipe):
+                images = pipe(prompt, guidance_scale=4.0).images
+
+        Args:
+            pipeline: of diffusers, over a supported transformer. Its own ``guidance_scale`` counts, not ``scale``.
+
+        Raises:
+            UsageError: if its transformer is not supported, or, at the first step, if the pipeline does not guide: a scale of at
+                most 1, a distilled model, or one that takes its guidance as an input.
+        """
+        if self == Guidance(self.scale):
+            yield
+            return
+        from liftkit.guidance import guided
+
+        with guided(self, pipeline):
+            yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Choices of whatever samples images."""
+
+    seed: Annotated[
+        int,
+        Option("Seed of the first image; image i starts from seed + i, whatever the batch size.", min=0, max=LAST_SEED),
+    ] = 0
+    steps: Annotated[int | None, Option("Number of denoising steps.", min=1, max=10_000, default="the pipeline's")] = (
+        None
+    )
+    guidance: Guidance = field(default_factory=Guidance)
+    height: Annotated[
+        int | None, Option("Height of the images in pixels.", min=1, max=65_536, default="the autoencoder's size")
+    ] = None
+    width: Annotated[
+        int | None, Option("Width of the images in pixels.", min=1, max=65_536, default="the autoencoder's size")
+    ] = None
+    device: Device = "auto"
+    batch_size: Annotated[int, Option("Number of images that are sampled at once.", min=1)] = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(SampleOptions):
+    """Choices of ``liftkit generate``."""
+
+    count: Annotated[int, Option("Number of images in the finished folder.", flags=("--count", "-n"), min=1, max=10**9)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Choices of a comparison."""
+
+    base: Annotated[str, Argument("Latent model: a folder, a Hub id, or `demo`.", "MODEL")]
+    pixels: Annotated[tuple[str, ...], Argument("Pixel models: one or more converted folders.", "PIXEL")]
+    real: Annotated[
+        str,
+        Option(
+            "Folder of real images, or `demo` for the embedded ones; an image without a caption takes the empty prompt.",
+            "FOLDER",
+        ),
+    ] = "demo"
+    count: Annotated[
+        int | None,
+        Option("Number of samples of each model.", flags=("--count", "-n"), min=8, default="512, quick: 64"),
+    ] = None
+    seed: Annotated[
+        int, Option("Seed of the first sample; sample i starts from seed + i in every model.", min=0, max=LAST_SEED)
+    ] = 0
+    steps: Annotated[
+        tuple[int, ...],
+        Option(
+            "Number of denoising steps; repeat it to give the base and each PIXEL its own.",
+            min=1,
+            max=10_000,
+            default="16 for demo images, else the pipelines'",
+        ),
+    ] = ()
+    guidance: Guidance = field(default_factory=Guidance)
+    labels: Annotated[
+        tuple[str, ...],
+        Option(
+            "Name of a PIXEL in the table; repeat it in their order.",
+            "WORD",
+            ("--label",),
+            default="the folders' names",
+        ),
+    ] = ()
+    continued: Annotated[
+        str | None,
+        Option(
+            "Control: the latent base, trained on for as long on the same images.",
+            "FOLDER",
+            default="without this control",
+        ),
+    ] = None
+    scratch: Annotated[
+        str | None,
+        Option(
+            "Control: the pixel network, trained from random weights by the same recipe.",
+            "FOLDER",
+            default="without this control",
+        ),
+    ] = None
+    prompts: Annotated[
+        Path | None,
+        Option("Text file of prompts, one in each line, to use instead of captions.", "FILE", default="captions"),
+    ] = None
+    resolution: Annotated[int | None, Option("Side of the square images in pixels.", min=1, default="the base's")] = (
+        None
+    )
+    device: Device = "auto"
+    batch_size: Annotated[int, Option("Number of images that are sampled at once.", min=1)] = 16
+    cache: Annotated[
+        Path | None,
+        Option(
+            "Folder that keeps samples and scores, so that another run continues with them.", "FOLDER", default="none"
+        ),
+    ] = None
+    quick: Annotated[
+        bool, Option("Take few samples and no Frechet distances: enough to look, too little to claim.")
+    ] = False
