@@ -10,7 +10,15 @@ import torch
 import liftkit
 from liftkit.errors import LiftkitError
 
-PRELOAD = ["tests.running", "liftkit.conversion.execute", "matplotlib.figure", "matplotlib.backends.backend_svg"]
+PRELOAD = [
+    "tests.running",
+    "tests.tiny",
+    "liftkit.conversion.execute",
+    "liftkit.models.autoencoder",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+]
+"""With the stock pipelines' classes among them: without, each conversion asks a process of its own whether they load."""
 
 
 def convert(model: str, output: str, lift: str, overwrite: bool) -> None:
