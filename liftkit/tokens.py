@@ -16,15 +16,16 @@ TokenOrder = Literal["cpq", "pqc"]
 """How a projection flattens a patch: ``cpq`` = (channel, row, column), ``pqc`` = (row, column, channel)."""
 
 
-def patchify(x: Tensor, patch: int) -> Tensor:
+def patchify(x: Tensor, patch: int, order: TokenOrder = "cpq") -> Tensor:
     """Cut images into tokens.
 
     Args:
         x: (B, C, H, W); H and W divisible by ``patch``.
         patch: side of a patch, in elements of x.
+        order: of a token's elements.
 
     Returns:
-        (B, N, C * patch * patch), elements in (channel, row, column) order, tokens row-major.
+        (B, N, C * patch * patch), tokens row-major.
 
     Raises:
         ValueError: if the patch does not divide the image.
@@ -33,10 +34,11 @@ def patchify(x: Tensor, patch: int) -> Tensor:
     if height % patch or width % patch:
         raise ValueError(f"patchify: a {height} x {width} image cannot be cut into patches of {patch} x {patch}")
     grid = x.reshape(batch, channels, height // patch, patch, width // patch, patch)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
+    axes = (0, 2, 4, 1, 3, 5) if order == "cpq" else (0, 2, 4, 3, 5, 1)
+    return grid.permute(axes).reshape(batch, -1, channels * patch * patch)
 
 
-def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
+def unpatchify(tokens: Tensor, patch: int, height: int, width: int, order: TokenOrder = "cpq") -> Tensor:
     """The inverse of :func:`patchify`.
 
     Args:
@@ -44,6 +46,7 @@ def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
         patch: side of a patch.
         height: of the image, divisible by ``patch``.
         width: of the image, divisible by ``patch``.
+        order: of a token's elements.
 
     Returns:
         (B, C, height, width).
@@ -58,8 +61,11 @@ def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Tensor:
             f"unpatchify: {count} tokens of {patch} x {patch} do not tile an image of {height} x {width}, "
             f"which needs {rows * columns}"
         )
-    grid = tokens.reshape(batch, rows, columns, -1, patch, patch)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, height, width)
+    if order == "cpq":
+        grid = tokens.reshape(batch, rows, columns, -1, patch, patch).permute(0, 3, 1, 4, 2, 5)
+    else:
+        grid = tokens.reshape(batch, rows, columns, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
+    return grid.reshape(batch, -1, height, width)
 
 
 def token_order(channels: int, patch: int, order: TokenOrder, fold: int = 1) -> Tensor:

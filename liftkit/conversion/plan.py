@@ -21,6 +21,7 @@ from liftkit.fit.gallery import ROWS, SHOWN, SHOWN_SIDE
 from liftkit.fit.subject import Subject, check_sources, choose, inspect_model, note_images
 from liftkit.lift import Lift
 from liftkit.models.load import limits, try_loading
+from liftkit.models.surgery import RawChannels, check_finite, check_lift, check_width
 from liftkit.options import ConvertOptions, ProofKind
 from liftkit.tally import Tally
 
@@ -105,8 +106,6 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
     chosen = choose(options, subject)
     plan = Plan(**vars(subject), output=output, weights=weights, options=chosen)
     if chosen.lift is not None:
-        from liftkit.models.surgery import check_lift
-
         plan.lift = Lift.load(chosen.lift)
         check_lift(plan.spec, plan.config, plan.factor, plan.lift)
     else:
@@ -209,8 +208,9 @@ def _size_of(plan: Plan, modules: tuple[str, ...]) -> int:
 
 def _plan_tensors(plan: Plan) -> None:
     """Which tensors change and what the new transformer weighs, from headers and config alone."""
-    growth = plan.dim // plan.rank if plan.dim % plan.rank == 0 else plan.dim / plan.rank
+
     for projection, side in plan.spec.projections:
+        raw = RawChannels(plan.spec, projection, side, plan.spec.latent_patch(plan.config))
         for kind in ("weight", "bias") if side == "output" else ("weight",):
             name = f"{projection.path}.{kind}"
             if name not in plan.weights.where:
@@ -219,10 +219,9 @@ def _plan_tensors(plan: Plan) -> None:
                         f"{plan.model.path / 'transformer'}: tensor {name!r} is missing; is the model complete?"
                     )
                 continue
-            _check_projection(plan, name, side)
+            _check_projection(plan, name, raw)
             entry = plan.weights.headers[plan.weights.where[name]].tensors[name]
-            axis = 1 if side == "input" else 0
-            shape = tuple(round(n * growth) if i == axis else n for i, n in enumerate(entry.shape))
+            shape = raw.reshaped(entry.shape, plan.rank, plan.dim)
             dtype = plan.wanted or entry.dtype
             plan.rewritten[name] = TensorEntry(dtype, shape, 0, tensor_bytes(dtype, shape))
     plan.rewritten["lift.basis"] = TensorEntry("F32", (plan.dim, plan.rank), 0, 4 * plan.dim * plan.rank)
@@ -235,13 +234,12 @@ def _plan_tensors(plan: Plan) -> None:
     plan.transformer_bytes += plan.rewritten["lift.basis"].size
 
 
-def _check_projection(plan: Plan, name: str, side: str) -> None:
-    """Whether a projection is what can be lifted: of the right width, and finite."""
-    from liftkit.models.surgery import check_finite, check_width
+def _check_projection(plan: Plan, name: str, raw: RawChannels) -> None:
+    """Raise unless a projection is what can be lifted: of the right width, and finite."""
 
     header = plan.weights.headers[plan.weights.where[name]]
     if name.endswith(".weight"):
-        check_width(name, header.tensors[name].shape, side, plan.rank, header.path)
+        check_width(name, header.tensors[name].shape, raw, plan.rank, header.path)
     tensor = plan.weights.read(name)
     assert tensor is not None
     check_finite(name, tensor, header.path)

@@ -19,8 +19,8 @@ from torch import Tensor
 from liftkit.asymflow import calibrate, recover_velocity
 from liftkit.conversion.tied import TiedRun
 from liftkit.lift import Lift
-from liftkit.models.spec import Architecture, Config
-from liftkit.models.surgery import BASIS, lifted_tensors
+from liftkit.models.spec import LIFTED, Architecture, Config, Projection
+from liftkit.models.surgery import BASIS, RawChannels, lifted_tensors
 from liftkit.tokens import TokenOrder, patchify, unpatchify
 
 Read = Callable[[str], Tensor | None]
@@ -63,10 +63,10 @@ def deviations(
         return original(name) if name in changed else stored(name)
 
     def pixel(read: Read) -> StandIn:
-        return StandIn(spec, read, lift.latent_patch, lift.fold, read(BASIS), lift.scale, source.unit)
+        return StandIn(spec, read, lift.latent_patch, lift.rank, lift.fold, read(BASIS), lift.scale, source.unit)
 
     run = TiedRun(spec, dict(config), lift, steps, seed)
-    source = StandIn(spec, latent, lift.latent_patch)
+    source = StandIn(spec, latent, lift.latent_patch, lift.rank)
     reference = run.sample_latent(source)
     advance(steps)
     in_full = run.deviation(pixel(exact), reference)
@@ -87,6 +87,7 @@ class StandIn:
         spec: the architecture.
         read: a stored tensor by name, or None where there is none.
         patch: side of a token's patch on the (folded) grid.
+        rank: r.
         fold: f of ``pixel_unshuffle`` for a pixel model, 1 for a latent one.
         basis: A as it is stored, for a pixel model.
         scale: s, for a pixel model.
@@ -96,17 +97,19 @@ class StandIn:
     spec: Architecture
     read: Read
     patch: int
+    rank: int
     fold: int = 1
     basis: Tensor | None = None
     scale: float = 1.0
     unit: float = 0.0
 
     def __post_init__(self) -> None:
-        self._inputs = [(*self._load(p.path), p.order) for p in self.spec.inputs]
-        self._outputs = [(*self._load(p.path), p.order) for p in self.spec.outputs]
+        self._inputs = [part for p in self.spec.inputs for part in self._load(p, "input")]
+        # What follows the first block is a learned variance, which nobody reads.
+        self._outputs = [self._load(p, "output")[0] for p in self.spec.outputs]
         if not self.unit:
             # Of W z for a standard normal z.
-            self.unit = sum(weight.flatten(1).square().sum(1).mean().item() for weight, _, _ in self._inputs) ** 0.5
+            self.unit = sum(weight.square().sum(1).mean().item() for weight, _, _ in self._inputs) ** 0.5
 
     def velocity(self, x_t: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         """u = eps - x_0 of a state (B, C, H, W) in float32; what else the network would be told is not heard."""
@@ -114,17 +117,17 @@ class StandIn:
         height, width = folded.shape[-2:]
         gain, tau = calibrate(sigma, self.scale) if self.basis is not None else (torch.ones_like(sigma), sigma)
         hidden = sum(
-            F.linear(_flatten(folded * gain.reshape(-1, 1, 1, 1), self.patch, order), weight.flatten(1), bias)
+            F.linear(patchify(folded * gain.reshape(-1, 1, 1, 1), self.patch, order), weight, bias)
             for weight, bias, order in self._inputs
         )
         assert isinstance(hidden, Tensor)
         velocity = sum(
-            _unflatten(
+            unpatchify(
                 F.linear(_between(hidden / self.unit, tau, weight.shape[1]), weight, bias),
                 self.patch,
-                order,
                 height,
                 width,
+                order,
             )
             for weight, bias, order in self._outputs
         )
@@ -136,14 +139,27 @@ class StandIn:
     def _recover(self, u_cal: Tensor, folded: Tensor, sigma: Tensor) -> Tensor:
         assert self.basis is not None
         order = self.spec.state_order
-        predicted, state = (_flatten(each, self.patch, order) for each in (u_cal, folded))
+        predicted, state = (patchify(each, self.patch, order) for each in (u_cal, folded))
         velocity = recover_velocity(predicted, state, sigma, self.basis, self.scale)
-        return _unflatten(velocity, self.patch, order, *folded.shape[-2:])
+        return unpatchify(velocity, self.patch, *folded.shape[-2:], order=order)
 
-    def _load(self, path: str) -> tuple[Tensor, Tensor | None]:
-        weight, bias = self.read(f"{path}.weight"), self.read(f"{path}.bias")
+    def _load(self, projection: Projection, side: str) -> list[tuple[Tensor, Tensor | None, TokenOrder]]:
+        """Each lifted block as a projection of its own: further ones take the state too, for any clean image would do."""
+        weight, bias = (self.read(f"{projection.path}.{kind}") for kind in ("weight", "bias"))
         assert weight is not None
-        return weight.float(), None if bias is None else bias.float()
+        raw = RawChannels(self.spec, projection, side, self.patch)
+        size = self.rank if self.basis is None else len(self.basis)
+        weight, bias = weight.float(), None if bias is None else bias.float()
+        weight = weight.flatten(1)
+        width = raw.width(weight.shape)
+        blocks = zip(raw.blocks(width, size), raw.places(width, size))
+        result: list[tuple[Tensor, Tensor | None, TokenOrder]] = []
+        for rows in (rows for block, rows in blocks if block == LIFTED):
+            if side == "input":
+                result.append((weight[:, rows], None if result else bias, projection.order))
+            else:
+                result.append((weight[rows], None if bias is None else bias[rows], projection.order))
+        return result
 
 
 def _between(hidden: Tensor, tau: Tensor, width: int) -> Tensor:
@@ -151,18 +167,3 @@ def _between(hidden: Tensor, tau: Tensor, width: int) -> Tensor:
     mixed = hidden + hidden.mean(1, keepdim=True) + hidden.roll(1, -1)
     bounded = torch.tanh(mixed / 2 + tau.reshape(-1, 1, 1))
     return bounded[..., torch.arange(width) % hidden.shape[-1]]
-
-
-def _flatten(image: Tensor, patch: int, order: TokenOrder) -> Tensor:
-    """Patches of an image as a model flattens them, (B, N, C patch patch)."""
-    tokens = patchify(image, patch)
-    split = tokens.reshape(*tokens.shape[:2], -1, patch, patch)
-    return split.permute(0, 1, *(2 + "cpq".index(axis) for axis in order)).flatten(2)
-
-
-def _unflatten(tokens: Tensor, patch: int, order: TokenOrder, height: int, width: int) -> Tensor:
-    """The inverse of :func:`_flatten`."""
-    sizes = {"c": tokens.shape[-1] // patch**2, "p": patch, "q": patch}
-    split = tokens.reshape(*tokens.shape[:2], *(sizes[axis] for axis in order))
-    canonical = split.permute(0, 1, *(2 + order.index(axis) for axis in "cpq")).flatten(2)
-    return unpatchify(canonical, patch, height, width)

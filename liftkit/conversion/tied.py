@@ -46,7 +46,7 @@ class TiedRun:
         noise = torch.randn(1, 3, rows * lift.patch_size, columns * lift.patch_size, generator=generator)
         conditioning = spec.conditioning(config, 1, generator)
         self.noise = noise.to(device, dtype)
-        self.conditioning = {key: value.to(device) for key, value in conditioning.items()}
+        self.conditioning = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in conditioning.items()}
         self.basis = lift.basis.to(device, dtype)
         self.taus = torch.linspace(1.0, 0.0, steps + 1, device=device, dtype=dtype)
 

@@ -1,7 +1,8 @@
 """The student and its frozen reference in one module: shared base weights, no second copy of the network.
 
 The student is the pixel model with adapters and a few modules trained in full. The reference is the latent model that it
-came from: adapters off, those modules exchanged for the originals, in latent tokens, where it is as large as it was.
+came from: a second view of the same blocks, adapters off, with the originals of those modules, in latent tokens, where it is as
+large as it was.
 What accelerate wraps is the bare stock forward alone: gains, clocks and the recovery of the velocity stay outside, in
 float32, whatever precision or sharding the network runs in.
 """
@@ -21,11 +22,10 @@ from liftkit.asymflow import calibrate
 from liftkit.finetune.objective import Velocity
 from liftkit.lift import Lift
 from liftkit.models.flow import FlowModel
-from liftkit.models.mixin import channels_for
+from liftkit.models.mixin import LIFT_KEYS, channels_for
 from liftkit.models.registry import is_lifted
 from liftkit.tokens import patchify, unpatchify
 
-CHANNELS = ("in_channels", "out_channels")
 FEW_TOKENS = 128
 """Of the image, up to which plain attention was faster; see :func:`_attention_for`."""
 
@@ -47,38 +47,104 @@ class Network(nn.Module):
         self.paths = list(originals or ())
         self.originals = nn.ModuleList([each.requires_grad_(False) for each in (originals or {}).values()])
         self.frozen = frozen.requires_grad_(False) if frozen is not None else None
+        # In a tuple, because it owns no weights: as a submodule it would list the shared ones again.
+        self._views: tuple[LatentView, ...] = ()
 
     def forward(self, reference: bool = False, **arguments: Any) -> Any:
         """The stock forward of the student, or of the reference."""
         if not reference:
-            return _stock_forward(self.transformer, arguments)
-        model = self.frozen if self.frozen is not None else self.transformer
-        with self._as_reference(model):
-            return _stock_forward(model, arguments)
+            forward = getattr(self.transformer, "stock_forward", self.transformer)
+            return _run(self.transformer, forward, arguments)
+        if not self._views:
+            # When first needed: until then adapters, compilation and sharding may still change the shared modules.
+            model = self.frozen if self.frozen is not None else self.transformer
+            self._views = (LatentView(model, dict(zip(self.paths, self.originals))),)
+        view = self._views[0]
+        with view.without_adapters():
+            return _run(view.live, view.model(), arguments)
+
+
+class LatentView:
+    """The latent model that an Asym transformer came from, over the same blocks.
+
+    The modules that contain an original, or that remember channels beside their weights, are the stock class's own; all others
+    are the Asym transformer's, the same objects.
+
+    Args:
+        live: the Asym transformer.
+        originals: the source's own modules by path.
+    """
+
+    def __init__(self, live: Any, originals: Mapping[str, nn.Module]) -> None:
+        self.live, self.latent = live, _empty(live, latent=True)
+        self.adapters = _adapters(live)
+        changed = (*originals, *_remembering(self.latent, _empty(live, latent=False)))
+        self.own: list[tuple[nn.Module, nn.Module]] = []
+        self._share(self.latent, live, "", {above for path in changed for above in _above(path)}, originals)
+
+    def _share(
+        self, ours: nn.Module, theirs: nn.Module, path: str, own: set[str], originals: Mapping[str, nn.Module]
+    ) -> None:
+        self.own.append((ours, theirs))
+        for name, module in theirs.named_children():
+            here = f"{path}.{name}" if path else name
+            if here in originals:
+                ours._modules[name] = originals[here]
+            elif here in own:
+                self._share(ours.get_submodule(name), module, here, own, originals)
+            elif name in ours._modules:  # the lift is not
+                ours._modules[name] = module
+
+    def model(self) -> Any:
+        """The stock model, with the live model's own tensors: loading and sharding put new ones in the places of old ones."""
+        for ours, theirs in self.own:
+            ours.training = theirs.training
+            ours._parameters.update({name: theirs._parameters[name] for name in ours._parameters})
+            ours._buffers.update({name: theirs._buffers[name] for name in ours._buffers})
+        return self.latent
 
     @contextmanager
-    def _as_reference(self, model: Any) -> Iterator[None]:
-        """The transformer as the latent one it was."""
-        config = channels_for(model.architecture, dict(model.config), latent=True)
-        here = [(*_parent(model, path), module) for path, module in zip(self.paths, self.originals)]
-        kept = [getattr(parent, name) for parent, name, _ in here]
-        counts = {name: getattr(model, name) for name in CHANNELS if name in vars(model)}
-        adapters = _adapters(model)
+    def without_adapters(self) -> Iterator[None]:
+        """Adapters live in the shared blocks: they are off while the reference runs."""
+        for layer in self.adapters:
+            layer._disable_adapters = True
         try:
-            for parent, name, module in here:
-                setattr(parent, name, module)
-            for name in counts:
-                setattr(model, name, config[name] if config.get(name) is not None else config["in_channels"])
-            for layer in adapters:
-                layer._disable_adapters = True
             yield
         finally:
-            for (parent, name, _), module in zip(here, kept):
-                setattr(parent, name, module)
-            for name, value in counts.items():
-                setattr(model, name, value)
-            for layer in adapters:
+            for layer in self.adapters:
                 layer._disable_adapters = False
+
+
+def _empty(live: Any, *, latent: bool) -> Any:
+    """A model of a twin's config without memory, as the latent or the pixel one."""
+    import diffusers
+    from accelerate import init_empty_weights
+
+    spec, config = live.architecture, dict(live.config)
+    kind = getattr(diffusers, spec.name) if latent else type(live)
+    channels = channels_for(spec, config, latent=latent)
+    with init_empty_weights():
+        return kind.from_config({key: value for key, value in channels.items() if not (latent and key in LIFT_KEYS)})
+
+
+def _remembering(latent: nn.Module, pixel: nn.Module) -> list[str]:
+    """Paths of modules with an attribute, beside weights, that depends on the channels."""
+    others = dict(pixel.named_modules())
+    found = []
+    for path, module in latent.named_modules():
+        theirs = vars(others[path])
+        values = (
+            (key, value) for key, value in vars(module).items() if isinstance(value, int | float | str | tuple | list)
+        )
+        if any(theirs.get(key) != value for key, value in values if not key.startswith("_")):
+            found.append(path)
+    return found
+
+
+def _above(path: str) -> list[str]:
+    """A path and all that contain it, the outermost (the model itself) first."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
 
 
 def compile_blocks(transformer: Any, **options: Any) -> None:
@@ -100,26 +166,26 @@ def _adapters(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def _stock_forward(transformer: Any, arguments: dict[str, Any]) -> Any:
+def _run(transformer: Any, forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     # A checkpointed block is run again in the backward pass, outside of this context.
     again = getattr(transformer, "gradient_checkpointing", False)
-    with nullcontext() if again else _attention_for(arguments["hidden_states"]):
-        if hasattr(type(transformer), "network"):
-            return type(transformer).network(transformer, **arguments)
-        return transformer(**arguments)
+    spec = getattr(transformer, "architecture", None)
+    states = arguments[spec.state if spec is not None else "hidden_states"]
+    with nullcontext() if again else _attention_for(states):
+        return forward(**arguments)
 
 
-def _attention_for(states: Tensor) -> Any:
+def _attention_for(states: Any) -> Any:
     """The attention that trains fastest: torch's choice, but plain products for few tokens in bfloat16 on a CPU.
 
     There the fused kernel's forward and backward take 50 ms where plain products take 19 (76 tokens, 192 heads in all); in
     float32 it is 10 against 15, and for 256 tokens it is twice as fast in both.
 
     Args:
-        states: tokens (B, N, channels), or images (B, channels, h, w) that the network patchifies itself.
+        states: tokens (B, N, channels), or another layout, which the network patchifies itself.
     """
-    few = states.ndim == 3 and states.shape[1] <= FEW_TOKENS
-    half = states.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    few = isinstance(states, Tensor) and states.ndim == 3 and states.shape[1] <= FEW_TOKENS
+    half = few and states.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     return sdpa_kernel(SDPBackend.MATH) if few and half and torch.is_grad_enabled() else nullcontext()
 
 
@@ -201,8 +267,8 @@ def connect(transformer: Any, run: Callable[..., Any]) -> tuple[FlowModel, FlowM
     """Flow models of student and latent reference over a wrapped :class:`Network`.
 
     Args:
-        transformer: inside the network. A pixel twin's forward calls ``run`` from now on, between its pure functions; a stock
-            one is ``run`` itself, and has no reference.
+        transformer: inside the network. The student of a pixel twin calls ``run`` between the twin's pure functions; a stock one
+            is ``run`` itself, and has no reference.
         run: the network as accelerate prepared it.
     """
     if not is_lifted(type(transformer).__name__):
@@ -211,5 +277,7 @@ def connect(transformer: Any, run: Callable[..., Any]) -> tuple[FlowModel, FlowM
     def latent(**arguments: Any) -> Any:
         return run(reference=True, **arguments)
 
-    transformer.network = lambda **arguments: run(**arguments)
-    return FlowModel(transformer), FlowModel(transformer, call=latent, latent=True)
+    def student(**arguments: Any) -> Any:
+        return transformer.through(run, arguments)
+
+    return FlowModel(transformer, call=student), FlowModel(transformer, call=latent, latent=True)

@@ -23,7 +23,7 @@ from liftkit.lift import Lift
 from liftkit.models.load import load_component
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
-from liftkit.models.surgery import native_basis
+from liftkit.models.surgery import RawChannels, native_basis
 
 COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 
@@ -130,8 +130,12 @@ def open_complement(trainee: Trainee, strength: float, seed: int) -> None:
                 "add it to trainable.modules, or set trainable.open to 0"
             )
         basis = native_basis(trainee.lift, projection.order)
-        added = opening_columns(weight.flatten(1).double(), basis, strength, seed)
-        weight.add_(added.reshape(weight.shape).to(weight.dtype))
+        raw = RawChannels(trainee.spec, projection, "input", trainee.lift.latent_patch)
+        flat = weight.flatten(1)
+        noisy = raw.places(flat.shape[1], trainee.lift.dim)[0].to(weight.device)
+        added = opening_columns(flat[:, noisy].double(), basis, strength, seed)
+        flat[:, noisy] += added.to(weight.dtype)
+        weight.copy_(flat.reshape(weight.shape))
 
 
 def _check_space(recipe: Recipe, folder: ModelFolder, lifted: bool) -> None:

@@ -219,13 +219,16 @@ def _fitting(adapter: Adapter, folder: ModelFolder) -> tuple[Adapter, bool]:
 
 def _lifted_shapes(shapes: dict[str, tuple[int, ...]], adapter: Adapter) -> dict[str, tuple[int, ...]]:
     """Shapes of a latent transformer's tensors after its conversion."""
+    from liftkit.models.surgery import RawChannels
+
     lift, result = adapter.lift, dict(shapes)
     assert lift is not None
-    for projection, side in architecture(adapter.transformer).projections:
+    spec = architecture(adapter.transformer)
+    for projection, side in spec.projections:
         names = [f"{projection.path}.{kind}" for kind in (("weight",) if side == "input" else ("weight", "bias"))]
         for name in filter(shapes.__contains__, names):
-            axis = 1 if side == "input" else 0
-            result[name] = tuple(n * lift.dim // lift.rank if i == axis else n for i, n in enumerate(shapes[name]))
+            raw = RawChannels(spec, projection, side, lift.latent_patch)
+            result[name] = raw.reshaped(shapes[name], lift.rank, lift.dim)
     return result
 
 

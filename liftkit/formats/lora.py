@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 
 from torch import Tensor
@@ -25,7 +24,7 @@ from liftkit.formats.merging import tensor_shapes
 from liftkit.lift import Lift
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
-from liftkit.models.surgery import check_finite, lift_input, lift_output, native_basis
+from liftkit.models.surgery import RawChannels, check_finite
 from liftkit.tally import Tally
 
 PREFIX = "transformer."
@@ -56,13 +55,10 @@ def lift_lora(state_dict: Mapping[str, Tensor], spec: Architecture, lift: Lift) 
             continue
         projection, side = sides[path]
         _check_liftable(key, part, side)
-        basis = native_basis(lift, projection.order)
-        if side == "input" and part == A:
-            _check_width(key, prod(tensor.shape[1:]), lift)
-            result[key] = lift_input(tensor, basis)
-        elif side == "output" and part in (B, B_BIAS):
-            _check_width(key, tensor.shape[0], lift)
-            result[key] = lift_output(tensor, basis)
+        raw = RawChannels(spec, projection, side, lift.latent_patch)
+        if part == A if side == "input" else part in (B, B_BIAS):
+            _check_width(key, raw, raw.width(tensor.shape), lift)
+            result[key] = raw.lift(tensor, lift)
         check_finite(key, result[key])
     return result
 
@@ -138,8 +134,8 @@ def _latent_shapes(folder: ModelFolder, spec: Architecture, lift: Lift) -> dict[
     for projection, side in spec.projections:
         for name in (f"{projection.path}.weight", f"{projection.path}.bias"):
             if name in shapes and not (side == "input" and name.endswith("bias")):
-                axis = 1 if side == "input" else 0
-                shapes[name] = tuple(n * lift.rank // lift.dim if i == axis else n for i, n in enumerate(shapes[name]))
+                raw = RawChannels(spec, projection, side, lift.latent_patch)
+                shapes[name] = raw.reshaped(shapes[name], lift.dim, lift.rank)
     return shapes
 
 
@@ -154,11 +150,12 @@ def _check_liftable(key: str, part: str, side: str) -> None:
         raise UsageError(f"tensor {shown(key)}: only plain LoRA can be lifted on a projection")
 
 
-def _check_width(key: str, found: int, lift: Lift) -> None:
-    if found == lift.dim:
+def _check_width(key: str, raw: RawChannels, found: int, lift: Lift) -> None:
+    if found == raw.expected(found, lift.dim):
         raise UsageError(f"tensor {shown(key)} is of pixel tokens ({found} numbers) already; it needs no lifting")
-    if found != lift.rank:
+    expected = raw.expected(found, lift.rank)
+    if found != expected:
         raise UsageError(
-            f"tensor {shown(key)}: expected {lift.rank} numbers per token, as the latent model has, found {found}; is it the "
+            f"tensor {shown(key)}: expected {expected} numbers per token, as the latent model has, found {found}; is it the "
             "right base?"
         )

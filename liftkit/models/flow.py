@@ -13,7 +13,7 @@ from torch import Tensor
 from liftkit.models.layout import Layout
 from liftkit.models.mixin import channels_for
 from liftkit.models.registry import architecture, is_lifted
-from liftkit.models.spec import Grid
+from liftkit.models.spec import LIFTED, Grid
 from liftkit.tokens import patchify, unpatchify
 
 GUIDANCE = 4.0
@@ -58,13 +58,20 @@ class FlowModel:
 
     def pipeline_state(self, state: Tensor) -> Tensor:
         """An image-shaped state as the ``latents`` argument of the stock pipeline."""
+        spec = self.architecture
         folded = F.pixel_unshuffle(state, self.fold) if self.fold > 1 else state
-        given = self.architecture.pipeline_latents
-        return folded if given is None else given(folded)
+        if spec.pipeline_latents is not None:
+            return spec.pipeline_latents(folded)
+        # Pipelines that take lists of images make them by themselves.
+        return folded if spec.layout is Layout.LIST else self._packed(folded)
 
     def state_of_pipeline(self, latents: Tensor, height: int, width: int) -> Tensor:
-        """A latent pipeline's running ``latents`` as a state (B, C, height, width)."""
-        return unpatchify(latents, self.latent_patch, height, width) if latents.ndim == 3 else latents
+        """A pipeline's running ``latents`` as a state (B, C, height, width); of a pixel model's, folded on the VAE's grid."""
+        spec = self.architecture
+        if latents.ndim == 3:
+            return unpatchify(latents, self.latent_patch, height, width, spec.state_order)
+        folded = spec.layout.unwrap(latents) if latents.ndim == 5 else latents
+        return F.pixel_shuffle(folded, height // folded.shape[-2]) if folded.shape[-2] < height else folded
 
     def velocity(self, x_t: Tensor, sigma: Tensor, **conditioning: Any) -> Tensor:
         """The velocity of a state.
@@ -73,32 +80,78 @@ class FlowModel:
             x_t: (B, 3, H, W) in the color space for a pixel model, (B, C, h, w) normalized latents for a latent
                 one; sides divisible by :attr:`token_side`.
             sigma: (B,) noise levels in [0, 1].
-            conditioning: arguments of the transformer's forward, for example ``encoder_hidden_states``. Position
-                ids that follow from the grid are added where not given.
+            conditioning: tensors (B, ...) that the architecture makes arguments of the transformer's forward from, for
+                example ``encoder_hidden_states``. Position ids that follow from the grid are added where not given; so are
+                channels of clean images and masks, as zeros.
 
         Returns:
             u = eps - x_0, shaped like ``x_t``.
         """
         spec = self.architecture
         folded = F.pixel_unshuffle(x_t, self.fold) if self.fold > 1 else x_t
-        height, width = folded.shape[-2:]
-        grid = Grid(len(x_t), height // self.latent_patch, width // self.latent_patch, x_t.device, self.config)
-        arguments = spec.arguments(grid, conditioning)
+        rows, columns = (each // self.latent_patch for each in folded.shape[-2:])
+        arguments = spec.arguments(Grid(len(x_t), rows, columns, x_t.device, self.config), conditioning)
         if self.config.get("guidance_embeds") and "guidance" not in arguments:
             arguments["guidance"] = torch.full((len(x_t),), GUIDANCE, device=x_t.device)
-        state = patchify(folded, self.latent_patch) if spec.layout is Layout.TOKENS else folded
         dtype = self.transformer.dtype
-        arguments = {
-            key: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-            for key, value in arguments.items()
-        }
+        arguments = _cast(arguments, dtype)
         # The pixel twin takes its state in float32 and rounds after its gain; the stock class wants its own dtype.
-        arguments[spec.state] = state if self.is_pixel else state.to(dtype)
-        arguments[spec.time] = spec.clock.time(sigma.to(torch.promote_types(sigma.dtype, torch.float32)))
-        output = spec.sign * self.call(**arguments, return_dict=False)[0]
-        if spec.layout is Layout.TOKENS:
-            output = unpatchify(output, self.latent_patch, height, width)
+        packed = self._packed(folded if self.is_pixel else folded.to(dtype))
+        arguments[spec.state] = spec.sequence(self._filled(packed), arguments)
+        time = sigma.to(torch.promote_types(sigma.dtype, torch.float32))
+        # The pixel twin finds the network's time by itself.
+        time = time if self.is_pixel else spec.network_time(time, rows * columns)
+        arguments[spec.time] = spec.clock.time(time)
+        output = self.call(**arguments, return_dict=False)
+        output = spec.sign * self._unpacked(output if isinstance(output, Tensor) else output[0], rows, columns)
         return F.pixel_shuffle(output, self.fold) if self.fold > 1 else output
+
+    def _packed(self, folded: Tensor) -> Any:
+        """A state on the VAE's grid, (B, C, h, w), as ``forward`` sees it."""
+        spec = self.architecture
+        if spec.layout is Layout.TOKENS:
+            return patchify(folded, self.latent_patch, spec.state_order)
+        cells = self.latent_patch // spec.cell(self.config)
+        return spec.layout.wrap(F.pixel_unshuffle(folded, cells) if cells > 1 else folded)
+
+    def _unpacked(self, output: Any, rows: int, columns: int) -> Tensor:
+        """The inverse of :meth:`_packed` for what ``forward`` returns: the last tokens, the first block of channels."""
+        spec, size = self.architecture, self.architecture.block_size(self.config)
+        if spec.layout is Layout.TOKENS:
+            height, width = rows * self.latent_patch, columns * self.latent_patch
+            tokens = output[:, -rows * columns :, :size]
+            return unpatchify(tokens, self.latent_patch, height, width, spec.state_order)
+        folded = spec.layout.unwrap(output)[:, :size]
+        cells = self.latent_patch // spec.cell(self.config)
+        return F.pixel_shuffle(folded, cells) if cells > 1 else folded
+
+    def _filled(self, state: Any) -> Any:
+        """The state with zeros for the channels of clean images and masks that this model takes beside it."""
+        spec, size = self.architecture, self.architecture.block_size(self.config)
+        keys = [key for key in spec.channel_keys if self.config.get(key) is not None]
+        blocks = max((spec.inputs[0].blocks(self.config[key], size) for key in keys), key=len)
+        beside = sum(size if each == LIFTED else each for each in blocks[1:])
+        if not beside:
+            return state
+        many = state if isinstance(state, list) else [state]
+        axis = spec.layout.channel_axis - (1 if isinstance(state, list) else 0)
+        many = [torch.cat([x, x.narrow(axis, 0, 1).expand(*_with(x.shape, axis, beside)) * 0], axis) for x in many]
+        return many if isinstance(state, list) else many[0]
+
+
+def _with(shape: torch.Size, axis: int, size: int) -> list[int]:
+    result = list(shape)
+    result[axis] = size
+    return result
+
+
+def _cast(arguments: Any, dtype: torch.dtype) -> Any:
+    """Floating-point tensors in ``dtype``, in lists too."""
+    if isinstance(arguments, Mapping):
+        return {key: _cast(value, dtype) for key, value in arguments.items()}
+    if isinstance(arguments, list | tuple):
+        return type(arguments)(_cast(each, dtype) for each in arguments)
+    return arguments.to(dtype) if isinstance(arguments, Tensor) and arguments.is_floating_point() else arguments
 
 
 def open_flow(transformer: Any) -> FlowModel:

@@ -25,6 +25,11 @@ class Layout(Enum):
     CHANNELS_LAST = "channels_last"
     """(B, F, H, W, C)"""
 
+    @property
+    def channel_axis(self) -> int:
+        """Of a state's tensor, with a batch dimension in front."""
+        return -1 if self in (Layout.TOKENS, Layout.CHANNELS_LAST) else 1
+
     def wrap(self, images: Tensor) -> Any:
         """Images (B, C, H, W) as ``forward`` takes them; packing tokens is the caller's."""
         if self is Layout.VIDEO:

@@ -1,8 +1,8 @@
 """The pixel twin of a transformer: the stock forward between two pure functions.
 
-``Asym<Stock>`` is a subclass of the stock class. Its forward scales the state by k, tells the network tau,
-calls the stock forward and recovers the velocity in float32. State-dict keys, LoRA, offloading, checkpointing
-and compilation are the stock class's own; the only addition is the buffer ``lift.basis``.
+``Asym<Stock>`` is a subclass of the stock class. Its forward scales the state by k, passes tau for the time, calls
+the stock forward and recovers the velocity in float32 (:mod:`liftkit.models.velocity`). State-dict keys, LoRA, offloading,
+checkpointing and compilation are the stock class's own; the only addition is the buffer ``lift.basis``.
 
 On disk the config keeps the *latent* channel counts beside ``lift_rank`` and ``lift_dim``: the stock class then
 refuses the folder by a shape mismatch instead of making wrong images from it.
@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from liftkit.asymflow import at_least_float32, calibrate, recover_velocity
+from liftkit.asymflow import recover_velocity
 from liftkit.lift import SCALES
-from liftkit.models.layout import Layout
 from liftkit.models.spec import HOME, Architecture
-from liftkit.tokens import patchify, unpatchify
+from liftkit.models.velocity import lifted_forward
 
 LIFT_KEYS = ("lift_rank", "lift_dim", "lift_scale")
 
@@ -75,38 +74,16 @@ class AsymMixin(LoadsInFullPrecision):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The stock forward's arguments and results; the output is the full velocity, in the state's dtype
         or float32, whichever is wider, with the stock class's sign."""
-        spec = self.architecture
         arguments = dict(zip(self._forward_names, args), **kwargs)
-        x_t, time = arguments[spec.state], arguments[spec.time]
-        sigma = spec.clock.sigma(at_least_float32(time)).reshape(-1).expand(x_t.shape[0])
-        scale = self.config.lift_scale
-        gain, tau = calibrate(sigma, scale)
-        gain = gain.reshape(-1, *(1,) * (x_t.ndim - 1))
-        clean = spec.clean_tokens(arguments)
-        if clean is not None:
-            gain = torch.where(clean.unsqueeze(-1), 1.0 / scale, gain)
-        arguments[spec.state] = (at_least_float32(x_t) * gain).to(self.dtype)
-        arguments[spec.time] = spec.clock.time(tau)
-        output = self.network(**arguments)
-        sample = output[0]
-        velocity = spec.sign * self._recover(spec.sign * sample, x_t, sigma)
-        if isinstance(output, tuple):
-            return (velocity, *output[1:])
-        output.sample = velocity
-        return output
+        return self.through(self.stock_forward, arguments)
 
-    def network(self, **arguments: Any) -> Any:
-        """The stock forward, between the two pure functions; the trainer puts its wrapped network in its place."""
+    def stock_forward(self, **arguments: Any) -> Any:
+        """The network alone: calibrated state and time in, the asymmetric velocity out."""
         return super().forward(**arguments)  # type: ignore[misc]
 
-    def _recover(self, u_cal: Tensor, x_t: Tensor, sigma: Tensor) -> Tensor:
-        scale = self.config.lift_scale
-        if self.architecture.layout is Layout.TOKENS:
-            # Pipelines that put reference tokens first get back the denoised ones alone.
-            return self.lift(u_cal, x_t[:, -u_cal.shape[1] :], sigma, scale)
-        patch = self.architecture.cell(self.config)
-        tokens = self.lift(patchify(u_cal, patch), patchify(x_t, patch), sigma, scale)
-        return unpatchify(tokens, patch, *x_t.shape[-2:])
+    def through(self, call: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        """This model's :func:`~liftkit.models.velocity.lifted_forward` with ``call`` for its network, such as a wrapped one."""
+        return lifted_forward(self.architecture, self.config, self.lift, self.dtype, call, arguments)
 
     def to_json_string(self) -> str:
         """The config as it is stored: with latent channel counts, so that the stock class refuses it."""
@@ -134,21 +111,24 @@ def channels_for(spec: Architecture, config: dict[str, Any], *, latent: bool) ->
         ValueError: if the channels are neither.
     """
     rank, dim = config["lift_rank"], config["lift_dim"]
-    size = spec.token_size(config)
+    size, area = spec.token_size(config), spec.cell(config) ** 2
     if size not in (rank, dim):
         raise ValueError(
             f"{spec.lifted_name}: a token of {size} numbers is neither the latent {rank} nor the pixel {dim} of its lift"
         )
     wanted = rank if latent else dim
-    scaled = {key: config[key] * wanted // size for key in spec.channel_keys if config.get(key) is not None}
+    present = [key for key in spec.channel_keys if config.get(key) is not None]
+    scaled = {key: spec.scaled(config[key], size // area, wanted // area) for key in present}
     return {**config, **scaled}
 
 
 def make_class(spec: Architecture) -> type:
     """The Asym class of an architecture: stock signature plus ``lift_rank``, ``lift_dim`` and ``lift_scale``."""
     import diffusers
+    from diffusers.loaders import PeftAdapterMixin
 
     stock = getattr(diffusers, spec.name)
+    bases = (AsymMixin, stock) if issubclass(stock, PeftAdapterMixin) else (AsymMixin, PeftAdapterMixin, stock)
 
     def __init__(self: Any, *args: Any, lift_rank: int, lift_dim: int, lift_scale: float, **kwargs: Any) -> None:
         number = isinstance(lift_scale, int | float) and not isinstance(lift_scale, bool)
@@ -177,7 +157,7 @@ def make_class(spec: Architecture) -> type:
     uncast = [*(stock._skip_layerwise_casting_patterns or []), "lift", *(p.path for p, _ in spec.projections)]
     return type(
         spec.lifted_name,
-        (AsymMixin, stock),
+        bases,
         {
             "__module__": HOME,
             "__doc__": f"The pixel twin of ``{spec.name}``: see :mod:`liftkit.models.mixin`.",

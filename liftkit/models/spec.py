@@ -55,7 +55,7 @@ LIFTED = -1
 Blocks = tuple[int, ...]
 
 
-def _one_block(config: Config) -> Blocks:
+def _one_block(channels: int, lifted: int) -> Blocks:
     return (LIFTED,)
 
 
@@ -66,13 +66,14 @@ class Projection:
     Args:
         path: module path in the transformer, for example ``pos_embed.proj``.
         order: how a patch is flattened where it meets the weight.
-        blocks: what its raw channels consist of, from the config: ``(LIFTED, LIFTED, 256)`` for a noisy latent, a clean one
-            and a mask. A second lifted block of an output is a learned variance, which nobody reads.
+        blocks: what its raw channels consist of, ``(channels, channels of one lifted block) -> blocks``, for the latent and for
+            the pixel model: ``(LIFTED, LIFTED, 256)`` for a noisy latent, a clean one and a mask. The first is the one that is
+            denoised, further lifted ones are clean. A second lifted block of an output is a learned variance, which nobody reads.
     """
 
     path: str
     order: TokenOrder
-    blocks: Callable[[Config], Blocks] = _one_block
+    blocks: Callable[[int, int], Blocks] = _one_block
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,8 @@ class Architecture:
         network_time: the noise level that the stock pipeline passes to its network where it steps at another, ``(tau, tokens
             of one sample) -> noise level``: some shift their sigmas and not their timesteps.
         sign: +1 if the output is eps - x_0, -1 if it is x_0 - eps.
-        channel_keys: config entries counted in raw channels, the one of the state first; the lift multiplies them by D / r.
-        blocks: what the state's channels consist of, from the config; the first lifted block is noisy, further ones are clean.
-            Must give the same for the latent and the pixel config.
-        composed: those of ``channel_keys`` that count all of ``blocks``; the others count one lifted block.
+        channel_keys: config entries counted in raw channels; the lift multiplies their lifted blocks by D / r. The first that is
+            not None counts one lifted block of the state; the others may count several, as the first input's ``blocks`` has them.
         arguments: what ``forward`` is given beside state and time, ``(grid, conditioning) -> arguments``. Adds position ids
             that follow from the grid, appends an image part to masks, cuts padded prompts into lists.
         sequence: places packed tokens (B, N, r) in the sequence that ``forward`` takes, ``(tokens, arguments) -> state``; they
@@ -185,8 +184,6 @@ class Architecture:
     network_time: Callable[[Tensor, int], Tensor] = _same_time
     sign: int = 1
     channel_keys: tuple[str, ...] = ("in_channels", "out_channels")
-    blocks: Callable[[Config], Blocks] = _one_block
-    composed: tuple[str, ...] = ()
     arguments: Callable[[Grid, Mapping[str, Any]], dict[str, Any]] = _as_given
     sequence: Callable[[Tensor, Mapping[str, Any]], Tensor] = _state_alone
     clean_tokens: Callable[[Mapping[str, Any]], Tensor | None] = _no_clean_tokens
@@ -226,14 +223,19 @@ class Architecture:
         return 1 if self.layout is Layout.TOKENS else self.latent_patch(config)
 
     def block_size(self, config: Config) -> int:
-        """Channels of one lifted block of the state."""
-        key = self.channel_keys[0]
-        blocks = self.blocks(config) if key in self.composed else (LIFTED,)
-        return int(config[key] - sum(each for each in blocks if each != LIFTED)) // blocks.count(LIFTED)
+        """Channels of one lifted block of the state, the one that is denoised."""
+        return int(next(config[key] for key in self.channel_keys if config.get(key) is not None))
 
     def token_size(self, config: Config) -> int:
         """Numbers in one raw token: r for a latent model, D for a pixel model."""
         return self.block_size(config) * self.cell(config) ** 2
+
+    def scaled(self, count: int, size: int, wanted: int) -> int:
+        """A count of raw channels after its lifted blocks of ``size`` have become blocks of ``wanted``."""
+        blocks = self.inputs[0].blocks(count, size)
+        return (
+            count * wanted // size if len(blocks) == 1 else sum(wanted if each == LIFTED else each for each in blocks)
+        )
 
     @property
     def projections(self) -> tuple[tuple[Projection, Literal["input", "output"]], ...]:

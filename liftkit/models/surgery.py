@@ -7,7 +7,8 @@ the architecture's own order, and the pixel model sees its pixels folded, so A i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
+from liftkit.models.layout import Layout
 from liftkit.models.registry import architecture, lifted_class
-from liftkit.models.spec import Architecture, Config
+from liftkit.models.spec import LIFTED, Architecture, Blocks, Config, Projection
 from liftkit.tokens import TokenOrder, token_order
 
 BASIS = "lift.basis"
@@ -53,8 +55,79 @@ def lift_output(weight: Tensor, basis: Tensor, dtype: torch.dtype | None = None)
     return product.reshape(-1, *weight.shape[1:]).to(weight.device)
 
 
+@dataclass(frozen=True)
+class RawChannels:
+    """Where the raw channels of a projection's tensors are, and which of them a lift replaces.
+
+    Args:
+        spec: the architecture.
+        projection: one of its own.
+        side: on which side of the network it is.
+        latent_patch: side of a token's patch, in latents.
+    """
+
+    spec: Architecture
+    projection: Projection
+    side: str
+    latent_patch: int
+
+    @property
+    def _area(self) -> int:
+        """Elements of one channel in a raw token, as the projection sees it."""
+        return 1 if self.spec.layout is Layout.TOKENS else self.latent_patch**2
+
+    def width(self, shape: Sequence[int]) -> int:
+        """Raw numbers per token of a weight (or of a bias or LoRA factor) of this shape."""
+        return prod(shape[1:]) if self.side == "input" else shape[0]
+
+    def blocks(self, width: int, size: int) -> Blocks:
+        """What ``width`` raw numbers consist of, where a lifted block has ``size``: numbers, or LIFTED."""
+        area = self._area
+        found = self.projection.blocks(width // area, size // area)
+        return tuple(each if each == LIFTED else each * area for each in found)
+
+    def expected(self, width: int, size: int) -> int:
+        """What ``width`` has to be."""
+        return sum(size if each == LIFTED else each for each in self.blocks(width, size))
+
+    def reshaped(self, shape: Sequence[int], size: int, wanted: int) -> tuple[int, ...]:
+        """A tensor's shape after its lifted blocks of ``size`` numbers have become blocks of ``wanted``."""
+        width = self.width(shape)
+        after = sum(wanted if each == LIFTED else each for each in self.blocks(width, size))
+        axis = 1 if self.side == "input" else 0
+        return tuple(after * n // width if i == axis else n for i, n in enumerate(shape))
+
+    def places(self, width: int, size: int) -> list[Tensor]:
+        """Indices of each block among ``width`` raw numbers, in the projection's own order."""
+        side = 1 if self._area == 1 else self.latent_patch
+        rows = torch.arange(width).reshape(-1, side, side)
+        if self.projection.order == "pqc":
+            rows = torch.arange(width).reshape(side, side, -1).permute(2, 0, 1)
+        counts = [(size if each == LIFTED else each) // self._area for each in self.blocks(width, size)]
+        back = (1, 2, 0) if self.projection.order == "pqc" else (0, 1, 2)
+        return [block.permute(back).flatten() for block in rows.split(counts)]
+
+    def lift(self, tensor: Tensor, lift: Lift, dtype: torch.dtype | None = None) -> Tensor:
+        """A weight, an output's bias or a LoRA factor for pixel tokens: lifted blocks by A, others as they are; rounded once."""
+        basis = native_basis(lift, self.projection.order)
+        apply = lift_input if self.side == "input" else lift_output
+        width = self.width(tensor.shape)
+        blocks = self.blocks(width, lift.rank)
+        if len(blocks) == 1:
+            return apply(tensor, basis, dtype)
+        shape = self.reshaped(tensor.shape, lift.rank, lift.dim)
+        flat = tensor.flatten(1).T if self.side == "input" else tensor.reshape(width, -1)
+        result = flat.new_empty(self.width(shape), flat.shape[1], dtype=dtype or tensor.dtype)
+        for block, old, new in zip(blocks, self.places(width, lift.rank), self.places(len(result), lift.dim)):
+            rows = flat[old]
+            if block == LIFTED:
+                rows = lift_input(rows.T, basis, dtype).T if self.side == "input" else lift_output(rows, basis, dtype)
+            result[new] = rows.to(result.dtype)
+        return (result.T if self.side == "input" else result).reshape(shape)
+
+
 def check_lift(spec: Architecture, config: Config, factor: int, lift: Lift) -> None:
-    """Whether a lift fits a transformer and its VAE.
+    """Raise unless a lift fits a transformer and its VAE, and the transformer can be lifted at all.
 
     Args:
         spec: the architecture.
@@ -64,12 +137,24 @@ def check_lift(spec: Architecture, config: Config, factor: int, lift: Lift) -> N
     Raises:
         UsageError: naming the numbers that disagree.
     """
+    check_liftable(spec, config)
     patch = spec.latent_patch(config)
     found = {"rank": lift.rank, "latent patch": lift.latent_patch, "pixel patch": lift.patch_size}
     wanted = {"rank": spec.token_size(config), "latent patch": patch, "pixel patch": factor * patch}
     wrong = [f"{key} {found[key]}, the model needs {wanted[key]}" for key in wanted if found[key] != wanted[key]]
     if wrong:
         raise UsageError(f"the lift does not fit {spec.name}: " + "; ".join(wrong) + "; fit one on this model")
+
+
+def check_liftable(spec: Architecture, config: Config) -> None:
+    """Raise unless models of this config can be lifted.
+
+    Raises:
+        UsageError: with the reason.
+    """
+    reason = spec.refuse(config)
+    if reason is not None:
+        raise UsageError(f"{spec.name}: {reason}")
 
 
 def lifted_tensors(
@@ -91,33 +176,33 @@ def lifted_tensors(
     """
     result = {}
     for projection, side in spec.projections:
-        basis = native_basis(lift, projection.order)
-        weight = read(f"{projection.path}.weight")
-        check_width(f"{projection.path}.weight", None if weight is None else tuple(weight.shape), side, lift.rank)
-        assert weight is not None
-        apply = lift_input if side == "input" else lift_output
+        raw = RawChannels(spec, projection, side, lift.latent_patch)
         name = f"{projection.path}.weight"
-        result[name] = _rounded(name, apply, weight, basis, _dtype(name, weight, dtype))
-        bias = read(f"{projection.path}.bias")
+        weight = read(name)
+        check_width(name, None if weight is None else tuple(weight.shape), raw, lift.rank)
+        assert weight is not None
+        result[name] = _rounded(name, raw, weight, lift, _dtype(name, weight, dtype))
+        name = f"{projection.path}.bias"
+        bias = read(name)
         if side == "output" and bias is not None:
-            name = f"{projection.path}.bias"
-            result[name] = _rounded(name, lift_output, bias, basis, _dtype(name, bias, dtype))
+            result[name] = _rounded(name, raw, bias, lift, _dtype(name, bias, dtype))
     basis = native_basis(lift, spec.state_order)
     result[BASIS] = basis if result[f"{spec.inputs[0].path}.weight"].dtype == torch.float64 else basis.float()
     return result
 
 
-def check_width(name: str, shape: tuple[int, ...] | None, side: str, rank: int, where: object = "") -> None:
-    """Whether a projection's weight takes or gives tokens of r numbers.
+def check_width(name: str, shape: tuple[int, ...] | None, raw: RawChannels, rank: int, where: object = "") -> None:
+    """Raise unless a projection's weight takes or gives tokens of r numbers, and what else its blocks hold.
 
     Raises:
         UsageError: naming the tensor, its shape and ``where`` it stands.
     """
-    width = None if not shape or len(shape) < 2 else (prod(shape[1:]) if side == "input" else shape[0])
-    if width != rank:
+    width = None if not shape or len(shape) < 2 else raw.width(shape)
+    expected = rank if width is None else raw.expected(width, rank)
+    if width != expected:
         found = "it is missing" if shape is None else f"found {width} (shape {shape})"
         place = f"{where}: " if where else ""
-        raise UsageError(f"{place}tensor {name}: expected {rank} numbers per token, {found}")
+        raise UsageError(f"{place}tensor {name}: expected {expected} numbers per token, {found}")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -139,16 +224,10 @@ def check_finite(name: str, tensor: Tensor, where: object = "") -> None:
         )
 
 
-def _rounded(
-    name: str,
-    apply: Callable[[Tensor, Tensor, torch.dtype], Tensor],
-    tensor: Tensor,
-    basis: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
+def _rounded(name: str, raw: RawChannels, tensor: Tensor, lift: Lift, dtype: torch.dtype) -> Tensor:
     """A product in float64, rounded to ``dtype``; on the CPU."""
     check_finite(name, tensor)
-    rounded = apply(tensor.cpu(), basis, dtype)
+    rounded = raw.lift(tensor.cpu(), lift, dtype)
     if not is_finite(rounded):
         raise UsageError(
             f"tensor {name!r}: source times lift is more than {str(rounded.dtype).removeprefix('torch.')} can hold; "
@@ -165,7 +244,7 @@ def _dtype(name: str, tensor: Tensor, wanted: torch.dtype | Mapping[str, torch.d
 def lifted_config(spec: Architecture, config: Config, lift: Lift) -> dict[str, Any]:
     """The config of the pixel twin as it is stored: latent channels, plus what the lift adds."""
     added = {"lift_rank": lift.rank, "lift_dim": lift.dim, "lift_scale": lift.scale}
-    return {**config, "_class_name": spec.lifted_name, **added}
+    return {**config, **spec.config(config), "_class_name": spec.lifted_name, **added}
 
 
 def convert_transformer(transformer: Any, lift: Lift) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from liftkit.models.layout import Layout
-from liftkit.models.spec import LIFTED, Architecture, Blocks, Clock, Config, Grid, Projection, random
+from liftkit.models.spec import LIFTED, Architecture, Blocks, Clock, Grid, Projection, random
 
 PIXELS = 16
 """Side of a token in the pixels of the released models, whose sizes the networks are conditioned on."""
@@ -39,9 +39,9 @@ def _sizes(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"original_size": size, "target_size": size, "crop_coords": torch.zeros_like(size), **given}
 
 
-def _control(config: Config) -> Blocks:
+def _control(channels: int, lifted: int) -> Blocks:
     """Channels of a control variant: the noisy latents, and those of the control image."""
-    return (LIFTED, LIFTED) if config["in_channels"] == 2 * config["out_channels"] else (LIFTED,)
+    return (LIFTED, LIFTED) if channels == 2 * lifted else (LIFTED,)
 
 
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
@@ -63,8 +63,7 @@ COGVIEW4 = Architecture(
     layout=Layout.IMAGE,
     clock=Clock.THOUSAND_SIGMA,
     network_time=unshifted,
-    blocks=_control,
-    composed=("in_channels",),
+    channel_keys=("out_channels", "in_channels"),
     conditioning=random(encoder_hidden_states=(16, "text_embed_dim")),
     arguments=_sizes,
     pipelines=("CogView4Pipeline", "CogView4ControlPipeline"),
