@@ -141,7 +141,8 @@ class StandIn:
         order = self.spec.state_order
         predicted, state = (patchify(each, self.patch, order) for each in (u_cal, folded))
         velocity = recover_velocity(predicted, state, sigma, self.basis, self.scale)
-        return unpatchify(velocity, self.patch, *folded.shape[-2:], order=order)
+        height, width = folded.shape[-2:]
+        return unpatchify(velocity, self.patch, height, width, order)
 
     def _load(self, projection: Projection, side: str) -> list[tuple[Tensor, Tensor | None, TokenOrder]]:
         """Each lifted block as a projection of its own: further ones take the state too, for any clean image would do."""
