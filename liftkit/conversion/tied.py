@@ -14,8 +14,6 @@ from liftkit.models.flow import euler
 from liftkit.models.spec import Architecture
 from liftkit.tokens import patchify, unpatchify
 
-GRID = (4, 6)
-
 
 class TiedRun:
     """Tied noise, tied grids and shared conditioning for a latent model and its pixel twin.
@@ -42,7 +40,7 @@ class TiedRun:
     ) -> None:
         self.lift, self.patch = lift, spec.latent_patch(config)
         generator = torch.Generator().manual_seed(seed)
-        rows, columns = GRID
+        rows, columns = self.grid = spec.proof_grid
         noise = torch.randn(1, 3, rows * lift.patch_size, columns * lift.patch_size, generator=generator)
         conditioning = spec.conditioning(config, 1, generator)
         self.noise = noise.to(device, dtype)
@@ -53,7 +51,7 @@ class TiedRun:
     def sample_latent(self, flow: Any) -> list[Tensor]:
         """Latent tokens z_tau after every step, starting at A^T eps."""
         start = patchify(self.noise, self.lift.patch_size) @ self.basis
-        rows, columns = GRID
+        rows, columns = self.grid
         trace: list[Tensor] = []
         state = unpatchify(start, self.patch, rows * self.patch, columns * self.patch)
         euler(flow, state, self.taus, self.conditioning, trace)

@@ -130,6 +130,7 @@ class Architecture:
         layout: how ``forward`` sees its state.
         conditioning: random conditioning of the right shapes, ``(config, batch, generator) -> tensors (B, ...)``; for
             proofs, which hold whatever the conditioning is.
+        proof_grid: rows and columns of tokens in proofs; a rectangle, unless the class takes squares alone.
         latent_patch: side of a token's patch on the VAE's grid, from the config.
         token_patch: side of the patch that the transformer itself cuts from its state, from the config; None for 1 where
             tokens come packed, else ``latent_patch``.
@@ -176,6 +177,7 @@ class Architecture:
     outputs: tuple[Projection, ...]
     layout: Layout
     conditioning: Callable[[Config, int, torch.Generator], dict[str, Any]]
+    proof_grid: tuple[int, int] = (4, 6)
     latent_patch: Callable[[Config], int] = patch_size
     token_patch: Callable[[Config], int] | None = None
     state: str = "hidden_states"

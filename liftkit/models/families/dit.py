@@ -17,8 +17,8 @@ from liftkit.models.layout import Layout
 from liftkit.models.spec import LIFTED, Architecture, Blocks, Clock, Config, Projection
 
 
-def _with_variance(config: Config) -> Blocks:
-    return (LIFTED, LIFTED) if config.get("out_channels") == 2 * config["in_channels"] else (LIFTED,)
+def _with_variance(channels: int, lifted: int) -> Blocks:
+    return (LIFTED,) * (channels // lifted)
 
 
 def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dict[str, Any]:
@@ -34,6 +34,7 @@ DIT = Architecture(
     inputs=(Projection("pos_embed.proj", "cpq"),),
     outputs=(Projection("proj_out_2", "pqc", _with_variance),),
     layout=Layout.IMAGE,
+    proof_grid=(4, 4),
     clock=Clock.ONE_MINUS_SIGMA,
     sign=-1,
     conditioning=_conditioning,

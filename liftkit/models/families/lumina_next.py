@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liftkit.models.layout import Layout
-from liftkit.models.spec import LIFTED, Architecture, Blocks, Clock, Config, Grid, Projection, random
+from liftkit.models.spec import LIFTED, Architecture, Blocks, Clock, Grid, Projection, random
 
 
-def _with_variance(config: Config) -> Blocks:
-    return (LIFTED, LIFTED) if config["learn_sigma"] else (LIFTED,)
+def _with_variance(channels: int, lifted: int) -> Blocks:
+    return (LIFTED,) * (channels // lifted)
 
 
 def _rotation(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
