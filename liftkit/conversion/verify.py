@@ -28,7 +28,7 @@ from torch import Tensor
 from liftkit.checkpoint.model import Weights, find_model, read_json, read_weights
 from liftkit.checkpoint.rewrite import compare_files, torch_dtype
 from liftkit.conversion.standin import Read, deviations
-from liftkit.conversion.tied import GRID, TiedRun
+from liftkit.conversion.tied import TiedRun
 from liftkit.errors import LiftkitError, ProofError
 from liftkit.lift import Lift
 from liftkit.models.flow import open_flow
@@ -155,7 +155,7 @@ def on_projections(
 ) -> Proof:
     """What a tied run through the projections alone finds; arguments as :func:`liftkit.conversion.standin.deviations`."""
     found = deviations(spec, lift, config, original, stored, steps, seed, advance)
-    return Proof(*found, steps, GRID, projection_dtype(spec, stored), "projections")
+    return Proof(*found, steps, spec.proof_grid, projection_dtype(spec, stored), "projections")
 
 
 def projection_dtype(spec: Architecture, stored: Read) -> str:
@@ -194,7 +194,9 @@ def _on_model(case: _Case, source: Path, converted: Path, advance: Callable[[flo
     twin.load_state_dict({**twin.state_dict(), **full}, strict=True)
     exact = run.deviation(open_flow(twin), reference)
     advance(case.steps)
-    return Proof(exact, as_stored, case.steps, GRID, projection_dtype(case.spec, case.stored.read), "model")
+    return Proof(
+        exact, as_stored, case.steps, case.spec.proof_grid, projection_dtype(case.spec, case.stored.read), "model"
+    )
 
 
 def check_stored(stored: Weights, products: Mapping[str, Tensor]) -> set[str]:

@@ -128,8 +128,11 @@ class FlowModel:
     def _filled(self, state: Any) -> Any:
         """The state with zeros for the channels of clean images and masks that this model takes beside it."""
         spec, size = self.architecture, self.architecture.block_size(self.config)
-        keys = [key for key in spec.channel_keys if self.config.get(key) is not None]
-        blocks = max((spec.inputs[0].blocks(self.config[key], size) for key in keys), key=len)
+        if spec.state_channels is not None:
+            count = spec.state_channels(self.config)
+        else:
+            count = max(self.config[key] for key in spec.channel_keys if self.config.get(key) is not None)
+        blocks = spec.inputs[0].blocks(count, size)
         beside = sum(size if each == LIFTED else each for each in blocks[1:])
         if not beside:
             return state

@@ -142,6 +142,7 @@ class Architecture:
         sign: +1 if the output is eps - x_0, -1 if it is x_0 - eps.
         channel_keys: config entries counted in raw channels; the lift multiplies their lifted blocks by D / r. The first that is
             not None counts one lifted block of the state; the others may count several, as the first input's ``blocks`` has them.
+        state_channels: channels of the state, from the config, where no entry of ``channel_keys`` counts them.
         arguments: what ``forward`` is given beside state and time, ``(grid, conditioning) -> arguments``. Adds position ids
             that follow from the grid, appends an image part to masks, cuts padded prompts into lists.
         sequence: places packed tokens (B, N, r) in the sequence that ``forward`` takes, ``(tokens, arguments) -> state``; they
@@ -186,6 +187,7 @@ class Architecture:
     network_time: Callable[[Tensor, int], Tensor] = _same_time
     sign: int = 1
     channel_keys: tuple[str, ...] = ("in_channels", "out_channels")
+    state_channels: Callable[[Config], int] | None = None
     arguments: Callable[[Grid, Mapping[str, Any]], dict[str, Any]] = _as_given
     sequence: Callable[[Tensor, Mapping[str, Any]], Tensor] = _state_alone
     clean_tokens: Callable[[Mapping[str, Any]], Tensor | None] = _no_clean_tokens

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from liftkit.models.layout import Layout
-from liftkit.models.spec import LIFTED, Architecture, Blocks, Config, Grid, Projection, random
+from liftkit.models.spec import LIFTED, Architecture, Blocks, Grid, Projection, random
 
 
-def _with_mask(config: Config) -> Blocks:
-    return (LIFTED, 1) if config["concat_padding_mask"] else (LIFTED,)
+def _with_mask(channels: int, lifted: int) -> Blocks:
+    return (LIFTED,) if channels == lifted else (LIFTED, 1)
 
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:

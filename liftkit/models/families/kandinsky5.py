@@ -17,8 +17,13 @@ LENGTH = 512
 """Tokens of a prompt where the model's folder names no other number."""
 
 
-def _blocks(config: Config) -> Blocks:
-    return (LIFTED, LIFTED, 1) if config.get("visual_cond") else (LIFTED,)
+def _blocks(channels: int, lifted: int) -> Blocks:
+    return (LIFTED,) if channels == lifted else (LIFTED, LIFTED, 1)
+
+
+def _channels(config: Config) -> int:
+    """With a clean picture beside the noisy one, and its mask, where the model continues pictures."""
+    return int(config["in_visual_dim"] * 2 + 1 if config["visual_cond"] else config["in_visual_dim"])
 
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +52,7 @@ KANDINSKY5 = Architecture(
     layout=Layout.CHANNELS_LAST,
     clock=Clock.THOUSAND_SIGMA,
     channel_keys=("in_visual_dim", "out_visual_dim"),
-    blocks=_blocks,
+    state_channels=_channels,
     conditioning=random(encoder_hidden_states=(7, "in_text_dim"), text_mask=(7,), pooled_projections=("in_text_dim2",)),
     arguments=_arguments,
     pipelines=("Kandinsky5T2IPipeline",),

@@ -26,7 +26,7 @@ def _rotation(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
 
     head = grid.config["hidden_size"] // grid.config["num_attention_heads"]
     rotation = get_2d_rotary_pos_embed_lumina(head, grid.rows, grid.columns)
-    return {"image_rotary_emb": rotation.to(grid.device), **given}
+    return {"image_rotary_emb": rotation.to(grid.device), "cross_attention_kwargs": {}, **given}
 
 
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
