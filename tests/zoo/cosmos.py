@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
+
+import torch.nn.functional as F
+from diffusers.models.transformers import transformer_cosmos
+
 from tests.zoo.specimen import Specimen
+
+
+class _Nearest(Enum):
+    NEAREST = "nearest"
+
+
+def _resize(mask: Any, size: list[int], interpolation: _Nearest) -> Any:
+    return F.interpolate(mask, size, mode=interpolation.value)
+
+
+if not hasattr(transformer_cosmos, "transforms"):  # torchvision, which the suite does without
+    transformer_cosmos.transforms = SimpleNamespace(
+        functional=SimpleNamespace(resize=_resize), InterpolationMode=_Nearest
+    )
 
 MODULAR = "diffusers runs Anima by modular pipelines alone"
 

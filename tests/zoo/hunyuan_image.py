@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -52,6 +53,10 @@ SPECIMENS = (
         patch=1,
         missing=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
         components=lambda: {name: ClassifierFreeGuidance(guidance_scale=3.0) for name in ("guider", "ocr_guider")},
-        stubs={"_get_qwen_prompt_embeds": _text, "_get_byt5_prompt_embeds": _glyphs},
+        stubs={
+            "text_encoder_2": SimpleNamespace(config=SimpleNamespace(d_model=16)),
+            "_get_qwen_prompt_embeds": _text,
+            "_get_byt5_prompt_embeds": _glyphs,
+        },
     ),
 )

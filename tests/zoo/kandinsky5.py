@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ SPECIMENS = (
         missing=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
         prepare=_prepare,
         stubs={
+            "text_encoder": SimpleNamespace(dtype=torch.float32),
             "_encode_prompt_qwen": _text,
             "_encode_prompt_clip": lambda prompt, **more: torch.stack([draw(16, seed=len(text)) for text in prompt]),
         },

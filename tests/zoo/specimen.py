@@ -55,7 +55,7 @@ class Specimen:
         prepare: sets what a tiny pipeline needs before it is called, ``(pipeline, height, width)``.
         stubs: replacements of pipeline methods that read prompts by encoders, by name, so that ``prompts`` of the entry can be run.
         plain: arguments of the call without which the pipeline's guidance rescales the velocity.
-        float32: the stock class computes in float32 whatever its weights are (Kandinsky 5).
+        float32: the stock class computes in float32 whatever its weights are (Kandinsky 5, Qwen-Image 2.1).
         without: parts of the suite that it is excused from, with the reason.
         variant: distinguishes several specimens of one architecture.
     """

@@ -27,6 +27,11 @@ def _references(arguments: Mapping[str, Any]) -> Tensor | None:
     return torch.arange(state.shape[1], device=state.device) < state.shape[1] - 1 if state.shape[1] > 1 else None
 
 
+def _rescale(guided: Tensor, conditional: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """To the norm of the conditional velocity (B, N, C, 1, h, w), over the channels."""
+    return guided * (conditional.norm(dim=2, keepdim=True) / guided.norm(dim=2, keepdim=True).clamp_min(1e-6))
+
+
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     length = length or LENGTH
     embeds, mask = pipeline.encode_prompt(prompts, device=pipeline.device, max_sequence_length=length)
@@ -49,6 +54,7 @@ JOY_IMAGE = Architecture(
         "double_blocks.*.img_mlp.net.2",
         "double_blocks.*.attn.img_attn_proj",
     ),
+    rescale=_rescale,
     encoders=("text_encoder", "tokenizer", "processor"),
     prompts=_prompts,
 )

@@ -38,6 +38,13 @@ def _references(arguments: Mapping[str, Any]) -> Tensor | None:
     return torch.arange(state.shape[1], device=state.device) >= sum(prod(shape) for shape in noisy)
 
 
+def _rescale(guided: Tensor, conditional: Tensor, call: Mapping[str, Any]) -> Tensor:
+    """To the norm of the conditional velocity, token by token; Layered does so where ``cfg_normalize`` asks for it."""
+    if not call.get("cfg_normalize", True):
+        return guided
+    return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+
+
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     length = length or LENGTH
     embeds, mask = pipeline.encode_prompt(prompts, device=pipeline.device, max_sequence_length=length)
@@ -62,5 +69,6 @@ QWEN_IMAGE = Architecture(
         "transformer_blocks.*.attn.to_out.0",
     ),
     guidance_argument="true_cfg_scale",
+    rescale=_rescale,
     prompts=_prompts,
 )
