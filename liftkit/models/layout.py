@@ -28,6 +28,8 @@ class Layout(Enum):
     @property
     def channel_axis(self) -> int:
         """Of a state's tensor, with a batch dimension in front."""
+        if self is Layout.ITEMS:
+            return 2
         return -1 if self in (Layout.TOKENS, Layout.CHANNELS_LAST) else 1
 
     def wrap(self, images: Tensor) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from liftkit.asymflow import at_least_float32, calibrate
+from liftkit.errors import UsageError
 from liftkit.models.layout import Layout
 from liftkit.models.spec import LIFTED, Architecture, Config
 from liftkit.tokens import patchify, unpatchify
@@ -44,7 +45,7 @@ def lifted_forward(
     """
     scale = config["lift_scale"]
     x_t, time = arguments[spec.state], arguments[spec.time]
-    sigma = spec.clock.sigma(at_least_float32(time)).reshape(-1).expand(len(x_t))
+    sigma = spec.clock.sigma(at_least_float32(_per_sample(time))).reshape(-1).expand(len(x_t))
     gain, tau = calibrate(sigma, scale)
     changed = {
         name: _scaled(arguments[name], 1.0 / scale, dtype)
@@ -52,7 +53,8 @@ def lifted_forward(
         if arguments.get(name) is not None
     }
     changed[spec.state] = _state(spec, config, x_t, gain, spec.clean_tokens(arguments), dtype)
-    changed[spec.time] = spec.clock.time(spec.network_time(tau, _tokens(spec, config, x_t)))
+    told = spec.clock.time(spec.network_time(tau, _tokens(spec, config, x_t)))
+    changed[spec.time] = told[:, None].expand(-1, time.shape[1]) if time.ndim == 2 else told
     output = call(**{**arguments, **changed})
     if isinstance(output, Tensor):  # Kandinsky 5 without return_dict
         return _velocity(spec, config, recover, output, x_t, sigma)
@@ -61,6 +63,21 @@ def lifted_forward(
         return (velocity, *output[1:])
     output.sample = velocity
     return output
+
+
+def _per_sample(time: Tensor) -> Tensor:
+    """One time a sample, of a tensor that may have one a token (Wan 2.2 5B).
+
+    Raises:
+        UsageError: if the tokens of a sample have times of their own.
+    """
+    if time.ndim < 2:
+        return time
+    if not torch.equal(time, time[:, :1].expand_as(time)):
+        raise UsageError(
+            "a pixel model takes one noise level a sample; images as first frames of a video are not supported"
+        )
+    return time[:, 0]
 
 
 def _scaled(value: Any, factor: float, dtype: torch.dtype) -> Any:
@@ -79,7 +96,7 @@ def _state(spec: Architecture, config: Config, x_t: Any, gain: Tensor, clean: Te
     shape[0] = len(gain)
     factor, scale = gain.reshape(shape), config["lift_scale"]
     if clean is not None:
-        factor = torch.where(clean.unsqueeze(-1), 1.0 / scale, factor)
+        factor = torch.where(clean.reshape(*clean.shape, *(1,) * (x_t.ndim - 2)), 1.0 / scale, factor)
     size = spec.block_size(config)
     blocks = spec.inputs[0].blocks(x_t.shape[axis], size)
     if len(blocks) > 1:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from liftkit.errors import MissingPackageError
+from liftkit.errors import UsageError
 from liftkit.models.layout import Layout
 from liftkit.models.spec import LIFTED, Architecture, Blocks, Grid, Projection, random
 
@@ -22,16 +22,14 @@ def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
     """No padding. The network resizes the mask to its state, so that the size of the token grid will do.
 
     Raises:
-        MissingPackageError: if torchvision is not installed, which resizes it.
+        UsageError: if torchvision is not installed, which resizes it.
     """
     if not grid.config["concat_padding_mask"]:
         return dict(given)
     from diffusers.models.transformers import transformer_cosmos
 
     if not hasattr(transformer_cosmos, "transforms"):
-        raise MissingPackageError(
-            "CosmosTransformer3DModel resizes its padding mask by torchvision: pip install torchvision"
-        )
+        raise UsageError("CosmosTransformer3DModel resizes its padding mask by torchvision: pip install torchvision")
     return {"padding_mask": torch.zeros(1, 1, grid.rows, grid.columns, device=grid.device), **given}
 
 
