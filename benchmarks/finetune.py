@@ -85,7 +85,7 @@ def main() -> None:
         recipe = load_recipe("tiny-klein", [*overrides, *chosen.overrides])
         folder = RunFolder(recipe.output)
         trainer = prepare(recipe, folder, Silent())
-        batches = trainer.data.ahead(0, 4 * chosen.rounds + 8, trainer._rows())
+        batches = trainer.data.prefetch(0, 4 * chosen.rounds + 8, trainer._rows())
         same = next(batches).to(trainer.accelerator.device)
         for _ in range(3):
             floor(trainer, same)

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from liftkit.checkpoint.files import atomic_file, write_text
-from liftkit.checkpoint.lock import claim, discard, sweep_inside
+from liftkit.checkpoint.leftovers import discard, sweep_inside
+from liftkit.checkpoint.lock import claim
 from liftkit.color import to_signed
 from liftkit.conversion.execute import execute
 from liftkit.conversion.plan import make_plan

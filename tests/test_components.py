@@ -140,7 +140,7 @@ def test_another_variant_beside_the_plain_weights_stays_behind_and_is_named(klei
         {"reason": "weights of another variant", "count": 1, "examples": ["text_encoder/model.fp16.safetensors"]},
         {"reason": "pickles", "count": 1, "examples": ["text_encoder/pytorch_model.bin"]},
     ]
-    assert "text_encoder/model.safetensors" in plan.brought
+    assert "text_encoder/model.safetensors" in plan.copied_files
 
 
 def test_sd3_without_t5_converts_samples_and_says_how_it_loads(sd3_without_t5: Path, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from liftkit.checkpoint import lock
+from liftkit.checkpoint import leftovers
 from liftkit.checkpoint.files import atomic_file, output_file, write_text
 from liftkit.checkpoint.folder import atomic_folder
-from liftkit.checkpoint.lock import LOCK, SUFFIX, claim, remove_begun, sweep, sweep_inside
+from liftkit.checkpoint.leftovers import sweep, sweep_inside
+from liftkit.checkpoint.lock import LOCK, SUFFIX, claim, remove_begun
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.state import checkpoints, write_checkpoint
@@ -129,7 +130,7 @@ def test_a_folder_set_aside_returns_and_half_of_one_never(tmp_path: Path, monkey
         raise KeyboardInterrupt
 
     # As killed between the new folder's rename and the old one's removal: what is left must not come back as the output.
-    monkeypatch.setattr(lock, "remove", killed)
+    monkeypatch.setattr(leftovers, "remove", killed)
     with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out", overwrite=True):
         pass
     monkeypatch.undo()

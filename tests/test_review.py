@@ -48,7 +48,7 @@ def plan_of(folder: Path, dtype: str = "auto") -> Any:
 def write(folder: Path, dtype: str = "auto") -> tuple[Any, Path]:
     """Write the pixel twin of a folder beside it, unproved."""
     plan = plan_of(folder, dtype)
-    plan.brought, plan.made, _ = copied_files(plan.model, read_components(plan.model))
+    plan.copied_files, plan.made, _ = copied_files(plan.model, read_components(plan.model))
     plan.output.mkdir()
     write_components(plan, tiny.lift(), plan.output)
     write_transformer(plan, tiny.lift(), plan.output, Silent())

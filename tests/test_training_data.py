@@ -144,12 +144,12 @@ def test_a_resumed_run_and_several_processes_see_the_same_batches(tmp_path: Path
     source = CaptionedFolder(fill(tmp_path / "images", 23, lambda i: (16, (16, 24, 12)[i % 3])))
     choices: dict[str, Any] = {"buckets": buckets, "prompt_dropout": 0.3}
     mixed = [(source, 2.0), (DemoCaptioned(9), 1.0)]
-    straight = list(training(*mixed, cache=tmp_path / "a", **choices).ahead(0, 20))
+    straight = list(training(*mixed, cache=tmp_path / "a", **choices).prefetch(0, 20))
     resumed = training(*mixed, cache=tmp_path / "b", workers=0, **choices)
-    for step, batch in enumerate([*resumed.ahead(0, 10), *resumed.ahead(10, 20)]):
+    for step, batch in enumerate([*resumed.prefetch(0, 10), *resumed.prefetch(10, 20)]):
         assert_same(batch, straight[step])
         assert_same(resumed.batch(step), straight[step])
-    halves = zip(resumed.ahead(5, 8, slice(0, 2)), resumed.ahead(5, 8, slice(2, 4)))
+    halves = zip(resumed.prefetch(5, 8, slice(0, 2)), resumed.prefetch(5, 8, slice(2, 4)))
     for step, (first, second) in enumerate(halves, start=5):
         assert torch.equal(torch.cat([first.images, second.images]), straight[step].images)
         assert first.captions + second.captions == straight[step].captions
@@ -191,7 +191,7 @@ def test_prompt_dropout_puts_the_empty_prompts_embedding_in_place(folder: Path, 
     for chance, low, high in ((0.0, 0, 0), (1.0, 400, 400), (0.25, 70, 130)):
         data = training(source, cache=tmp_path / "cache", prompt_dropout=chance)
         dropped = 0
-        for batch in data.ahead(0, 100):
+        for batch in data.prefetch(0, 100):
             for caption, (_, index), states in zip(
                 batch.captions, batch.indices, batch.prompts["encoder_hidden_states"]
             ):
@@ -247,7 +247,7 @@ def test_all_images_of_a_step_share_a_bucket_and_all_buckets_have_their_turn(tmp
     source = CaptionedFolder(fill(tmp_path / "images", 30, lambda i: ((40, 40), (30, 56), (60, 30))[i % 3]))
     data = training(source, cache=tmp_path / "cache", buckets=True, resolution=32, multiple=8)
     shapes, seen = Counter(), set()
-    for batch in data.ahead(0, 30):
+    for batch in data.prefetch(0, 30):
         height, width = batch.images.shape[-2:]
         shapes[height, width] += 1
         assert height % 8 == width % 8 == 0
@@ -463,7 +463,7 @@ def test_corrupt_images_are_named_and_left_out(folder: Path, tmp_path: Path) -> 
     reasons = {"truncated": ["004.png"], "text, not a picture": ["009.png"], "HTML, not a picture": ["020.png"]}
     assert {reason: list(names) for reason, names in tally.left_out.items()} == reasons
     assert (tally.found, tally.used) == (40, 37)
-    seen = {index for batch in data.ahead(0, 20) for _, index in batch.indices}
+    seen = {index for batch in data.prefetch(0, 20) for _, index in batch.indices}
     assert seen == set(range(40)) - {4, 9, 20}
     again = training(CaptionedFolder(folder), cache=tmp_path / "cache", ready=False)
     assert prepare(again, Encoders()).left_out.keys() == tally.left_out.keys()
@@ -500,14 +500,14 @@ def test_an_image_that_went_away_gives_its_row_to_another(
     assert torch.allclose(after.latents, F.avg_pool2d(to_signed(after.images), 2), atol=1e-3)
     for other in {0, 1, 2, 3} - {row}:
         assert torch.equal(after.images[other], before.images[other])
-    assert_same(next(data.ahead(2, 3)), after)
+    assert_same(next(data.prefetch(2, 3)), after)
 
 
 def test_when_the_disk_is_gone_training_ends_with_a_line(folder: Path, tmp_path: Path) -> None:
     data = training(CaptionedFolder(folder), cache=tmp_path / "cache")
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(LiftkitError, match=r"images: none.*can be read any more"):
-        list(data.ahead(0, 3))
+        list(data.prefetch(0, 3))
 
 
 def test_a_source_without_any_usable_image(tmp_path: Path) -> None:
@@ -661,7 +661,7 @@ def test_webdataset_shards(tmp_path: Path) -> None:
         WebDataset([f"{tmp_path}/part-00{{0,1}}.tar", tmp_path / "part-002.tar"])
     )
     data = training(source, cache=tmp_path / "cache")
-    assert {index for batch in data.ahead(0, 10) for _, index in batch.indices} == set(range(10))
+    assert {index for batch in data.prefetch(0, 10) for _, index in batch.indices} == set(range(10))
     encoders = Encoders()
     make_shards(tmp_path)
     with shard(tmp_path / "part-000.tar", "a") as add:

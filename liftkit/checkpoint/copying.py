@@ -37,7 +37,7 @@ def copy_file(
     origins = {name: header.payload + entry.start for name, entry in header.tensors.items()} if header else {}
     parts = parts_of(header, origins) if header else [Part("", 0, stamp.size, 0)]
     with writing(source, stamp, target, stamp.size, parts, ledger) as (original, written, tell):
-        copy_range(original, 0, stamp.size, written, 0, both(progress, tell))
+        copy_range(original, 0, stamp.size, written, 0, fan_out(progress, tell))
 
 
 def link_file(source: Path, target: Path, header: Header | None = None, ledger: Ledger | None = None) -> bool:
@@ -129,11 +129,11 @@ def write_at(file: IO[bytes], at: int, raw: bytes | memoryview) -> None:
         rest, at = rest[count:], at + count
 
 
-def both(progress: Callable[[int], None], tell: Callable[[int], None]) -> Callable[[int, int], None]:
-    """One callback for :func:`copy_range` from two: one is told bytes, one positions."""
+def fan_out(progress: Callable[[int], None], follow: Callable[[int], None]) -> Callable[[int, int], None]:
+    """One callback for :func:`copy_range` from two: the first takes the count of bytes, the second the position."""
 
-    def told(count: int, position: int) -> None:
+    def forward(count: int, position: int) -> None:
         progress(count)
-        tell(position)
+        follow(position)
 
-    return told
+    return forward

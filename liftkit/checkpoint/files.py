@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from liftkit.checkpoint.header import encode_header, laid_out, read_header
-from liftkit.checkpoint.lock import claim, claimed_file, sweep
+from liftkit.checkpoint.leftovers import sweep
+from liftkit.checkpoint.lock import claim, claimed_file
 from liftkit.errors import LiftkitError, UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from liftkit.checkpoint.files import reason, sync_folder
 from liftkit.checkpoint.follow import Digest, digest_file
-from liftkit.checkpoint.lock import SUFFIX, claim, claimed, held, retired, settle, sweep
+from liftkit.checkpoint.leftovers import backup_path, finish_swap, sweep
+from liftkit.checkpoint.lock import SUFFIX, claim, claimed, held
 from liftkit.checkpoint.source import list_files
 from liftkit.errors import LiftkitError, UsageError
 
@@ -186,13 +187,13 @@ def _replace(target: Path, place: Path, building: Path) -> None:
         if not place.exists():
             os.rename(building, place)
             return
-        aside, stays = retired(building), None
+        aside, stays = backup_path(building), None
         with held(place):
             try:
                 os.rename(place, aside)
                 os.rename(building, place)
             finally:
-                stays = settle(aside, place) if aside.exists() else None
+                stays = finish_swap(aside, place) if aside.exists() else None
         if stays is not None:
             raise LiftkitError(
                 f"{target}: the new folder is complete and in its place, but the old one could not be removed "

@@ -1,4 +1,5 @@
-"""Outputs are held by the run that makes them; what nobody holds was left by a run that died, and goes.
+"""Outputs are held by the run that makes them; what nobody holds was left by a run that died, and goes
+(:mod:`liftkit.checkpoint.leftovers`).
 
 Both are locks of the kernel (flock). They go when the process does, however it ends, and they hold across containers and
 threads, where process numbers say nothing. A run holds
@@ -14,7 +15,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -36,12 +36,7 @@ except ImportError:  # Windows
 SUFFIX = ".liftkit-partial"
 LOCK = ".liftkit-lock"
 POLL_SECONDS = 0.2
-DEPTH = 3
-"""How deep liftkit's own folders are: a run's cache keeps latents by what made them."""
 _UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.ENOSYS, errno.EINVAL)
-_LEFTOVER = re.compile(
-    rf"\.(?P<name>.+)\.(?P<process>\d+)(-[0-9a-f]+)?(?P<old>\.old)?(\.part|{re.escape(SUFFIX)})", re.S
-)
 _claims: set[tuple[Path, int]] = set()
 _begun: dict[Path, int] = {}
 
@@ -120,10 +115,10 @@ def _acquire(output: Path, lock: Path, waiting: Callable[[str], None] | None, ma
                 made += _make_folders(lock.parent)
                 continue
             raise UsageError(f"{lock.parent}: not writable ({error.strerror}); choose another output") from error
-        free = _lock(handle)
+        free = try_lock(handle)
         if free is None:
             free = not _alive_there(_holder(handle))
-        if free and _is_named(handle, lock):
+        if free and is_named(handle, lock):
             with suppress(OSError):  # a full disk: the lock holds without a name on it
                 _sign(handle)
             return handle
@@ -160,10 +155,10 @@ def _holder(handle: int) -> dict[str, str]:
 
 
 def _alive_there(holder: dict[str, str]) -> bool:
-    return holder["host"] == socket.gethostname() and holder["process"].isdecimal() and _alive(int(holder["process"]))
+    return holder["host"] == socket.gethostname() and holder["process"].isdecimal() and is_alive(int(holder["process"]))
 
 
-def _is_named(handle: int, path: Path) -> bool:
+def is_named(handle: int, path: Path) -> bool:
     """Whether a path still leads to an open file or folder."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
@@ -190,11 +185,11 @@ def claimed(place: Path) -> Iterator[Path]:
 def claimed_file(place: Path) -> Iterator[IO[bytes]]:
     """A new file beside ``place``, open for writing and held by this run; if it keeps its name until the end, it goes."""
     while True:
-        temporary = _temporary(place)
+        temporary = temporary_name(place)
         file = temporary.open("xb")
         _begun[temporary] = os.getpid()
         # Between the two lines another run may have taken the new file for a dead one's.
-        if _lock(file.fileno()) is not False and _is_named(file.fileno(), temporary):
+        if try_lock(file.fileno()) is not False and is_named(file.fileno(), temporary):
             break
         file.close()
         _begun.pop(temporary, None)
@@ -210,47 +205,12 @@ def claimed_file(place: Path) -> Iterator[IO[bytes]]:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold an existing folder, if nobody else does; goes on in any case."""
-    handle = _open(folder)
+    handle = open_to_lock(folder)
     try:
-        _lock(handle)
+        try_lock(handle)
         yield
     finally:
         os.close(handle)
-
-
-def retired(building: Path) -> Path:
-    """Where a folder that is about to be replaced is set aside, whole."""
-    return building.with_name(f"{building.name.removesuffix(SUFFIX)}.old{SUFFIX}")
-
-
-def settle(aside: Path, place: Path) -> OSError | None:
-    """End a replacement, however far it came: the folder set aside goes once its place is taken, else it returns.
-
-    Returns:
-        Why it could not be removed, or None.
-    """
-    if not place.exists():
-        os.rename(aside, place)
-        return None
-    return discard(aside, place)
-
-
-def discard(folder: Path, place: Path | None = None) -> OSError | None:
-    """Remove a folder, which first takes a name that :func:`sweep` removes: half of it is never taken for a whole one.
-
-    Args:
-        folder: to remove.
-        place: whose leftover it is, if not its own.
-
-    Returns:
-        Why it could not be removed, or None.
-    """
-    going = _temporary(place or folder)
-    try:
-        os.rename(folder, going)
-    except OSError as error:
-        return error
-    return remove(going)
 
 
 def remove(path: Path) -> OSError | None:
@@ -273,82 +233,6 @@ def remove_begun() -> None:
             remove(path)
 
 
-# -- what dead runs left ----------------------------------------------------------------------------------------------
-
-
-def sweep(place: Path) -> int | None:
-    """Put in order what killed runs left beside an output: half-made ones go, one set aside returns to its place.
-
-    Returns:
-        The process number of a run that is making the output now, or None.
-    """
-    return _sweep_folder(place.parent, place.name)
-
-
-def sweep_inside(folder: Path) -> None:
-    """The same for all outputs in a folder of liftkit's own, and in the folders in it; lock files of the dead go too."""
-    for parent, folders, files in os.walk(folder):
-        deep = len(Path(parent).relative_to(folder).parts) >= DEPTH
-        folders[:] = [] if deep else [name for name in folders if not name.endswith(SUFFIX)]
-        _sweep_folder(Path(parent), None)
-        for name in files:
-            if name.endswith(LOCK) and name.startswith("."):
-                _release_dead(Path(parent) / name)
-
-
-def is_leftover(path: Path) -> bool:
-    """Whether a name is one of those that only stand in a folder while something is made in it."""
-    return path.name == LOCK or _LEFTOVER.fullmatch(path.name) is not None
-
-
-def _sweep_folder(parent: Path, name: str | None) -> int | None:
-    maker = None
-    try:
-        found = sorted(each.name for each in os.scandir(parent) if each.name.startswith("."))
-    except OSError:
-        return None
-    for each in found:
-        match = _LEFTOVER.fullmatch(each)
-        if match is None or (name is not None and match["name"] != name):
-            continue
-        leftover, process = parent / each, int(match["process"])
-        with _if_dead(leftover, process) as dead:
-            if not dead:
-                maker = process
-            elif match["old"]:
-                # Another run may be at the same.
-                with suppress(FileNotFoundError):
-                    settle(leftover, parent / match["name"])
-            else:
-                remove(leftover)
-    return maker
-
-
-@contextmanager
-def _if_dead(leftover: Path, process: int) -> Iterator[bool]:
-    """Whether nobody holds a leftover; if so it is held by this run meanwhile."""
-    try:
-        handle = _open(leftover)
-    except OSError:
-        yield True
-        return
-    try:
-        free = _lock(handle)
-        yield free if free is not None else not _alive(process)
-    finally:
-        os.close(handle)
-
-
-def _release_dead(lock: Path) -> None:
-    with suppress(OSError):
-        handle = _open(lock)
-        try:
-            if _lock(handle) and _is_named(handle, lock):
-                lock.unlink()
-        finally:
-            os.close(handle)
-
-
 # -- locks of the kernel ----------------------------------------------------------------------------------------------
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -356,26 +240,26 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 def _claim(place: Path) -> tuple[Path, int]:
     while True:
-        building = _temporary(place)
+        building = temporary_name(place)
         building.mkdir()
         _begun[building] = os.getpid()
-        handle = _open(building)
+        handle = open_to_lock(building)
         # Between the two lines another run may have taken the new folder for a dead one's.
-        if _lock(handle) is not False and building.exists():
+        if try_lock(handle) is not False and building.exists():
             return building, handle
         os.close(handle)
         _begun.pop(building, None)
 
 
-def _temporary(place: Path) -> Path:
+def temporary_name(place: Path) -> Path:
     return place.with_name(f".{place.name}.{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}")
 
 
-def _open(path: Path) -> int:
+def open_to_lock(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | _NO_LINK)
 
 
-def _lock(handle: int) -> bool | None:
+def try_lock(handle: int) -> bool | None:
     """Take a lock; whether it could be had, or None where there are no locks."""
     if fcntl is None:
         return None
@@ -388,7 +272,7 @@ def _lock(handle: int) -> bool | None:
     return True
 
 
-def _alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     """Whether another process of this number runs; in containers, a run that was killed often had this one's own."""
     if process == os.getpid():
         return False

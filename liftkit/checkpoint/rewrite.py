@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from liftkit.checkpoint.copying import CHUNK, both, copy_range, write_at, writing
+from liftkit.checkpoint.copying import CHUNK, copy_range, fan_out, write_at, writing
 from liftkit.checkpoint.follow import Ledger
 from liftkit.checkpoint.header import DTYPE_BITS, Header, TensorEntry, encode_header, laid_out, tensor_bytes
 from liftkit.checkpoint.parts import Part, compare_block, parts_of
@@ -83,7 +83,7 @@ def rewrite_file(
                     tell(at + len(raw))
             else:
                 start, end, origin = piece
-                copy_range(original, origin, end - start, file, start, both(progress, tell))
+                copy_range(original, origin, end - start, file, start, fan_out(progress, tell))
 
 
 def compare_files(source: Header, target: Header, changed: Container[str]) -> None:

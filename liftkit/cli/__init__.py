@@ -1,1 +1,5 @@
-"""The command line. Only typer, rich and the standard library are imported before a command runs."""
+"""The command line, one file per command: the only code that prints.
+
+It may import everything, and nothing imports it; torch and other heavy packages are imported inside of commands.
+Read ``app.py`` first.
+"""

@@ -17,7 +17,7 @@ from liftkit.conversion.card import model_card
 from liftkit.conversion.plan import Plan, make_plan
 from liftkit.conversion.result import Conversion
 from liftkit.conversion.verify import prove
-from liftkit.conversion.write import Carrier, write_components, write_transformer
+from liftkit.conversion.write import FileCopier, write_components, write_transformer
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift
 from liftkit.models.load import try_loading
@@ -65,9 +65,9 @@ def execute(plan: Plan, observer: Observer) -> Conversion:
     with atomic_folder(plan.output, overwrite=plan.options.overwrite) as building:
         lift, tallies = _lift(plan, observer)
         with Ledger(building) as ledger:
-            carrier = Carrier(plan.sources, plan.options.shards == "link", ledger, observer.note)
-            write_components(plan, lift, building, carrier)
-            write_transformer(plan, lift, building, observer, carrier)
+            copier = FileCopier(plan.sources, plan.options.shards == "link", ledger, observer.note)
+            write_components(plan, lift, building, copier)
+            write_transformer(plan, lift, building, observer, copier)
             proof = prove(
                 plan.model.path,
                 building,

@@ -45,7 +45,7 @@ class Plan(Subject):
         parts: what takes it, in bytes: the new transformer, files that are copied (or linked, which takes off), what finetuning
             needs of the source's projections, and the report.
         lift: a given lift, checked.
-        brought: the source's files that come along, by their path in the output.
+        copied_files: the source's files that come along, by their path in the output.
         made: texts of files that are written anew beside them: indexes that name shards without their variant.
         left_out: the source's files that stay behind.
         limits: what cannot be done with the result, and why.
@@ -62,7 +62,7 @@ class Plan(Subject):
     needed_bytes: int = 0
     parts: dict[str, int] = field(default_factory=dict)
     lift: Lift | None = None
-    brought: dict[str, Path] = field(default_factory=dict)
+    copied_files: dict[str, Path] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
     left_out: Tally = field(default_factory=lambda: Tally("files"))
     limits: list[str] = field(default_factory=list)
@@ -127,22 +127,22 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
 def _plan_files(plan: Plan) -> None:
     """Which files come along, what each looks like now, and what the output takes."""
     model = plan.model
-    plan.brought, plan.made, plan.left_out = copied_files(model, plan.components)
+    plan.copied_files, plan.made, plan.left_out = copied_files(model, plan.components)
     transformer = [header.path for header in plan.weights.headers.values()]
     configs = [model.path / "transformer" / "config.json", model.path / "scheduler" / "scheduler_config.json"]
-    plan.sources = stamps([model.path / "model_index.json", *configs, *transformer, *plan.brought.values()])
+    plan.sources = stamps([model.path / "model_index.json", *configs, *transformer, *plan.copied_files.values()])
     # Headers were read a moment ago: that file, not one that took its place since, is what was planned for.
     plan.sources |= {header.path: header.stamp for header in plan.weights.headers.values() if header.stamp is not None}
-    weights = [path for path in plan.brought.values() if path.suffix == ".safetensors"]
+    weights = [path for path in plan.copied_files.values() if path.suffix == ".safetensors"]
     check_files([*plan.weights.headers.values(), *map(read_header, weights)])
     names = (*(projection.path for projection, _ in plan.spec.projections), *plan.spec.reference)
-    copied = sum(plan.sources[path].size for path in plan.brought.values())
+    copied = sum(plan.sources[path].size for path in plan.copied_files.values())
     plan.parts = {"transformer": plan.transformer_bytes, "copied": copied, "reference": _size_of(plan, names)}
     plan.parts["report"] = _report_size(plan)
     plan.needed_bytes = sum(plan.parts.values())
     if plan.options.shards == "link":
         device = plan.output.resolve().parent.stat().st_dev
-        linked = [plan.sources[path] for path in plan.brought.values() if path.suffix == ".safetensors"]
+        linked = [plan.sources[path] for path in plan.copied_files.values() if path.suffix == ".safetensors"]
         linked += [plan.sources[h.path] for h in plan.weights.headers.values() if plan.is_untouched(h)]
         plan.parts["linked"] = -sum(stamp.size for stamp in linked if stamp.device == device)
         plan.needed_bytes += plan.parts["linked"]

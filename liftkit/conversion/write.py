@@ -30,23 +30,23 @@ from liftkit.progress import Observer
 
 
 @dataclass
-class Carrier:
-    """How files come along that do not change.
+class FileCopier:
+    """Copies files that do not change.
 
     Args:
         stamps: what they looked like when the plan was made; another file is not taken in their place.
         link: give weight files a second name instead of copying them, where the file system allows.
         ledger: takes digests beside the writing.
-        note: hears where linking was not possible.
+        note: called with a sentence where linking was not possible.
     """
 
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     link: bool = False
     ledger: Ledger | None = None
     note: Callable[[str], object] = lambda text: None
-    told: bool = field(default=False, init=False)
+    _noted: bool = field(default=False, init=False)
 
-    def bring(
+    def copy(
         self,
         source: Path,
         target: Path,
@@ -60,20 +60,20 @@ class Carrier:
             if link_file(source, target, header, self.ledger):
                 progress(target.stat().st_size)
                 return
-            if not self.told:
+            if not self._noted:
                 self.note(f"--shards link: {source} cannot be linked from here (another disk, or no right to); copying")
-            self.told = True
+            self._noted = True
         stamp = self.stamps.get(source)
         copy_file(source, target, stamp=stamp, header=header, progress=progress, ledger=self.ledger)
 
 
-def write_components(plan: Plan, lift: Lift, building: Path, carrier: Carrier | None = None) -> None:
+def write_components(plan: Plan, lift: Lift, building: Path, copier: FileCopier | None = None) -> None:
     """Everything but the transformer: index, pixel autoencoder, scheduler, and the source's other parts and license."""
-    source, carrier = plan.model, carrier or Carrier()
-    for name, path in plan.brought.items():
+    source, copier = plan.model, copier or FileCopier()
+    for name, path in plan.copied_files.items():
         target = building / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        carrier.bring(path, target)
+        copier.copy(path, target)
     for name, text in plan.made.items():
         write_text(building / name, text)
     (building / "vae").mkdir()
@@ -96,13 +96,13 @@ def write_components(plan: Plan, lift: Lift, building: Path, carrier: Carrier | 
 
 
 def write_transformer(
-    plan: Plan, lift: Lift, building: Path, observer: Observer, carrier: Carrier | None = None
+    plan: Plan, lift: Lift, building: Path, observer: Observer, copier: FileCopier | None = None
 ) -> None:
     """Stream the transformer's files into the new folder; only the projections are computed.
 
     What finetuning needs of the source, its projections and output norm, goes to ``latent/reference.safetensors``.
     """
-    target, carrier = building / "transformer", carrier or Carrier()
+    target, copier = building / "transformer", copier or FileCopier()
     target.mkdir()
     reference = {name: plan.weights.headers[plan.weights.where[name]] for name in _reference(plan)}
     dtype = None if plan.options.dtype == "auto" else getattr(torch, plan.options.dtype)
@@ -115,9 +115,9 @@ def write_transformer(
         for name, header in plan.weights.headers.items():
             here = {key: tensor for key, tensor in changed.items() if where[key] == name}
             if here or casts(header, dtype and dtype_name(dtype)):
-                rewrite_file(header, target / names[name], here, dtype=dtype, progress=advance, ledger=carrier.ledger)
+                rewrite_file(header, target / names[name], here, dtype=dtype, progress=advance, ledger=copier.ledger)
             else:
-                carrier.bring(header.path, target / names[name], header, advance)
+                copier.copy(header.path, target / names[name], header, advance)
     if plan.weights.sharded:
         written = [entry for name in names.values() for entry in read_header(target / name).tensors.values()]
         index = {

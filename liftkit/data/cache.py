@@ -20,7 +20,8 @@ from torch import Tensor
 
 from liftkit.checkpoint.files import reason, write_safetensors, write_text
 from liftkit.checkpoint.header import Header, read_header
-from liftkit.checkpoint.lock import claim, sweep_inside
+from liftkit.checkpoint.leftovers import sweep_inside
+from liftkit.checkpoint.lock import claim
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.errors import LiftkitError, UsageError
 

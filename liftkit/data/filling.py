@@ -13,7 +13,7 @@ from torch import Tensor
 from liftkit.color import to_signed
 from liftkit.data.buckets import assign_buckets
 from liftkit.data.cache import Facts, FactsTable, TensorCache
-from liftkit.data.images import ahead
+from liftkit.data.images import prefetch
 from liftkit.data.pictures import PictureError
 from liftkit.data.source import CaptionedSource, Size
 from liftkit.errors import LiftkitError, UsageError
@@ -119,7 +119,7 @@ class Filling:
         found = []
         texts: list[str] = []
         with self.observer.stage("data: images and captions", len(places), "images") as advance:
-            for (number, _), future in ahead(self._inspected, places, self.workers):
+            for (number, _), future in prefetch(self._inspected, places, self.workers):
                 try:
                     picture = future.result()
                 except PictureError as error:
@@ -229,7 +229,7 @@ class Filling:
 
         title = "data: decoding" if latents is None else "cache: latents"
         with self.observer.stage(title, len(pictures), "images") as advance:
-            for picture, future in ahead(lambda p: load(self.sources[p.source], p), pictures, self.workers):
+            for picture, future in prefetch(lambda p: load(self.sources[p.source], p), pictures, self.workers):
                 advance(1)
                 try:
                     image = future.result()

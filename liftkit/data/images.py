@@ -84,7 +84,7 @@ class ImageFolder:
     def images(self, resolution: int, multiple: int, which: range | None = None) -> Iterator[tuple[int, Tensor]]:
         """See :class:`ImageSource`; decodes ahead in threads."""
         places = which if which is not None else range(len(self.files))
-        for place, future in ahead(lambda place: self._image(place, resolution, multiple), places):
+        for place, future in prefetch(lambda place: self._image(place, resolution, multiple), places):
             image = self._result(place, future)
             if image is not None:
                 yield place, image
@@ -179,7 +179,7 @@ def no_pictures(tally: Tally) -> str:
     return "no image files (.png, .jpg, .webp, .tif, ...) in this folder"
 
 
-def ahead(
+def prefetch(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int = DECODERS, window: int | None = None
 ) -> Generator[tuple[Item, Future[Result]], None, None]:
     """Items in their order, with work on the next ones done meanwhile by threads.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from liftkit.data.images import ImageFolder, ahead
+from liftkit.data.images import ImageFolder, prefetch
 from liftkit.data.pictures import TOO_SMALL, Look, PictureError, look, open_picture_file
 from liftkit.tally import Tally
 
@@ -26,7 +26,7 @@ def survey(folder: str, count: int, seed: int, multiple: int) -> Tally:
         with open_picture_file(source.files[place], name) as file:
             return look(file, name)
 
-    for place, future in ahead(header, range(len(source))):
+    for place, future in prefetch(header, range(len(source))):
         name = source.files[place].relative_to(source.path).as_posix()
         try:
             seen = future.result()

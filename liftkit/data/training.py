@@ -20,7 +20,7 @@ from torch import Tensor
 from liftkit.data.buckets import bucket_sizes, square
 from liftkit.data.cache import FactsTable, TensorCache
 from liftkit.data.filling import Filling, ImageEncoder, Picture, PromptEncoder, check_captions, load, prompt_key
-from liftkit.data.images import ahead
+from liftkit.data.images import prefetch
 from liftkit.data.order import DROPOUT, Order, chances
 from liftkit.data.pictures import PictureError
 from liftkit.data.source import CaptionedSource
@@ -82,7 +82,7 @@ class TrainingData:
         seed: of order and prompt dropout.
         prompt_dropout: chance in [0, 1] that an image is trained with the empty prompt.
         cache: folder of the caches.
-        workers: threads that decode; with 0, :meth:`ahead` decodes as it goes.
+        workers: threads that decode; with 0, :meth:`prefetch` decodes as it goes.
 
     Attributes:
         tally: of the images, also those that :meth:`batch` could not read any more.
@@ -197,7 +197,7 @@ class TrainingData:
         places = (self._order.row(step, row) for row in range(self.batch_size))
         return [self._pictures[place].caption for place in places]
 
-    def ahead(self, first: int, last: int, part: slice = ALL) -> Iterator[Batch]:
+    def prefetch(self, first: int, last: int, part: slice = ALL) -> Iterator[Batch]:
         """The batches of steps ``first`` to ``last`` - 1, two of them decoded ahead by threads."""
         rows = range(self.batch_size)[part]
         if self.workers < 1:
@@ -207,7 +207,7 @@ class TrainingData:
         share = -(-len(rows) // self.workers)
         parts = [rows[start : start + share] for start in range(0, len(rows), share)]
         places = ((step, some) for step in range(first, last) for some in parts)
-        with closing(ahead(lambda place: self._rows(*place), places, self.workers, 2 * len(parts))) as loaded:
+        with closing(prefetch(lambda place: self._rows(*place), places, self.workers, 2 * len(parts))) as loaded:
             waiting: list[_Row] = []
             for _, future in loaded:
                 waiting += future.result()

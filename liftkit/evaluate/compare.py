@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.lock import claimed, sweep
+from liftkit.checkpoint.leftovers import sweep
+from liftkit.checkpoint.lock import claimed
 from liftkit.color import to_signed, to_uint8
 from liftkit.data.cache import TensorCache, held_cache
 from liftkit.evaluate.cache import digest, remembered, tensor_digest

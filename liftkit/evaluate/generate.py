@@ -18,7 +18,8 @@ from torch import Tensor
 
 from liftkit.checkpoint.files import atomic_file, write_text
 from liftkit.checkpoint.folder import manifest, tree_size
-from liftkit.checkpoint.lock import claim, is_leftover, sweep_inside
+from liftkit.checkpoint.leftovers import is_leftover, sweep_inside
+from liftkit.checkpoint.lock import claim
 from liftkit.checkpoint.model import ModelFolder, read_json
 from liftkit.checkpoint.record import versions
 from liftkit.color import to_uint8

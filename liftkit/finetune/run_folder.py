@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from liftkit.checkpoint.files import reason, write_text
-from liftkit.checkpoint.lock import claim, sweep_inside
+from liftkit.checkpoint.leftovers import sweep_inside
+from liftkit.checkpoint.lock import claim
 from liftkit.checkpoint.model import read_json
 from liftkit.checkpoint.record import versions
 from liftkit.errors import LiftkitError, UsageError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from liftkit.checkpoint.files import read_safetensors, reason, write_safetensors, write_text
 from liftkit.checkpoint.folder import atomic_folder
-from liftkit.checkpoint.lock import discard
+from liftkit.checkpoint.leftovers import discard
 from liftkit.checkpoint.model import read_json
 from liftkit.errors import LiftkitError, UsageError
 

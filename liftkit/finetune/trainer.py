@@ -138,7 +138,7 @@ class Trainer:
         stop = self.step >= recipe.steps
         with self.observer.stage("finetune", recipe.steps, "steps") as advance, Interrupt() as interrupt:
             advance(self.step)
-            for batch in self.data.ahead(self.step, recipe.steps, self._rows()):
+            for batch in self.data.prefetch(self.step, recipe.steps, self._rows()):
                 self._step(batch)
                 advance(1)
                 stop = self._between(interrupt)

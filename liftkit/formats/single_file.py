@@ -29,7 +29,7 @@ from liftkit.checkpoint.rewrite import rewrite_file
 from liftkit.checkpoint.source import PICKLES, list_files
 from liftkit.checkpoint.text import printable
 from liftkit.conversion.plan import check_apart
-from liftkit.conversion.write import Carrier
+from liftkit.conversion.write import FileCopier
 from liftkit.errors import UsageError
 from liftkit.formats.lora_names import seems_for
 from liftkit.progress import Observer, Silent
@@ -97,16 +97,16 @@ def import_checkpoint(
     check_files([used, *map(read_header, others)], budget=math.inf)
     with atomic_folder(output, overwrite=overwrite) as building:
         check_space(output, size + sum(file.stat().st_size for group in files.values() for file in group))
-        carrier = Carrier(link=shards == "link", note=observer.note)
+        copier = FileCopier(link=shards == "link", note=observer.note)
         for group in files.values():
             for file in group:
                 target = building / file.relative_to(folder.path)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                carrier.bring(file, target)
+                copier.copy(file, target)
         for file in (folder.path / "model_index.json", *sorted(folder.path.glob("LICENSE*"))):
-            carrier.bring(file, building / file.name)
+            copier.copy(file, building / file.name)
         (building / "transformer").mkdir()
-        carrier.bring(folder.path / "transformer" / "config.json", building / "transformer" / "config.json")
+        copier.copy(folder.path / "transformer" / "config.json", building / "transformer" / "config.json")
         target = building / "transformer" / f"{STEM}.safetensors"
         with observer.stage("write: transformer", size, "bytes") as advance:
             rewrite_file(replace(header, tensors={}, metadata={}), target, tensors, progress=advance)

@@ -1,1 +1,4 @@
-"""Pixel twins of diffusers' flow transformers: what an architecture is, and the classes made from it."""
+"""Models: pixel twins of diffusers' flow transformers, their autoencoders and schedulers, the surgery and the loading.
+
+It imports from data, lift, checkpoint and the ground. Read ``spec.py`` first, then ``mixin.py`` and ``surgery.py``.
+"""

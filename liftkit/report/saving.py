@@ -40,7 +40,8 @@ def held_output(output: Path | str) -> Iterator[None]:
         UsageError: see :func:`check_output`; or another run is making it.
     """
     from liftkit.checkpoint.files import output_file
-    from liftkit.checkpoint.lock import claim, sweep_inside
+    from liftkit.checkpoint.leftovers import sweep_inside
+    from liftkit.checkpoint.lock import claim
 
     check_output(output)
     if not is_folder(output):
