@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -289,3 +290,55 @@ def test_an_adapter_merged_into_a_variant_leaves_plain_names(klein: Path, tmp_pa
     output = fuse(tmp_path / "adapter", str(klein), tmp_path / "out").output
     assert is_plain(output)
     assert DiffusionPipeline.from_pretrained(output).transformer is not None
+
+
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"])
+@pytest.mark.parametrize(
+    "name",
+    ["model_index.json", "vae/config.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"],
+)
+def test_a_byte_order_mark_that_libraries_do_not_read_is_named(name: str, mark: bytes, klein: Path) -> None:
+    text = (klein / name).read_text()
+    encoding = {b"\xef": "utf-8", b"\xff": "utf-16-le", b"\xfe": "utf-16-be"}[mark[:1]]
+    (klein / name).write_bytes(mark + text.encode(encoding))
+    with pytest.raises(UsageError, match=f"{name}: begins with a byte-order mark"):
+        load_pipeline(find_model(str(klein)))
+
+
+def test_tokens_that_the_text_encoder_has_no_embedding_of_are_named(klein: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights, config = klein / "text_encoder" / "model.safetensors", klein / "text_encoder" / "config.json"
+    tensors = load_file(weights)
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:20].clone()
+    save_file(tensors, weights, {"format": "pt"})
+    config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 20}))
+    with pytest.raises(UsageError, match="embeddings of 20 tokens, and its tokenizer gives number"):
+        sample(load_pipeline(find_model(str(klein))), ["a red seven"], steps=1)
+
+
+@pytest.mark.parametrize(
+    ("component", "key", "value"),
+    [
+        ("transformer", "pos_embed_max_size", 10**6),
+        ("transformer", "sample_size", 10**6),
+        ("transformer", "num_layers", 10**9),
+        ("transformer", "axes_lens", [10**9, 512]),
+        ("transformer", "some_width", 10**30),
+        ("vae", "num_blocks", [1, 10**7]),
+        ("text_encoder", "max_position_embeddings", 10**12),
+    ],
+)
+def test_numbers_of_a_config_that_allocate_have_an_end(component: str, key: str, value: Any, klein: Path) -> None:
+    config = klein / component / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
+    with pytest.raises(UsageError, match=f"config.json: {key} is "):
+        load_pipeline(find_model(str(klein)))
+
+
+def test_a_fault_of_our_own_while_loading_is_not_blamed_on_the_files(
+    klein: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "_check_complete", FunctionType((lambda part, found: {}["a fault"]).__code__, vars(load)))
+    with pytest.raises(KeyError):
+        load_pipeline(find_model(str(klein)))

@@ -37,10 +37,12 @@ PLACES = {
 }
 
 
-def spoiled(tmp_path: Path, component: str, value: float) -> Path:
+def spoiled(tmp_path: Path, component: str, value: float, tensor: str | None = None, source: Path = TINY_KLEIN) -> Path:
     model = tmp_path / "model"
-    shutil.copytree(TINY_KLEIN, model)
-    name, tensor = PLACES[component]
+    shutil.copytree(source, model)
+    name, known = PLACES[component]
+    name = f"latent/{name}" if (model / "latent" / name).is_file() else name
+    tensor = tensor or known
     tensors = load_file(model / name)
     changed = tensors[tensor].clone()
     changed.view(-1)[:: max(1, changed.numel() // 1000)] = value
@@ -74,6 +76,43 @@ def test_sample_names_the_component(
     assert f"error: {component}: " in said
     assert PLACES[component][1] in said
     assert not picture.exists()
+
+
+ENCODER = "encoder.conv_in.weight"
+FINETUNE = ["steps=1", "batch_size=1", "precision=no", "data.sources=[{kind: demo, count: 2}]", "validation.every=0"]
+COMMANDS: list[tuple[str, str | None, list[Any]]] = [
+    ("vae", ENCODER, ["fit", "MODEL", "--images", "demo", "--num-images", 16, "-o", "OUT/lift.safetensors"]),
+    *(
+        (name, None, ["generate", "MODEL", "--prompts", "demo", "-n", 1, "--steps", 1, "-o", "OUT/made"])
+        for name in PLACES
+    ),
+    *(
+        (name, None, ["compare", "MODEL", "PIXEL", "--quick", "-n", 8, "--steps", 1, "--html", "OUT/a.html"])
+        for name in ("text_encoder", "transformer")
+    ),
+    ("vae", ENCODER, ["finetune", "tiny-klein", "model=MODEL", *FINETUNE, "previews.every=0", "-o", "OUT/run"]),
+    ("text_encoder", None, ["finetune", "tiny-klein", "model=MODEL", *FINETUNE, "previews.every=0", "-o", "OUT/run"]),
+]
+
+
+@pytest.mark.parametrize(("component", "tensor", "command"), COMMANDS, ids=lambda value: str(value)[:40])
+def test_every_command_names_the_component(
+    component: str, tensor: str | None, command: list[Any], pixel_klein: Path, tmp_path: Path, cli: Any
+) -> None:
+    source = pixel_klein if command[0] == "finetune" else TINY_KLEIN
+    model = spoiled(tmp_path, component, float("nan"), tensor, source)
+    where = {"MODEL": model, "OUT": tmp_path / "out", "PIXEL": pixel_klein}
+    (tmp_path / "out").mkdir()
+    words = [str(word) for word in command]
+    for key, value in where.items():
+        words = [word.replace(key, str(value)) for word in words]
+    code, _, err = cli(*words)
+    line = next(line for line in err.splitlines() if line.startswith("error"))
+    assert code in (1, 2), err
+    assert f"{component}: " in line, line
+    assert tensor or PLACES[component][1] in line, line
+    assert "fault of liftkit" not in err
+    assert not list((tmp_path / "out").rglob("*.png"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -678,7 +678,7 @@ def test_webdataset_shards_that_cannot_be_used(tmp_path: Path) -> None:
     for url, message in (
         ("none.tar", "no such shard"),
         ("part-{000..003}.tar", "part-003.tar: no such shard"),
-        ("packed.tar.gz", "uncompressed"),
+        ("packed.tar.gz", r"compressed \(gzip\)"),
         ("empty.tar", "no image"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -704,6 +704,17 @@ def test_datasets_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         HubDataset("someone/something")
 
 
+def test_rows_of_a_dataset_without_a_caption_are_counted() -> None:
+    source = HubDataset.__new__(HubDataset)
+    source.name, source.caption_column = "few", "text"
+    source.captions = [{"text": each} for each in ("a", "", None, {"no": "text"})]
+    source.texts = [Tally("captions", used=4)]
+    assert [source.caption(i) for i in (0, 1, 2, 2, 3)] == ["a", "", "", "", ""]
+    assert source.texts[0].summary() == (
+        "1 of 4 captions used; left out: 2 empty (few[1], few[2]); 1 no text but dict (few[3])"
+    )
+
+
 @pytest.mark.filterwarnings("ignore")  # what that package warns of is its own
 def test_datasets_in_all_their_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
@@ -724,7 +735,8 @@ def test_datasets_in_all_their_forms(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert np.array_equal(source.image(4, (SIDE, SIDE)).numpy(), np.asarray(picture(4)).transpose(2, 0, 1))
         assert source.key(4).rpartition("/")[2] == hashlib.sha256((files / "004.png").read_bytes()).hexdigest()
         assert source.stamp(4) == HubDataset(tmp_path / place).stamp(4) != source.stamp(5)
-    assert len(HubDataset(tmp_path / "two", split="test", caption_column=None)) == 1
+    alone = HubDataset(tmp_path / "two", split="test", caption_column=None)
+    assert (len(alone), alone.texts) == (1, [])
     for changes, message in (
         ({"split": "none"}, "no split 'none'; it has train, test"),
         ({"caption_column": "texts"}, "did you mean 'text'"),

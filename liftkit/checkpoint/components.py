@@ -9,7 +9,7 @@ from typing import Any
 
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.source import PICKLES, list_files, open_regular
-from liftkit.checkpoint.text import LFS, read_json
+from liftkit.checkpoint.text import LFS, check_unmarked, read_json
 from liftkit.checkpoint.weights import STEMS, Library, Weights, read_weights
 from liftkit.errors import UsageError
 from liftkit.tally import Tally
@@ -34,6 +34,13 @@ BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 
 MOST_LAYERS = 1000
 """Layers that a config may name whatever its weights hold: quantized ones are not counted here."""
+COUNTED = ("layers", "blocks", "depth")
+"""What keys with numbers of modules have in their names."""
+SIZES = {"pos_embed_max_size": 512, "sample_size": 1024, "image_size": 16_384, "max_position_embeddings": 2**24}
+SIZES |= dict.fromkeys(("axes_lens", "rope_max_seq_len", "rope_max_len", "max_seq_len", "max_sequence_length"), 2**20)
+"""The largest sides and lengths that tables of positions are computed for, far beyond any that is in use."""
+LARGEST = 2**40
+"""Of any other whole number in a config."""
 MOST_BYTES = 512 * 1024 * 1024
 """Of a file beside the weights; vocabularies, the largest of them, take some tens of MB."""
 
@@ -95,6 +102,8 @@ def read_component(folder: ModelFolder, name: str) -> Component:
             raise UsageError(
                 f"{file}: {file.stat().st_size} bytes, {MOST_BYTES} at most for a file that holds no weights"
             )
+        if file.suffix == ".json":
+            check_unmarked(file)
     library, class_name = _class_of(folder, name)
     if "Scheduler" in class_name or name == "scheduler":
         _check_schedule(path / SCHEDULER)
@@ -149,7 +158,8 @@ def _class_of(folder: ModelFolder, name: str) -> tuple[str, str]:
 def _model(name: str, library: Library | str, class_name: str, path: Path, files: dict[str, Path]) -> Component:
     config = read_json(path / CONFIG)
     weights = read_weights(path, library, quantized="quantization_config" in config)  # type: ignore[arg-type]
-    _check_layers(path / CONFIG, config, len(weights.where))
+    tables = config if "Transformer" in class_name else {**config, "sample_size": None}  # a VAE computes none
+    _check_numbers(path / CONFIG, tables, len(weights.where))
     names = weights.plain_names()
     component = Component(name, library, class_name, path, weights, {}, {})
     for relative, file in files.items():
@@ -164,15 +174,21 @@ def _model(name: str, library: Library | str, class_name: str, path: Path, files
     return component
 
 
-def _check_layers(file: Path, config: dict[str, Any], tensors: int) -> None:
-    """Raise if a config has more layers than the weights have tensors: libraries build layer after layer before they compare."""
+def _check_numbers(file: Path, config: dict[str, Any], tensors: int) -> None:
+    """Raise if a config names more than its weights can hold: libraries build layer after layer, and compute tables of positions,
+    before they compare."""
     for key, value in config.items():
         if isinstance(value, dict):
-            _check_layers(file, value, tensors)
-        elif "layers" in key and isinstance(value, int) and value > max(tensors, MOST_LAYERS):
+            _check_numbers(file, value, tensors)
+            continue
+        numbers = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
+        if any(part in key for part in COUNTED) and max(numbers, default=0) > max(tensors, MOST_LAYERS):
             raise UsageError(
                 f"{file}: {key} is {value!r:.20}, but the weights are {tensors} tensors; fetch the model again"
             )
+        most = SIZES.get(key, LARGEST)
+        if max(map(abs, numbers), default=0) > most:
+            raise UsageError(f"{file}: {key} is {value!r:.20}, {most} at most; fetch the model again")
 
 
 def _add_index(component: Component, file: Path, names: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from liftkit.checkpoint.classes import check_classes
 from liftkit.checkpoint.files import reason
 from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
+from liftkit.checkpoint.text import check_unmarked
 from liftkit.checkpoint.text import read_json as read_json
 from liftkit.checkpoint.weights import STEM as STEM
 from liftkit.checkpoint.weights import Weights, read_weights
@@ -133,6 +134,7 @@ def _open(path: Path, source: str) -> ModelFolder:
         if lora_folder(path):
             hint = f"; it holds a LoRA: {lora_advice(source)}"
         raise UsageError(f"{source}: no diffusers pipeline: model_index.json is missing{hint}")
+    check_unmarked(path / "model_index.json")
     index = read_json(path / "model_index.json")
     strange = next((name for name in index if not re.fullmatch(r"[A-Za-z0-9_-]+", name)), None)
     if strange is not None:

@@ -84,6 +84,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def check_unmarked(path: Path) -> None:
+    """Raise if a JSON file of a model begins with a byte-order mark, which its libraries do not read.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    with open_regular(path) as file:
+        if file.read(len(codecs.BOM_UTF8)).startswith((codecs.BOM_UTF8, *_UTF16)):
+            raise UsageError(
+                f"{path}: begins with a byte-order mark, with which diffusers and transformers cannot read it; save it in UTF-8 "
+                "without one"
+            )
+
+
 def lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, with their numbers from 1; ``\\r`` at their ends goes."""
     for number, line in enumerate(text.split("\n"), start=1):

@@ -48,10 +48,12 @@ class HubDataset(EncodedSource):
         if not len(rows):
             raise UsageError(f"{path}: the split {split!r} holds no row")
         self.name = Path(self.path).name
-        self.tally, self.texts = Tally("images"), []
+        self.tally, self.texts = Tally("images"), [Tally("captions", used=len(rows))]
         self.image_column, self.caption_column = image_column, caption_column
         self.images = _undecoded(rows, image_column)
         self.captions = None if caption_column is None else rows.select_columns([caption_column])
+        if self.captions is None:
+            self.texts = []
         self.fingerprint = rows._fingerprint
         place = Path(self.path).expanduser()
         self.folder = place if place.is_dir() else place.parent
@@ -86,7 +88,20 @@ class HubDataset(EncodedSource):
 
     def caption(self, index: int) -> str:
         """See :class:`CaptionedSource`."""
-        return "" if self.captions is None else plain_caption(self.captions[index][self.caption_column])
+        if self.captions is None:
+            return ""
+        value = self.captions[index][self.caption_column]
+        found = plain_caption(value)
+        if not found:
+            kind = (
+                "empty"
+                if value is None or isinstance(value, str) or not value
+                else f"no text but {type(value).__name__}"
+            )
+            if self.label(index) not in self.texts[0].left_out.get(kind, {}):
+                self.texts[0].leave_out(self.label(index), kind)
+                self.texts[0].use(-1)
+        return found
 
     def describe(self) -> dict[str, Any]:
         """See :class:`CaptionedSource`."""

@@ -40,6 +40,7 @@ from liftkit.tally import Tally
 
 HEADER_LIMIT = 16 * 1024 * 1024
 """Bytes of a member's header at most."""
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 LINKS = "links or devices"
 _ZEROS = 1 << 20
 Place = tuple[int, int]
@@ -196,6 +197,13 @@ def _index(tar: Path, tally: Tally) -> _Shard:
     shard = _Shard(tar)
     try:
         with open_regular(tar) as raw:
+            packed = next(
+                (name for head, name in _PACKED.items() if os.pread(raw.fileno(), 6, 0).startswith(head)), None
+            )
+            if packed is not None:
+                raise UsageError(
+                    f"{tar}: compressed ({packed}), and shards are read at random access; unpack it: {packed} -d < IN > OUT.tar"
+                )
             whole = _Part(raw, 0, os.fstat(raw.fileno()).st_size, HEADER_LIMIT)
             start: int | None = 0
             while start is not None:
@@ -208,9 +216,7 @@ def _index(tar: Path, tally: Tally) -> _Shard:
     except (OSError, tarfile.TarError, ValueError, OverflowError, MemoryError, EOFError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(
-            f"{tar}: no whole, uncompressed tar file ({reason(error)}); fetch it again, or unpack it if it is compressed"
-        ) from error
+        raise UsageError(f"{tar}: no whole tar file ({reason(error)}); fetch it again") from error
     for name in _parts_of_samples(shard):
         tally.leave_out(shard.label(name), "further pictures of a sample")
         del shard.pictures[name]

@@ -35,7 +35,17 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
 
     def image_encoder() -> Callable[[Tensor], Tensor]:
         space = LatentSpace(load_vae(folder).to(device), trainee.spec.latent_statistics)
-        return lambda images: space.encode(images.to(device)).cpu()
+
+        def encode(images: Tensor) -> Tensor:
+            latents = space.encode(images.to(device)).cpu()
+            if not latents.isfinite().all():
+                raise UsageError(
+                    f"{folder.source}: vae: latents of a picture are not finite, though all its weights are; leave the picture "
+                    "out, or use another VAE"
+                )
+            return latents
+
+        return encode
 
     def prompt_encoder() -> Callable[[list[str]], dict[str, Tensor]]:
         pipeline, length = load_text_side(folder, device), folder.text_length()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from liftkit.errors import UsageError
+from liftkit.models.broken import first_not_finite
 from liftkit.models.vaes import Statistics, has_alpha, vae_family, vae_geometry, with_alpha
 
 
@@ -43,7 +44,7 @@ class LatentSpace:
         """sRGB (B, 3, H, W) in [-1, 1] to normalized latents (B, C, H / f, W / f): the mode of the posterior.
 
         Raises:
-            UsageError: if the VAE's latents are not of the size that its config says.
+            UsageError: if the VAE's latents are not of the size that its config says, or are not finite because of its weights.
         """
         planes = (with_alpha(images) if self.alpha else images).to(self.vae.dtype)
         encoded = self.vae.encode(planes.unsqueeze(2) if self.family.video else planes)
@@ -57,7 +58,14 @@ class LatentSpace:
                 f"where its config.json promises {wanted}; is the config.json that of these weights?"
             )
         mean, std = self.statistics(self.vae, latents)
-        return (latents - mean) / std
+        latents = (latents - mean) / std
+        if not torch.isfinite(latents.sum()):
+            tensor = first_not_finite(self.vae)
+            if tensor is not None:
+                raise UsageError(
+                    f"vae: its latents are not finite, for its tensor {tensor!r} holds NaN or infinity; download the model again"
+                )
+        return latents
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import json
 import logging
 import subprocess
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -186,7 +187,30 @@ def _load(part: Component, dtype: torch.dtype | None, device: str | None = None)
         part.path, variant=part.weights.variant, use_safetensors=True, output_loading_info=True, **more
     )
     _check_complete(part, found)
+    if part.library == "transformers":
+        _check_tokens(model, part.path)
     return model.eval()
+
+
+def _check_tokens(model: Any, where: Path) -> None:
+    """Let a text encoder refuse tokens that it has no embedding of, which are those of another model's tokenizer."""
+    try:
+        table = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return  # of pictures, not of tokens
+
+    def check(module: torch.nn.Embedding, given: tuple[Any, ...]) -> None:
+        ids = given[0] if given else None
+        if isinstance(ids, torch.Tensor) and ids.numel() and ids.device.type != "meta":
+            worst = int(ids.max()) if ids.max() >= module.num_embeddings else int(ids.min())
+            if not 0 <= worst < module.num_embeddings:
+                raise UsageError(
+                    f"{where}: has embeddings of {module.num_embeddings} tokens, and its tokenizer gives number {worst}; are both "
+                    "of the same model?"
+                )
+
+    if isinstance(table, torch.nn.Embedding):
+        table.register_forward_pre_hook(check)
 
 
 def _class(part: Component) -> Any:
@@ -226,7 +250,8 @@ def _check_complete(part: Component, found: Mapping[str, Any]) -> None:
 def _explained(source: str) -> Iterator[None]:
     """What a library raises, as one line about the model.
 
-    Their checks of configs and readers of tokenizers raise classes of their own, some straight from ``Exception``.
+    Their checks of configs and readers of tokenizers raise classes of their own, some straight from ``Exception``. What our
+    own code raises is no matter of the files, but for values that it refuses.
     """
     try:
         yield
@@ -235,7 +260,15 @@ def _explained(source: str) -> Iterator[None]:
     except ImportError as error:
         raise MissingPackageError(f"{source}: cannot be loaded ({reason(error)[:300]})") from error
     except Exception as error:
+        if _is_ours(error) and not isinstance(error, (ValueError, TypeError)):
+            raise
         raise UsageError(f"{source}: cannot be loaded ({reason(error)[:300]}); check its files") from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error was raised by a line of liftkit itself."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("liftkit.")
 
 
 @contextmanager

@@ -116,9 +116,10 @@ def bar_chart(
 def _scale(plot: Any, x: Axis, y: Axis) -> None:
     plot.set_xlabel(x.label)
     plot.set_ylabel(y.label)
-    if x.log:
+    # Odd figures of a file may leave nothing that a logarithm can show.
+    if x.log and plot.dataLim.minposx < float("inf"):
         plot.set_xscale("log")
-    if y.log:
+    if y.log and plot.dataLim.minposy < float("inf"):
         plot.set_yscale("log")
     plot.set_xlim(x.low, x.high)
     plot.set_ylim(y.low, y.high)
