@@ -133,12 +133,16 @@ def _remembering(latent: nn.Module, pixel: nn.Module) -> list[str]:
     found = []
     for path, module in latent.named_modules():
         theirs = vars(others[path])
-        values = (
-            (key, value) for key, value in vars(module).items() if isinstance(value, int | float | str | tuple | list)
-        )
-        if any(theirs.get(key) != value for key, value in values if not key.startswith("_")):
+        plain = ((key, value) for key, value in vars(module).items() if _is_plain(value) and not key.startswith("_"))
+        if any(theirs.get(key) != value for key, value in plain):
             found.append(path)
     return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, int | float | str)
 
 
 def _above(path: str) -> list[str]:
