@@ -279,10 +279,4 @@ def test_a_conversion_is_finetuned(
     names = {"model": converted(specimen), "output": tmp_path / "run", "cache": tmp_path / "cache"}
     file.write_text(RECIPE.format(**names))
     done = finetune(load_recipe(file, ()))
-    losses = (
-        [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-        if (tmp_path / "run" / "metrics.jsonl").exists()
-        else []
-    )
-    assert done is not None
-    assert all(row.get("loss", 0.0) == row.get("loss", 0.0) for row in losses)
+    assert done.trainer.step == 2

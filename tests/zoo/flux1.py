@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tests.zoo.specimen import MMDIT, Specimen, draw, kl, prompts
 
 CONFIG = {
@@ -27,8 +29,8 @@ def _call(count: int) -> dict[str, Any]:
 
 ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 STUBS = {
-    "_get_t5_prompt_embeds": lambda prompt, **more: draw(len(prompt), more.get("max_sequence_length", 512), 24),
-    "_get_clip_prompt_embeds": lambda prompt, **more: draw(len(prompt), 16),
+    "_get_t5_prompt_embeds": lambda prompt, **more: torch.stack([draw(32, 24, seed=len(text)) for text in prompt]),
+    "_get_clip_prompt_embeds": lambda prompt, **more: torch.stack([draw(16, seed=len(text)) for text in prompt]),
 }
 OTHER = "tests/test_flux1.py runs its pipeline, which takes an image"
 WITHOUT: Any = dict.fromkeys(("pipeline", "convert", "finetune", "prompts"), OTHER)
