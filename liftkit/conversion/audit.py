@@ -19,7 +19,8 @@ from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json
 from liftkit.checkpoint.record import read_record
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.checkpoint.source import list_files
-from liftkit.conversion.verify import check_copied, mismatch, on_projections
+from liftkit.conversion.verify import Proof, check_copied, mismatch, on_projections, worst
+from liftkit.conversion.write import reference_file
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift, orthonormal_to
 from liftkit.models.load import cannot_load, limits
@@ -151,14 +152,17 @@ class _Auditor:
                     count += len(read_header(path).tensors)
                 except UsageError as error:
                     check.problems.append(str(error))
-        spec, config, stored = self._transformer()
-        expected = _shapes(spec, config)
-        found = {name: stored.headers[shard].tensors[name].shape for name, shard in stored.where.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                text = f"found {_list(found.get(name))}, {spec.lifted_name} has {_list(expected.get(name))}"
-                check.problems.append(f"transformer: tensor {name!r}: {text}")
-        check.detail = f"{count} tensors, {len(found)} of them the {spec.lifted_name}'s, of its names and shapes"
+        theirs = 0
+        for component in self._transformers():
+            spec, config, stored = self._transformer(component)
+            expected = _shapes(spec, config)
+            found = {name: stored.headers[shard].tensors[name].shape for name, shard in stored.where.items()}
+            for name in sorted(expected.keys() | found.keys()):
+                if expected.get(name) != found.get(name):
+                    text = f"found {_list(found.get(name))}, {spec.lifted_name} has {_list(expected.get(name))}"
+                    check.problems.append(f"{component}: tensor {name!r}: {text}")
+            theirs += len(found)
+        check.detail = f"{count} tensors, {theirs} of them the {spec.lifted_name}'s, of its names and shapes"
 
     def _components(self, check: Check) -> None:
         """Whether the whole pipeline and the VAE of its source would load: everything is built, no weight is read."""
@@ -169,31 +173,48 @@ class _Auditor:
 
     def _basis(self, check: Check) -> None:
         """max |A^T A - I| in float64, of the lift and of what the transformer holds; the two are one."""
-        _, _, stored = self._transformer()
         lift = Lift.load(self.folder / "lift.safetensors")
-        basis = stored.read(BASIS)
-        if basis is None:
-            raise UsageError(f"transformer: tensor {BASIS!r} is missing")
-        wide = basis.double()
-        error = (wide.T @ wide - torch.eye(wide.shape[1], dtype=torch.float64)).abs().max().item()
-        check.detail = f"max |A^T A - I| = {lift.orthonormality():.1e} in the lift, {error:.1e} in the transformer"
-        allowed = orthonormal_to(basis)
-        if not error < allowed:
-            check.problems.append(f"transformer: {BASIS} is not orthonormal: {error:.1e}, allowed {allowed:.0e}")
+        check.detail = f"max |A^T A - I| = {lift.orthonormality():.1e} in the lift"
+        for component in self._transformers():
+            basis = self._transformer(component)[2].read(BASIS)
+            if basis is None:
+                raise UsageError(f"{component}: tensor {BASIS!r} is missing")
+            wide = basis.double()
+            error = (wide.T @ wide - torch.eye(wide.shape[1], dtype=torch.float64)).abs().max().item()
+            check.detail += f", {error:.1e} in the {component}"
+            allowed = orthonormal_to(basis)
+            if not error < allowed:
+                check.problems.append(f"{component}: {BASIS} is not orthonormal: {error:.1e}, allowed {allowed:.0e}")
 
     def _lift(self, check: Check) -> None:
         """Stored projections against source times lift, and what they do in a run; numbers of configs."""
-        spec, config, stored = self._transformer()
         lift = Lift.load(self.folder / "lift.safetensors")
-        check_lift(spec, config, lift.fold, lift)
         scheduler = read_json(self.folder / "scheduler" / "scheduler_config.json")
-        for where, value in (("transformer", config["lift_scale"]), ("scheduler", scheduler.get("lift_scale"))):
+        scales = {"scheduler": scheduler.get("lift_scale")}
+        for component in self._transformers():
+            spec, config, _ = self._transformer(component)
+            check_lift(spec, config, lift.fold, lift)
+            scales[component] = config["lift_scale"]
+        for where, value in scales.items():
             if value != lift.scale:
                 check.problems.append(f"{where}: its config has the scale {value}, the lift {lift.scale}")
         if "finetune" in self.record:
             check.detail = "finetuned since its conversion: projections are no longer source times lift"
             return
-        header = read_header(self.folder / "latent" / "reference.safetensors")
+        found = [self._projections(check, component, lift) for component in self._transformers()]
+        proofs = [proof for _, proof in found if proof is not None]
+        if not check.problems:
+            proof = worst(proofs)
+            check.detail = (
+                f"{sum(count for count, _ in found)} tensors are source times lift, rounded once; deviation over {STEPS} steps "
+                f"{proof.exact:.1e} in full precision, {proof.stored:.1e} as stored"
+            )
+
+    def _projections(self, check: Check, component: str, lift: Lift) -> tuple[int, Proof | None]:
+        """One transformer's stored projections against source times lift: how many, and the proof on them."""
+        spec, config, stored = self._transformer(component)
+        kept = reference_file(component)
+        header = read_header(self.folder / kept)
 
         def original(name: str) -> Tensor | None:
             return read_tensor(header, name) if name in header.tensors else None
@@ -203,37 +224,40 @@ class _Auditor:
         for name in sorted(header.tensors.keys() - products.keys()):
             reference, found = original(name), stored.read(name)
             if found is None or reference is None or not torch.equal(found, reference.to(found.dtype)):
-                check.problems.append(
-                    f"transformer: tensor {name!r} is not the source's (latent/reference.safetensors)"
-                )
+                check.problems.append(f"{component}: tensor {name!r} is not the source's ({kept.as_posix()})")
         if check.problems:
-            return
+            return len(products), None
         proof = on_projections(spec, lift, config, original, stored.read, STEPS, 0)
-        check.problems += proof.problems(lift)
-        check.detail = (
-            f"{len(products)} tensors are source times lift, rounded once; deviation over {STEPS} steps {proof.exact:.1e} in "
-            f"full precision, {proof.stored:.1e} as stored"
-        )
+        check.problems += [f"{component}: {problem}" for problem in proof.problems(lift)]
+        return len(products), proof
 
     def _source(self, check: Check) -> None:
         """Unchanged tensors against the source's, byte for byte."""
         assert self.source is not None
-        spec, _, stored = self._transformer()
-        source = find_model(self.source).weights("transformer")
-        changed = {f"{projection.path}.weight" for projection, _ in spec.projections}
-        changed |= {f"{projection.path}.bias" for projection in spec.outputs} | {BASIS}
-        check_copied(source, stored, changed)
-        check.detail = f"{len(source.where.keys() - changed)} tensors are the source's, byte for byte"
+        model, count = find_model(self.source), 0
+        for component in self._transformers():
+            spec, _, stored = self._transformer(component)
+            source = model.weights(component)
+            changed = {f"{projection.path}.weight" for projection, _ in spec.projections}
+            changed |= {f"{projection.path}.bias" for projection in spec.outputs} | {BASIS}
+            check_copied(source, stored, changed)
+            count += len(source.where.keys() - changed)
+        check.detail = f"{count} tensors are the source's, byte for byte"
 
-    def _transformer(self) -> tuple[Architecture, dict[str, Any], Weights]:
-        config = read_json(self.folder / "transformer" / "config.json")
+    def _transformers(self) -> list[str]:
+        """The components that were lifted."""
+        return ["transformer", *self._transformer()[0].companions]
+
+    def _transformer(self, component: str = "transformer") -> tuple[Architecture, dict[str, Any], Weights]:
+        file = self.folder / component / "config.json"
+        config = read_json(file)
         name = config.get("_class_name")
         if not isinstance(name, str) or not is_lifted(name):
-            raise UsageError(f"{self.folder / 'transformer' / 'config.json'}: {name} is no pixel model of liftkit's")
+            raise UsageError(f"{file}: {name} is no pixel model of liftkit's")
         wrong = [key for key in ("lift_rank", "lift_dim", "lift_scale") if not isinstance(config.get(key), int | float)]
         if wrong:
-            raise UsageError(f"{self.folder / 'transformer' / 'config.json'}: {wrong[0]} is missing or no number")
-        return architecture(name), config, read_weights(self.folder / "transformer")
+            raise UsageError(f"{file}: {wrong[0]} is missing or no number")
+        return architecture(name), config, read_weights(self.folder / component)
 
 
 def _where(found: Digest, sums: Any) -> str:

@@ -16,7 +16,7 @@ from liftkit.checkpoint.source import check_unchanged
 from liftkit.conversion.card import model_card
 from liftkit.conversion.plan import Plan, make_plan
 from liftkit.conversion.result import Conversion
-from liftkit.conversion.verify import prove
+from liftkit.conversion.verify import Proof, prove, worst
 from liftkit.conversion.write import FileCopier, write_components, write_transformer
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift
@@ -67,25 +67,31 @@ def execute(plan: Plan, observer: Observer) -> Conversion:
         with Ledger(building) as ledger:
             copier = FileCopier(plan.sources, plan.options.shards == "link", ledger, observer.note)
             write_components(plan, lift, building, copier)
-            write_transformer(plan, lift, building, observer, copier)
-            proof = prove(
-                plan.model.path,
-                building,
-                plan.spec,
-                lift,
-                kind="projections" if plan.proof == "projections" else plan.options.proof,
-                # Copied by the kernel; the ledger compares the ends of each, and says what it finds before the output is there.
-                compared=True,
-                device=plan.options.device,
-                steps=plan.options.proof_steps,
-                seed=plan.options.seed,
-                observer=observer,
-            )
+            for each in plan.transformers:
+                write_transformer(each, lift, building, observer, copier)
+            proof = worst([_prove(each, lift, building, observer) for each in plan.transformers])
             _check_loads(building)
             result = Conversion(plan, lift, proof, tallies)
             _write_report(result, building, ledger, observer)
         check_unchanged(plan.sources)
     return result
+
+
+def _prove(plan: Plan, lift: Lift, building: Path, observer: Observer) -> Proof:
+    return prove(
+        plan.model.path,
+        building,
+        plan.spec,
+        lift,
+        component=plan.component,
+        kind="projections" if plan.proof == "projections" else plan.options.proof,
+        # Copied by the kernel; the ledger compares the ends of each, and says what it finds before the output is there.
+        compared=True,
+        device=plan.options.device,
+        steps=plan.options.proof_steps,
+        seed=plan.options.seed,
+        observer=observer,
+    )
 
 
 def _check_loads(building: Path) -> None:

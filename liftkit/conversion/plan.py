@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from liftkit.checkpoint.components import LATENT_VAE, Component
@@ -51,6 +52,9 @@ class Plan(Subject):
         limits: what cannot be done with the result, and why.
         sources: what every file that is read looked like, to be sure at the end that it is still the same.
         proof: how the conversion will be proved; the reason is among the reasons.
+        component: the transformer that this is about.
+        companions: the same for each further transformer of the pipeline that gets the lift; of these only what is theirs
+            differs: config, weights and what is rewritten.
     """
 
     output: Path
@@ -68,6 +72,13 @@ class Plan(Subject):
     limits: list[str] = field(default_factory=list)
     sources: dict[Path, Stamp] = field(default_factory=dict)
     proof: ProofKind = "model"
+    component: str = "transformer"
+    companions: list[Plan] = field(default_factory=list)
+
+    @property
+    def transformers(self) -> list[Plan]:
+        """All that get the lift, the main one first."""
+        return [self, *self.companions]
 
     @property
     def wanted(self) -> str | None:
@@ -111,10 +122,17 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
     else:
         check_sources(chosen)
         note_images(plan, chosen)
-    _plan_tensors(plan)
+    plan.companions = [_companion(plan, name) for name in plan.spec.companions]
+    for each in plan.transformers:
+        _plan_tensors(each)
     _plan_files(plan)
     plan.proof, plan.reasons["proof"] = choose_proof(chosen.proof, weights, chosen.device)
     if chosen.save == "adapter":
+        if plan.companions:
+            raise UsageError(
+                f"--save adapter: it holds one transformer, and {plan.spec.name} comes with {plan.companions[0].component}; "
+                "save the whole model"
+            )
         plan.proof, plan.reasons["proof"] = "projections", "an adapter holds nothing else"
         changed = sum(entry.size for entry in plan.rewritten.values())
         plan.parts = {"projections": changed, "reference": _size_of(plan, plan.spec.reference)}
@@ -124,26 +142,53 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
     return plan
 
 
+def _companion(plan: Plan, component: str) -> Plan:
+    """The plan of a further transformer, for which it is a model of the same class and shape.
+
+    Raises:
+        UsageError: if it is missing or is not.
+    """
+    model = plan.model
+    found = model.class_of(component)
+    if found != plan.spec.name:
+        raise UsageError(
+            f"{model.source}: its {component} is {found or 'missing'}, expected a {plan.spec.name}; is the model complete?"
+        )
+    config = model.config(component)
+    differing = [key for key in plan.spec.channel_keys if config.get(key) != plan.config.get(key)]
+    if differing:
+        raise UsageError(
+            f"{model.path / component / 'config.json'}: {differing[0]} is {config.get(differing[0])}, that of the transformer "
+            f"{plan.config.get(differing[0])}; one lift cannot serve both"
+        )
+    return replace(plan, config=config, weights=model.weights(component), component=component, rewritten={})
+
+
 def _plan_files(plan: Plan) -> None:
     """Which files come along, what each looks like now, and what the output takes."""
     model = plan.model
-    plan.copied_files, plan.made, plan.left_out = copied_files(model, plan.components)
-    transformer = [header.path for header in plan.weights.headers.values()]
-    configs = [model.path / "transformer" / "config.json", model.path / "scheduler" / "scheduler_config.json"]
-    plan.sources = stamps([model.path / "model_index.json", *configs, *transformer, *plan.copied_files.values()])
+    plan.copied_files, plan.made, plan.left_out = copied_files(model, plan.components, plan.spec.companions)
+    headers = [header for each in plan.transformers for header in each.weights.headers.values()]
+    transformer = [header.path for header in headers]
+    configs = [model.path / each.component / "config.json" for each in plan.transformers]
+    configs += [model.path / "scheduler" / "scheduler_config.json", model.path / "model_index.json"]
+    plan.sources = stamps([*configs, *transformer, *plan.copied_files.values()])
     # Headers were read a moment ago: that file, not one that took its place since, is what was planned for.
-    plan.sources |= {header.path: header.stamp for header in plan.weights.headers.values() if header.stamp is not None}
+    plan.sources |= {header.path: header.stamp for header in headers if header.stamp is not None}
     weights = [path for path in plan.copied_files.values() if path.suffix == ".safetensors"]
-    check_files([*plan.weights.headers.values(), *map(read_header, weights)])
+    check_files([*headers, *map(read_header, weights)])
     names = (*(projection.path for projection, _ in plan.spec.projections), *plan.spec.reference)
     copied = sum(plan.sources[path].size for path in plan.copied_files.values())
-    plan.parts = {"transformer": plan.transformer_bytes, "copied": copied, "reference": _size_of(plan, names)}
+    reference = sum(_size_of(each, names) for each in plan.transformers)
+    plan.parts = {each.component: each.transformer_bytes for each in plan.transformers}
+    plan.parts |= {"copied": copied, "reference": reference}
     plan.parts["report"] = _report_size(plan)
     plan.needed_bytes = sum(plan.parts.values())
     if plan.options.shards == "link":
         device = plan.output.resolve().parent.stat().st_dev
         linked = [plan.sources[path] for path in plan.copied_files.values() if path.suffix == ".safetensors"]
-        linked += [plan.sources[h.path] for h in plan.weights.headers.values() if plan.is_untouched(h)]
+        untouched = [h for each in plan.transformers for h in each.weights.headers.values() if each.is_untouched(h)]
+        linked += [plan.sources[header.path] for header in untouched]
         plan.parts["linked"] = -sum(stamp.size for stamp in linked if stamp.device == device)
         plan.needed_bytes += plan.parts["linked"]
 
@@ -155,7 +200,9 @@ def _report_size(plan: Plan) -> int:
     return 8 * plan.dim * plan.rank + pictures + pictures * 4 // 3 + REPORT_BYTES
 
 
-def copied_files(model: ModelFolder, parts: list[Component]) -> tuple[dict[str, Path], dict[str, str], Tally]:
+def copied_files(
+    model: ModelFolder, parts: list[Component], companions: Container[str] = ()
+) -> tuple[dict[str, Path], dict[str, str], Tally]:
     """What comes along of a source: every component that is not made anew, the original VAE beside the new model, and the
     license.
 
@@ -171,7 +218,7 @@ def copied_files(model: ModelFolder, parts: list[Component]) -> tuple[dict[str, 
     tally = Tally("files")
     for part in parts:
         tally += part.left_out
-        if part.name not in ("transformer", "scheduler"):
+        if part.name not in ("transformer", "scheduler") and part.name not in companions:
             place = LATENT_VAE if part.name == "vae" else part.name
             files |= {f"{place}/{name}": path for name, path in part.files.items()}
             texts |= {f"{place}/{name}": text for name, text in part.index.items()}
@@ -216,7 +263,7 @@ def _plan_tensors(plan: Plan) -> None:
             if name not in plan.weights.where:
                 if kind == "weight":
                     raise UsageError(
-                        f"{plan.model.path / 'transformer'}: tensor {name!r} is missing; is the model complete?"
+                        f"{plan.model.path / plan.component}: tensor {name!r} is missing; is the model complete?"
                     )
                 continue
             _check_projection(plan, name, raw)

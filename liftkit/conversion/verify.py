@@ -16,9 +16,9 @@ source's, copied by the kernel or compared byte for byte: together that is the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,19 @@ class Proof:
         return self
 
 
+def worst(proofs: Sequence[Proof]) -> Proof:
+    """The proof of several transformers with one lift: the largest deviations of any."""
+    exact, stored = (max(getattr(each, name) for each in proofs) for name in ("exact", "stored"))
+    return replace(proofs[0], exact=exact, stored=stored)
+
+
 def prove(
     source: Path,
     converted: Path,
     spec: Architecture,
     lift: Lift,
     *,
+    component: str = "transformer",
     kind: ProofKind = "model",
     compared: bool = False,
     device: str = "cpu",
@@ -112,6 +119,7 @@ def prove(
         converted: the pixel pipeline's folder.
         spec: the architecture.
         lift: the lift that was used.
+        component: the transformer, of a pipeline that has several.
         kind: on the ``model`` or on the ``projections``; ``auto`` tries the model first.
         compared: whether unchanged tensors are known to be the source's; else they are compared byte for byte.
 
@@ -120,12 +128,12 @@ def prove(
             beyond its tolerance.
         LiftkitError: if the device's memory does not hold a model in float32.
     """
-    weights, stored = read_weights(source / "transformer"), read_weights(converted / "transformer")
+    weights, stored = read_weights(source / component), read_weights(converted / component)
     observer = observer or Silent()
     dtypes = {name: stored_dtype(stored, name) for name in stored.where}
     changed = check_stored(stored, lifted_tensors(spec, weights.read, lift, dtypes))
     if kind != "projections":
-        case = _Case(spec, lift, weights, stored, changed, device, steps, seed)
+        case = _Case(spec, lift, weights, stored, changed, component, device, steps, seed)
         try:
             with full_precision(), observer.stage("prove: sampling both models", 3 * steps, "steps") as advance:
                 return _on_model(case, source, converted, advance).checked(lift)
@@ -138,7 +146,7 @@ def prove(
         observer.note(f"the transformer does not fit into the memory of {device}; proving on the projections")
     if not compared:
         check_copied(weights, stored, changed)
-    config = read_json(source / "transformer" / "config.json")
+    config = read_json(source / component / "config.json")
     with observer.stage("prove: the projections", 3 * steps, "steps") as advance:
         return on_projections(spec, lift, config, weights.read, stored.read, steps, seed, advance).checked(lift)
 
@@ -174,6 +182,7 @@ class _Case:
     source: Weights
     stored: Weights
     changed: set[str]
+    component: str
     device: str
     steps: int
     seed: int
@@ -181,13 +190,13 @@ class _Case:
 
 def _on_model(case: _Case, source: Path, converted: Path, advance: Callable[[float], None]) -> Proof:
     """What a tied run of the assembled models in float32 finds, of which one is in memory at a time."""
-    latent = _load(source, case.device)
+    latent = _load(source, case.component, case.device)
     round_as_stored(latent, case.stored, case.changed)
     run = TiedRun(case.spec, dict(latent.config), case.lift, case.steps, case.seed, case.device)
     reference = run.sample_latent(open_flow(latent))
     advance(case.steps)
     del latent
-    twin = _load(converted, case.device)
+    twin = _load(converted, case.component, case.device)
     as_stored = run.deviation(open_flow(twin), reference)
     advance(case.steps)
     full = lifted_tensors(case.spec, case.source.read, case.lift, torch.float32)
@@ -282,5 +291,5 @@ def full_precision() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
-def _load(folder: Path, device: str) -> Any:
-    return load_component(find_model(str(folder)), "transformer", torch.float32).to(device)
+def _load(folder: Path, component: str, device: str) -> Any:
+    return load_component(find_model(str(folder)), component, torch.float32).to(device)

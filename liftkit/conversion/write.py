@@ -86,7 +86,7 @@ def write_components(plan: Plan, lift: Lift, building: Path, copier: FileCopier 
     write_text(building / "scheduler" / "scheduler_config.json", json.dumps(scheduler, indent=2) + "\n")
     index = {
         **source.index,
-        "transformer": ["diffusers", plan.spec.lifted_name],
+        **{each.component: ["diffusers", plan.spec.lifted_name] for each in plan.transformers},
         "vae": ["diffusers", "PixelAutoencoder"],
         "scheduler": ["diffusers", scheduler["_class_name"]],
     }
@@ -98,20 +98,20 @@ def write_components(plan: Plan, lift: Lift, building: Path, copier: FileCopier 
 def write_transformer(
     plan: Plan, lift: Lift, building: Path, observer: Observer, copier: FileCopier | None = None
 ) -> None:
-    """Stream the transformer's files into the new folder; only the projections are computed.
+    """Stream a transformer's files into the new folder; only the projections are computed.
 
-    What finetuning needs of the source, its projections and output norm, goes to ``latent/reference.safetensors``.
+    What finetuning and ``verify`` need of the source, its projections and output norm, goes to :func:`reference_file`.
     """
-    target, copier = building / "transformer", copier or FileCopier()
+    target, copier = building / plan.component, copier or FileCopier()
     target.mkdir()
     reference = {name: plan.weights.headers[plan.weights.where[name]] for name in _reference(plan)}
     dtype = None if plan.options.dtype == "auto" else getattr(torch, plan.options.dtype)
     changed = lifted_tensors(plan.spec, plan.weights.read, lift, dtype)
-    extract_file(reference, building / "latent" / "reference.safetensors")
+    extract_file(reference, building / reference_file(plan.component))
     home = plan.weights.where[f"{plan.spec.inputs[0].path}.weight"]
     where = {**plan.weights.where, BASIS: home}
     names = plan.weights.plain_names()
-    with observer.stage("write: transformer", plan.transformer_bytes, "bytes") as advance:
+    with observer.stage(f"write: {plan.component}", plan.transformer_bytes, "bytes") as advance:
         for name, header in plan.weights.headers.items():
             here = {key: tensor for key, tensor in changed.items() if where[key] == name}
             if here or casts(header, dtype and dtype_name(dtype)):
@@ -127,6 +127,12 @@ def write_transformer(
         write_text(target / f"{STEM}.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
     config = lifted_config(plan.spec, plan.config, lift)
     write_text(target / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def reference_file(component: str) -> Path:
+    """Where a conversion keeps the source's projections and output norm of a transformer, relative to its folder."""
+    name = "reference" if component == "transformer" else f"reference.{component}"
+    return Path("latent") / f"{name}.safetensors"
 
 
 def autoencoder_files(lift: Lift, sample_size: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
