@@ -34,7 +34,8 @@ FILE = f"{STEM}.safetensors"
 def plan_of(folder: Path, dtype: str = "auto") -> Any:
     """As much of a plan as writing needs."""
     model = find_model(str(folder))
-    return SimpleNamespace(
+    plan = SimpleNamespace(
+        component="transformer",
         model=model,
         spec=architecture(str(model.class_of("transformer"))),
         config=model.config("transformer"),
@@ -43,6 +44,8 @@ def plan_of(folder: Path, dtype: str = "auto") -> Any:
         output=folder.parent / "pixel",
         transformer_bytes=0,
     )
+    plan.transformers = [plan]
+    return plan
 
 
 def write(folder: Path, dtype: str = "auto") -> tuple[Any, Path]:
