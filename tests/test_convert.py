@@ -264,7 +264,7 @@ def spoil_no_vae(model: Path) -> None:
 
 
 def spoil_unknown_class(model: Path) -> None:
-    edit(model / "model_index.json", transformer=["diffusers", "FluxTransformer2DModel"])
+    edit(model / "model_index.json", transformer=["diffusers", "Flux2Transformer3DModel"])
 
 
 def spoil_unet(model: Path) -> None:
