@@ -19,6 +19,7 @@ from liftkit.finetune.shipped import shipped_recipes
 from liftkit.finetune.step import with_shift_of
 from tests import tiny
 from tests.recipes import SMALL, keys, load, refused
+from tests.zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
 Cli = Callable[..., tuple[int, str, str]]
@@ -32,7 +33,17 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # The recipes that are shipped.
 
 
-TRANSFORMERS = {"tiny-klein": "Flux2", "flux2-klein-4b": "Flux2", "flux2-klein-9b": "Flux2", "sd3.5-medium": "SD3"}
+TRANSFORMERS = {
+    "tiny-klein": "Flux2Transformer2DModel",
+    "flux2-klein-4b": "Flux2Transformer2DModel",
+    "flux2-klein-9b": "Flux2Transformer2DModel",
+    "sd3.5-medium": "SD3Transformer2DModel",
+    "flux1-dev": "FluxTransformer2DModel",
+    "qwen-image": "QwenImageTransformer2DModel",
+    "z-image": "ZImageTransformer2DModel",
+    "sana-1.6b": "SanaTransformer2DModel",
+    "wan2.1-1.3b": "WanTransformer3DModel",
+}
 HERE = ("model=demo", "data.sources.0={kind: demo}")
 
 
@@ -62,7 +73,7 @@ def test_shipped_recipes_name_real_modules(name: str) -> None:
     from fnmatch import fnmatchcase
 
     recipe = load_recipe(name, HERE)
-    modules = dict(tiny.TRANSFORMERS[f"{TRANSFORMERS[name]}Transformer2DModel"]().named_modules())
+    modules = dict(ZOO[TRANSFORMERS[name]].transformer().named_modules())
     hits: set[str] = set()
     for pattern in recipe.trainable.targets or ():
         matched = {module for module in modules if fnmatchcase(module, pattern)}
