@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 # Two test processes share the cores: threads that spin while they wait would take them from each other.
 test test-all test-cpus: export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all test-cpus lint format types docs bench tiny-klein tiny-pixel clean
+.PHONY: demo test test-all test-cpus lint format types models docs bench tiny-klein tiny-pixel clean
 
 # make demo QUICK=1 leaves the live finetune out.
 demo: $(VENV)/ready
@@ -39,8 +39,12 @@ format: $(VENV)/ready
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
 
+# The list of supported models, and its table in the README, from the specimens of the test suite.
+models: $(VENV)/ready
+	$(RUN)/python -m tools.model_table
+
 # What is generated in docs/ from schemas and the command line itself.
-docs: $(VENV)/ready
+docs: models
 	$(RUN)/python -m tools.recipe_reference
 	$(RUN)/python -m tools.cli_reference
 

@@ -25,6 +25,7 @@ from liftkit.cli.finetune import finetune
 from liftkit.cli.fit import fit
 from liftkit.cli.generate import generate
 from liftkit.cli.import_ import import_
+from liftkit.cli.models import models
 from liftkit.cli.options import Command
 from liftkit.cli.recipes import recipes
 from liftkit.cli.report import report
@@ -52,6 +53,7 @@ app.command(cls=Command)(generate)
 app.command(name="import", cls=Command)(import_)
 app.command(cls=Command)(export)
 app.command(cls=Command)(demo)
+app.command(cls=Command)(models)
 app.command(cls=Command)(doctor)
 app.add_typer(recipes)
 scripting.add_options(app)

@@ -6,7 +6,6 @@ the entry point group ``liftkit.architectures``, each entry an :class:`Architect
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,6 +14,7 @@ from typing import Any
 
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.models import families
+from liftkit.models.catalogue import unknown
 from liftkit.models.spec import Architecture
 
 GROUP = "liftkit.architectures"
@@ -56,11 +56,7 @@ def architecture(class_name: str) -> Architecture:
     known = architectures()
     found = known.get(class_name) or _lifted().get(class_name)
     if found is None:
-        near = get_close_matches(class_name, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(
-            f"transformer class {class_name!r} is not supported; supported: {', '.join(sorted(known))}{hint}"
-        )
+        raise UsageError(unknown(class_name, known))
     return found
 
 
