@@ -157,7 +157,7 @@ def test_recipes_that_are_not_there_and_targets_that_are(cli: Cli) -> None:
     Path("mine.yaml").write_text("precious")
     for arguments, expected in (
         (["show", "tiny-klien"], "did you mean tiny-klein?"),
-        (["copy", "zzz"], "there are flux2-klein-4b"),
+        (["copy", "zzz"], "there are flux1-dev, flux2-klein-4b"),
         (["copy", "tiny-klein", "mine.yaml"], "exists already"),
         (["copy", "tiny-klein", "none/mine.yaml"], "no such folder"),
         (["copy", "tiny-klein", "mine.txt"], "ends in .yaml"),

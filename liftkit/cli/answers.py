@@ -110,6 +110,9 @@ KEYS: dict[str, dict[str, str]] = {
         "picture": "the picture",
         "page": "the page",
     },
+    "models": {
+        "models": "a list of `name`, `pipelines`, `vae`, `rank`, `patch`, `dim`, `proved` (how) and `missing` (why not), by proof"
+    },
     "doctor": {
         "liftkit": "version",
         "python": "version",

@@ -18,10 +18,11 @@ def models(
         typer.Argument(metavar="[CLASS]", help="A transformer class of diffusers, to see all that is known of it."),
     ] = None,
 ) -> None:
-    """List the transformer classes that liftkit converts, their pipelines and VAEs, and what was proved of each.
+    """List the models that can be converted, with proofs.
 
-    Proofs were made on tiny random models of each class: Theorem 1 on the transformer alone (bare), through the stock pipeline
-    with plain guidance (pipeline), and a short finetune (finetune).
+    Models are named by the class of their transformer; each has its pipelines, its VAE and r / P / D: the numbers in a latent
+    token, the side of a pixel token, the numbers in it. Proofs were made on tiny random models of each class: Theorem 1 on the
+    transformer alone (bare), through the stock pipeline with plain guidance (pipeline), and a short finetune (finetune).
 
     Example: liftkit models FluxTransformer2DModel
     """
