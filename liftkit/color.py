@@ -29,8 +29,14 @@ LEAST, LARGEST = 1e-7, 1e3
 """Bounds of a normalization: colors lie in [-1, 1] before it."""
 
 
+SPACES: dict[str, type[ColorSpace]] = {}
+"""Every color space by its name; a subclass enters itself."""
+
+
 class ColorSpace:
     """A color space with its normalization: ``(values - mean) / std``.
+
+    A subclass has a ``name``, ``_from_srgb`` and ``_to_srgb``; defining it is enough for fits and files to know it.
 
     Args:
         mean: three numbers, in the space's own units.
@@ -41,6 +47,9 @@ class ColorSpace:
     """
 
     name: str = ""
+
+    def __init_subclass__(cls) -> None:
+        SPACES.setdefault(cls.name, cls)
 
     def __init__(self, mean: Sequence[float], std: float) -> None:
         self.mean = tuple(float(value) for value in mean)
@@ -97,9 +106,11 @@ class ColorSpace:
 
     @staticmethod
     def _from_srgb(images: Tensor) -> Tensor:
+        """sRGB (B, 3, H, W), uint8 or in [-1, 1], to values before normalization."""
         raise NotImplementedError
 
     def _to_srgb(self, values: Tensor) -> Tensor:
+        """Values before normalization to sRGB in [-1, 1], clamped to the gamut."""
         raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:
@@ -110,22 +121,6 @@ class ColorSpace:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(mean={self.mean}, std={self.std})"
-
-
-class SRGB(ColorSpace):
-    """sRGB as it is, in [-1, 1]: the choice for training from scratch."""
-
-    name = "srgb"
-
-    def __init__(self, mean: Sequence[float] = (0.0, 0.0, 0.0), std: float = 1.0) -> None:
-        super().__init__(mean, std)
-
-    @staticmethod
-    def _from_srgb(images: Tensor) -> Tensor:
-        return to_signed(images)
-
-    def _to_srgb(self, values: Tensor) -> Tensor:
-        return values.clamp(-1.0, 1.0)
 
 
 class Oklab(ColorSpace):
@@ -147,7 +142,20 @@ class Oklab(ColorSpace):
         return linear_to_srgb(linear) * 2.0 - 1.0
 
 
-SPACES: dict[str, type[ColorSpace]] = {space.name: space for space in (Oklab, SRGB)}
+class SRGB(ColorSpace):
+    """sRGB as it is, in [-1, 1]: the choice for training from scratch."""
+
+    name = "srgb"
+
+    def __init__(self, mean: Sequence[float] = (0.0, 0.0, 0.0), std: float = 1.0) -> None:
+        super().__init__(mean, std)
+
+    @staticmethod
+    def _from_srgb(images: Tensor) -> Tensor:
+        return to_signed(images)
+
+    def _to_srgb(self, values: Tensor) -> Tensor:
+        return values.clamp(-1.0, 1.0)
 
 
 def color_from_dict(data: dict[str, Any]) -> ColorSpace:

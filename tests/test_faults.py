@@ -84,6 +84,11 @@ def start(processes: Any, model: Path, output: Path, lift: Path, overwrite: bool
     return process
 
 
+def seen(folder: Path) -> set[tuple[str, int]]:
+    """What stands in a folder, with its inode: replaced files are others."""
+    return {(path.name, path.lstat().st_ino) for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("times", [12, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_killed_conversion_leaves_all_or_nothing(
     times: int, processes: Any, klein: Path, lift_file: Path, room: Path
@@ -102,8 +107,12 @@ def test_a_killed_conversion_leaves_all_or_nothing(
         if turn % 3 == 0:
             shutil.rmtree(target, ignore_errors=True)
             had = False
+        before = seen(room)
         process = start(processes, klein, target, lift_file, overwrite=True)
-        time.sleep(chance.uniform(0, 1.1 * whole))
+        # Every other one is killed while it works on the disk, the rest at any time.
+        while turn % 2 and process.is_alive() and seen(room) == before:
+            time.sleep(whole / 200)
+        time.sleep(chance.uniform(0, (0.8 if turn % 2 else 1.1) * whole))
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL

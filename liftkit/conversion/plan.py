@@ -17,7 +17,7 @@ from liftkit.checkpoint.source import Stamp, check_at_home, stamps
 from liftkit.color import ColorSpace
 from liftkit.conversion.memory import choose_proof
 from liftkit.errors import UsageError
-from liftkit.fit.engine import COLORS, DEFAULT_COLOR
+from liftkit.fit.engine import DEFAULT_COLOR, PUBLISHED
 from liftkit.fit.gallery import ROWS, SHOWN, SHOWN_SIDE
 from liftkit.fit.subject import Subject, check_sources, choose, inspect_model, note_images
 from liftkit.lift import Lift
@@ -90,7 +90,7 @@ class Plan(Subject):
         """The color space of the result; None where it is fitted, or chosen by comparing."""
         if self.lift is not None:
             return self.lift.color
-        return None if self.options.color == "auto" else COLORS[self.options.color or DEFAULT_COLOR][1]
+        return PUBLISHED.get(self.options.color or DEFAULT_COLOR)
 
     def is_untouched(self, header: Header) -> bool:
         """Whether a weight file of the transformer comes along as it is."""

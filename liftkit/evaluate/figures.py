@@ -53,6 +53,8 @@ class Figure:
             smaller is better; ``zero``: near 0; ``ratio``: near 1, compared by its logarithm; ``chance``: 0.5 or below.
         noise: difference of two costs that two seeds of one model can make at 512 samples (docs/compare.md).
         digits: to print.
+        measure: the figure of images (n, 3, H, W) in [-1, 1] or uint8, where :meth:`Scorer.score` does not know it by itself;
+            the scorer has the ``reference`` images. None where the figure does not apply.
     """
 
     label: str
@@ -60,6 +62,7 @@ class Figure:
     kind: Kind
     noise: float
     digits: int = 3
+    measure: Callable[[Scorer, Tensor], float | None] | None = None
 
     def cost(self, value: float) -> float:
         """How far a value is from the best; smaller is better."""
@@ -102,6 +105,7 @@ FIGURES = {
         "patch grid", "energy across patch borders over that inside, as a ratio to real images", "ratio", 0.02
     ),
 }
+"""Every figure of a comparison by its key, in the order of the tables. Add one with a ``measure`` to have it everywhere."""
 SEMANTIC = ("digit", "color", "background", "oracle_frechet")
 DISTANCES = ("oracle_frechet", "texture_frechet", "patch_frechet")
 
@@ -161,6 +165,7 @@ class Scorer:
             "gradient_median": _ratio(own.grain, self.detail.grain),
             "patch_grid": _ratio(own.patch_grid, self.detail.patch_grid),
         }
+        found |= {name: each.measure(self, images) for name, each in FIGURES.items() if each.measure is not None}
         return Score({name: found.get(name) for name in FIGURES}, difference.tolist())
 
     def _semantic(self, images: Tensor) -> dict[str, float]:

@@ -10,26 +10,21 @@ from torch import Tensor
 
 from liftkit.errors import UsageError
 from liftkit.finetune.objective import Perceptual
+from liftkit.finetune.terms import PERCEPTUAL
 
 
 def make_perceptual(name: str, vae: Any | None, device: str) -> Perceptual | None:
     """The distance of a recipe's ``objective.perceptual``.
 
     Args:
-        name: ``none``, ``gradient``, ``vae`` or ``lpips``.
-        vae: the checkpoint's own VAE, for ``vae``.
+        name: ``none``, or one of :data:`liftkit.finetune.terms.PERCEPTUAL`.
+        vae: the checkpoint's own VAE, for ``vae``; other distances may go without.
         device: where images will be.
 
     Raises:
         UsageError: if what it needs is not installed or cannot be had.
     """
-    if name == "none":
-        return None
-    if name == "gradient":
-        return gradient_distance
-    if name == "vae":
-        return VaeFeatures(vae)
-    return _lpips(device)
+    return None if name == "none" else PERCEPTUAL[name](vae, device)
 
 
 def gradient_distance(images: Tensor, target: Tensor) -> Tensor:
@@ -79,7 +74,7 @@ class VaeFeatures:
         return [F.normalize(each.float(), dim=1, eps=1e-6) for each in features]
 
 
-def _lpips(device: str) -> Perceptual:
+def lpips_distance(device: str) -> Perceptual:
     """LPIPS on VGG, spatial, in bfloat16 as published."""
     try:
         import lpips

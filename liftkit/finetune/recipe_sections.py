@@ -6,10 +6,14 @@ Values are strict: text is no number, 1 is no boolean, and unknown keys are erro
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from liftkit.finetune.terms import PERCEPTUAL, TERMS
 
 
 def _path(value: object) -> object:
@@ -37,6 +41,18 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError("expected each name once")
     return names
+
+
+def _known(names: Callable[[], tuple[str, ...]]) -> Callable[[str], str]:
+    """A check against names that may grow; its complaint is that of a Literal."""
+
+    def check(name: str) -> str:
+        if name not in names():
+            choices = ", ".join(f"'{each}'" for each in names()) or "no name, for none is registered"
+            raise PydanticCustomError("literal_error", "expected {expected}", {"expected": choices})
+        return name
+
+    return check
 
 
 _LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
@@ -206,11 +222,19 @@ class Objective(Section):
     weight: Annotated[float, Field(gt=0, description="Of the flow loss.")] = 5.0
     sigma_floor: Annotated[float, Field(gt=0, le=1, description="Smallest sigma that the loss divides by.")] = 0.05
     perceptual: Annotated[
-        Literal["none", "lpips", "vae", "gradient"],
-        Field(description="LPIPS (VGG), features of the model's own VAE, or image gradients."),
+        str,
+        AfterValidator(_known(lambda: ("none", *PERCEPTUAL))),
+        Field(
+            description="`none`, `lpips` (VGG), `vae` (features of the model's own), `gradient` (of images), or a distance "
+            "of your own."
+        ),
     ] = "none"
     perceptual_weight: Annotated[float, Field(ge=0, description="Of the perceptual term.")] = 1.0
     adversarial: Annotated[float, Field(ge=0, description="Weight of an adversarial term; 0: none.")] = 0.0
+    terms: Annotated[
+        dict[Annotated[str, AfterValidator(_known(lambda: tuple(TERMS)))], float],
+        Field(description="Weights of loss terms of your own, by name (docs/extending.md)."),
+    ] = {}
 
 
 class Ema(Section):

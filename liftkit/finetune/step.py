@@ -14,6 +14,7 @@ from liftkit.data.training import Batch
 from liftkit.finetune.network import Reference, bind
 from liftkit.finetune.objective import Perceptual, Velocity, asymflow_loss, flow_loss
 from liftkit.finetune.recipe import Noise, Recipe
+from liftkit.finetune.terms import TERMS
 from liftkit.lift import Lift
 from liftkit.models.flow import FlowModel
 from liftkit.tokens import patchify
@@ -96,7 +97,7 @@ class Objective:
         """Loss and metrics of a (micro) batch; see :func:`liftkit.finetune.objective.asymflow_loss`."""
         choice = self.recipe.objective
         student: Velocity = bind(self.student, batch.prompts)
-        if self.adversary is not None:
+        if self.adversary is not None or choice.terms:
             student = recall = Recall(student)
         common = {"weight": choice.weight, "sigma_floor": choice.sigma_floor}
         if choice.loss == "flow" or self.lift is None or self.reference is None or batch.latents is None:
@@ -118,6 +119,9 @@ class Objective:
         if self.adversary is not None and self.lift is not None:
             term = self.adversary(to_signed(batch.images), self.lift.color.decode(recall.denoised), sigma)
             loss, metrics["adversarial"] = loss + choice.adversarial * term, term.detach()
+        for name, weight in choice.terms.items():
+            term = TERMS[name](recall.denoised, x0, sigma)
+            loss, metrics[name] = loss + weight * term, term.detach()
         return loss, metrics
 
 

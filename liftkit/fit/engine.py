@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from liftkit.color import SRGB, ColorSpace, Oklab
+from liftkit.color import SPACES, ColorSpace, Oklab
 from liftkit.errors import UsageError
 from liftkit.figures import check_figures
 from liftkit.fit.alignment import Fit, alignment, alignment_kept, linear_map, mean, spread
@@ -26,12 +26,8 @@ from liftkit.lift import Lift
 from liftkit.options import FitOptions
 from liftkit.progress import Observer, Silent
 
-COLORS: dict[str, tuple[type[ColorSpace], ColorSpace | None]] = {
-    "oklab": (Oklab, None),
-    "srgb": (SRGB, None),
-    "oklab-paper": (Oklab, Oklab()),
-}
-"""``--color``: the space, and its published normalization where that is asked for by name."""
+PUBLISHED: dict[str, ColorSpace] = {"oklab-paper": Oklab()}
+"""Choices of ``--color`` that have a published normalization; all others are spaces that are fitted to the images."""
 DEFAULT_COLOR = "oklab"
 
 FIRST_CHECK = 64
@@ -47,9 +43,11 @@ def color_names(color: str | None) -> tuple[str, ...]:
     color = color or DEFAULT_COLOR
     if color == "auto":
         return ("oklab", "srgb")
-    if color not in COLORS:
-        raise UsageError(f"--color {color}: unknown; choose auto, {', '.join(COLORS)}")
-    return (COLORS[color][0].name,)
+    if color in PUBLISHED:
+        return (PUBLISHED[color].name,)
+    if color not in SPACES:
+        raise UsageError(f"--color {color}: unknown; choose auto, {', '.join([*SPACES, *PUBLISHED])}")
+    return (color,)
 
 
 def fit_pass(
@@ -128,9 +126,9 @@ def fit_collected(
         raise UsageError(f"no usable image: {left_out or 'the source is empty'}")
     try:
         name, reason = _choose_color(collection, options)
-        space, fixed = COLORS[name]
-        folds = collection.folds[space.name]
-        color = fixed or fitted_color(space, folds.total)
+        (space,) = color_names(name)
+        folds = collection.folds[space]
+        color = PUBLISHED.get(name) or fitted_color(SPACES[space], folds.total)
         folds = folds.map(lambda moments: normalized(moments, color))
         fit = _fit_function(options, latent_patch, color, source, observer or Silent())
         lift = fit(folds.total)
@@ -211,7 +209,7 @@ def _choose_color(collection: Collection, options: FitOptions) -> tuple[str, str
         return options.color or DEFAULT_COLOR, "as asked"
     ceilings = {}
     for name, folds in collection.folds.items():
-        color = fitted_color(COLORS[name][0], folds.total)
+        color = fitted_color(SPACES[name], folds.total)
         moments = normalized(folds.total, color)
         lift = fit_procrustes(moments)
         energy = moments.pixel_gram.trace() - moments.pixel_sum.square().sum() / moments.count

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class Exported:
 def export_adapter(
     folder: str,
     output: Path,
-    format_: Literal["adapter", "asymflow-adapter"],
+    format_: str,
     *,
     base: str | None = None,
     rank: int | None = None,
@@ -62,18 +62,20 @@ def export_adapter(
     Args:
         folder: an adapter folder of ours, or a converted folder, finetuned or not.
         output: the folder to make.
-        format_: its format.
+        format_: its format, one of :data:`FORMATS`.
         base: the model that it came from; for an adapter that lacks a projection or the output norm, and for a folder that
             was finetuned, of which the difference to its base is taken.
         rank: keep this rank of such differences whatever is lost; the rank of its recipe if not given, of which nothing
             but rounding may be left out.
         overwrite: replace an adapter that was exported there before.
-        observer: hears of the progress.
+        observer: shows the progress.
 
     Raises:
         UsageError: if the format cannot hold it, with the reason; nothing was written.
         LiftkitError: if the disk refuses.
     """
+    if format_ not in FORMATS:
+        raise UsageError(f"--format {format_}: unknown; choose {', '.join(FORMATS)}")
     check_apart(output, {"the folder": folder, "--base": base})
     residual, sources = None, [Path(folder).expanduser()]
     if is_adapter(folder):
@@ -84,17 +86,43 @@ def export_adapter(
         adapter, residual = _extract(found, base, rank, observer or Silent())
         sources = [found.path]
         numbers = found.config("transformer")
-    if format_ == "adapter":
-        adapter.save(output, adapter_card(adapter, sources), overwrite=overwrite)
-    else:
-        check_exportable(adapter)
-        if numbers is None:
-            raise UsageError(
-                f"{folder}: it does not say how large its base is, which the authors' loader needs; give --base, the model that "
-                "it is for"
-            )
-        write_asymflow_adapter(adapter, output, exported_card(adapter, sources), numbers, overwrite=overwrite)
+    FORMATS[format_](adapter, output, Origin(folder, sources, numbers), overwrite)
     return Exported(output, adapter, residual)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an adapter that is written comes from.
+
+    Args:
+        name: of the folder, as it was given.
+        sources: folders whose licenses and cards count.
+        config: of the base's transformer; None where nothing says it.
+    """
+
+    name: str
+    sources: list[Path]
+    config: dict[str, Any] | None
+
+
+def _write_own(adapter: Adapter, output: Path, origin: Origin, overwrite: bool) -> None:
+    adapter.save(output, adapter_card(adapter, origin.sources), overwrite=overwrite)
+
+
+def _write_authors(adapter: Adapter, output: Path, origin: Origin, overwrite: bool) -> None:
+    check_exportable(adapter)
+    if origin.config is None:
+        raise UsageError(
+            f"{origin.name}: it does not say how large its base is, which the authors' loader needs; give --base, the model that "
+            "it is for"
+        )
+    write_asymflow_adapter(adapter, output, exported_card(adapter, origin.sources), origin.config, overwrite=overwrite)
+
+
+Writer = Callable[[Adapter, Path, Origin, bool], None]
+FORMATS: dict[str, Writer] = {"adapter": _write_own, "asymflow-adapter": _write_authors}
+"""What writes an adapter, by the name of its format; the last argument says whether an earlier output is replaced. A writer
+raises UsageError, before it writes, if its format cannot hold the adapter."""
 
 
 def _complete(adapter: Adapter, base: str | None) -> Adapter:
