@@ -263,6 +263,7 @@ BROKEN = {
     ("objective.loss", "space"): (("space=latent",), "latent"),
     ("objective.perceptual", "objective.loss"): (("objective={loss: flow, perceptual: vae}",), "vae"),
     ("objective.perceptual", "objective.kappa"): (("objective={kappa: null, perceptual: vae}",), "vae"),
+    ("objective.terms",): (("objective.terms={x: 1}",), "{"),
     ("objective.adversarial", "space"): (("space=latent", "objective={loss: flow, adversarial: 0.1}"), "0.1"),
     ("init", "objective.loss"): (("init=random", "trainable.mode=full"), "random"),
     ("trainable.open", "space"): (("space=latent", "objective.loss=flow", "trainable.open=1"), "1"),

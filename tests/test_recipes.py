@@ -71,6 +71,7 @@ def allowed(data: dict[str, Any]) -> dict[str, Any]:
     data.get("validation", {}).pop("quantiles", None)
     data.get("trainable", {}).pop("dropout", None)
     data.get("objective", {}).pop("perceptual", None)
+    data.get("objective", {}).pop("terms", None)
     if data.get("precision") == "fp16":
         data.get("optimizer", {}).pop("name", None)
     if "validation" in data:

@@ -35,6 +35,7 @@ from liftkit.finetune.recipe_sections import (
     WebDatasetSource,
 )
 from liftkit.finetune.recipe_yaml import dump
+from liftkit.finetune.terms import TERMS
 
 __all__ = [
     "RULES",
@@ -99,6 +100,11 @@ RULES = (
         ("objective.perceptual", "objective.kappa"),
         lambda perceptual, kappa: perceptual == "none" or kappa is not None,
         "objective.perceptual needs a kappa; kappa null takes none",
+    ),
+    Rule(
+        ("objective.terms",),
+        lambda terms: terms.keys() <= TERMS.keys(),
+        "objective.terms takes terms that liftkit.finetune.terms.TERMS holds when the recipe is read",
     ),
     Rule(
         ("init", "objective.loss"),
