@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 def models(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[CLASS]", help="A transformer class of diffusers, to see all that is known of it."),
+        typer.Argument(
+            metavar="CLASS",
+            help="Transformer class of diffusers, to see all that is known of it.",
+            show_default="all of them",
+        ),
     ] = None,
 ) -> None:
     """List the models that can be converted, with proofs.
