@@ -17,6 +17,7 @@ from liftkit.models.latents import LatentSpace
 from liftkit.models.vaes import FAMILIES, BatchNorm, vae_geometry
 from tests import vaes
 from tests.real import sana_encoder
+from tests.zoo import ZOO
 
 TINY: dict[str, tuple[Callable[[], Any], int]] = {
     "AutoencoderKL": (vaes.kl, 2),
@@ -160,3 +161,19 @@ def test_the_pixel_autoencoder_takes_videos_and_opacity() -> None:
     opacity = torch.full_like(image[:, :1], 0.5)  # of -1 to 1: three quarters
     on_white = vae.decode(vae.encode(torch.cat([image, opacity], dim=1)).latent).sample
     torch.testing.assert_close(on_white, 0.75 * image + 0.25, atol=2e-5, rtol=0)
+
+
+def test_wan_of_two_experts_and_distilled_maps_are_refused_before_anything_is_fitted(cli: Any, tmp_path: Path) -> None:
+    pipeline = ZOO["WanTransformer3DModel"].build()
+    pipeline.register_modules(transformer_2=ZOO["WanTransformer3DModel"].transformer())
+    pipeline.save_pretrained(tmp_path / "wan")
+    code, _, err = cli("convert", tmp_path / "wan", "--images", "demo", "-o", tmp_path / "pixel")
+    assert code == 2
+    assert "transformer_2 is a second WanTransformer3DModel" in " ".join(err.split())
+    ZOO["HunyuanImageTransformer2DModel"].build().save_pretrained(tmp_path / "hunyuan")
+    config = tmp_path / "hunyuan" / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "use_meanflow": True}))
+    code, _, err = cli("convert", tmp_path / "hunyuan", "--images", "demo", "-o", tmp_path / "pixel")
+    assert code == 2
+    assert "distilled (use_meanflow): it predicts the mean velocity" in " ".join(err.split())
+    assert not (tmp_path / "pixel").exists()

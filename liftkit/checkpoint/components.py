@@ -14,7 +14,7 @@ from liftkit.checkpoint.weights import STEMS, Library, Weights, read_weights
 from liftkit.errors import UsageError
 from liftkit.tally import Tally
 
-SCHEDULER, CONFIG = "scheduler_config.json", "config.json"
+SCHEDULER, CONFIG, GUIDER = "scheduler_config.json", "config.json", "guider_config.json"
 LATENT_VAE = "latent/vae"
 """Where a converted folder keeps the VAE of its source."""
 # Any one of these groups is a vocabulary.
@@ -54,7 +54,7 @@ class Component:
         library: whose class it is, such as ``diffusers``.
         class_name: its class.
         path: the folder.
-        weights: of a model; None for tokenizers, schedulers and processors.
+        weights: of a model; None for tokenizers, schedulers, guiders and processors.
         files: what belongs to it, by the names under which every loader finds it: without a variant.
         index: the text of the weights' index, where it has to name the shards anew.
         left_out: files that no loader reads, such as pickles and other variants.
@@ -112,7 +112,7 @@ def read_component(folder: ModelFolder, name: str) -> Component:
             _check_vocabulary(path, class_name)
         elif not any(file.endswith(".json") for file in files):
             raise UsageError(f"{path}: no configuration of the {class_name}; is the model folder complete?")
-    elif library in STEMS:
+    elif library in STEMS and GUIDER not in files:
         return _model(name, library, class_name, path, files)
     kept = {relative: file for relative, file in files.items() if file.suffix not in PICKLES}
     component = Component(name, library, class_name, path, None, kept)

@@ -17,6 +17,7 @@ from liftkit.errors import UsageError
 from liftkit.fit.engine import color_names
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
+from liftkit.models.surgery import check_liftable
 from liftkit.models.vaes import vae_geometry
 from liftkit.options import FitOptions
 
@@ -159,7 +160,17 @@ def _check_model(folder: ModelFolder) -> tuple[Architecture, dict[str, Any], int
     spec = architecture(name)
     if folder.class_of("vae") is None:
         raise UsageError(f"{folder.source}: the pipeline has no VAE; a lift needs the latents' own autoencoder")
+    second = [part for part in folder.components if part != "transformer" and folder.class_of(part) == name]
+    if set(second) - set(spec.companions):
+        raise UsageError(
+            f"{folder.source}: {second[0]} is a second {name}, which takes over at a noise level of its own; models of two "
+            "such experts are not supported"
+        )
     config = folder.config("transformer")
+    try:
+        check_liftable(spec, config)
+    except UsageError as error:
+        raise UsageError(f"{folder.source}: {error}") from error
     try:
         factor, channels = vae_geometry(folder.config("vae"))
         patch, size = spec.latent_patch(config), spec.token_size(config)
