@@ -6,29 +6,44 @@ contrast alone and can be left out (Sadat et al. 2024, arXiv 2410.02416), as the
 
 A pipeline computes ``u + scale (c - u)`` from the conditional prediction c and the unconditional u. All of the above is another
 u: ``c - d`` with the difference d that is wanted, zero at the steps without guidance.
+
+Some pipelines then rescale the guided velocity to the norm of c, token by token. A pixel velocity has a part outside of the
+subspace, so that its norm is another than the latent velocity's. The pipelines of pixel twins get both predictions as the guided
+velocity rescaled by the norms inside of the subspace, which is exactly what the latent model's pipeline computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from liftkit.asymflow import at_least_float32, calibrate
 from liftkit.errors import UsageError
-from liftkit.models.registry import architecture
+from liftkit.models.layout import Layout
+from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.scheduler import noise_level
 from liftkit.options import Guidance
+from liftkit.tokens import patchify, unpatchify
+
+
+def rescales(pipeline: Any) -> bool:
+    """True for the pipeline of a pixel twin whose guidance rescales velocities."""
+    name = type(pipeline.transformer).__name__
+    return is_lifted(name) and architecture(name).rescale is not None
 
 
 @contextmanager
-def guided(guidance: Guidance, pipeline: Any) -> Iterator[None]:
-    """Within it the pipeline's transformer answers so that the pipeline guides as ``guidance`` says."""
+def guided(guidance: Guidance, pipeline: Any, call: Mapping[str, Any]) -> Iterator[None]:
+    """Within it the pipeline's transformer answers so that the pipeline guides as ``guidance`` says, by the same norms as for
+    the latent model; ``call`` are the arguments of the coming call that are not defaults."""
     transformer = pipeline.transformer
     before = transformer.__dict__.get("forward")  # an offloading hook's, if there is one
-    transformer.forward = _Guided(guidance, pipeline)
+    transformer.forward = _Guided(guidance, pipeline, call)
     try:
         yield
     finally:
@@ -38,35 +53,81 @@ def guided(guidance: Guidance, pipeline: Any) -> Iterator[None]:
 
 
 class _Guided:
-    """A transformer's forward whose unconditional predictions make up the guidance that is wanted."""
+    """A transformer's forward whose predictions make up the guidance that is wanted."""
 
-    def __init__(self, guidance: Guidance, pipeline: Any) -> None:
+    def __init__(self, guidance: Guidance, pipeline: Any, call: Mapping[str, Any]) -> None:
         self.guidance, self.pipeline = guidance, pipeline
         self.architecture = architecture(type(pipeline.transformer).__name__)
         self.forward = pipeline.transformer.forward
+        self.names = list(inspect.signature(type(pipeline.transformer).forward).parameters)[1:]
+        known = inspect.signature(pipeline.__call__).parameters
+        self.call = {name: each.default for name, each in known.items()} | dict(call)
+        self.rescales = rescales(pipeline)
         self.conditional: tuple[int, Tensor] | None = None
+        self.answered = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not getattr(self.pipeline, "do_classifier_free_guidance", False):
+        # Not all pipelines say whether they guide (FLUX.1, Qwen-Image): those that ask once a step do not.
+        alone = self.conditional is not None and self.conditional[0] != self._step and not self.answered
+        arguments = {**dict(zip(self.names, args)), **kwargs}
+        if alone or not getattr(self.pipeline, "do_classifier_free_guidance", True):
+            if self.guidance == Guidance(self.guidance.scale):
+                return self.forward(**arguments)
             raise UsageError(
                 f"{type(self.pipeline).__name__} asks for no unconditional prediction here, so that --guidance-start, "
                 "--guidance-stop and --guidance-orthogonal would do nothing; leave them out, or give --guidance above 1 if "
                 "the model is not distilled"
             )
-        if kwargs.get("skip_layers") is not None:  # SD3's skip-layer guidance: a term of its own
-            return self.forward(*args, **kwargs)
-        if self.architecture.guidance == "batch":
-            output = self.forward(*args, **kwargs)
-            unconditional, conditional = output[0].chunk(2)
-            return (
-                torch.cat([self._unconditional(kwargs, conditional, lambda: unconditional), conditional]),
-                *output[1:],
-            )
+        if arguments.get("skip_layers") is not None:  # SD3's skip-layer guidance: a term of its own
+            return self.forward(**arguments)
+        if self.architecture.guidance != "calls":
+            return self._batch(arguments)
         if self.conditional is None or self.conditional[0] != self._step:
-            output = self.forward(*args, **kwargs)
-            self.conditional = (self._step, output[0])
+            output = self.forward(**arguments)
+            self.conditional = (self._step, output if isinstance(output, Tensor) else output[0])
             return output
-        return (self._unconditional(kwargs, self.conditional[1], lambda: self.forward(*args, **kwargs)[0]),)
+        self.answered = True
+        conditional = self.conditional[1]
+        answer = self._unconditional(
+            arguments, conditional, lambda: self.forward(**{**arguments, "return_dict": False})[0]
+        )
+        if self.rescales:
+            answer = self._rescaled(arguments, conditional, answer)
+            # The pipeline still holds the first answer. Where both are the same, it has nothing left to rescale.
+            conditional.copy_(answer)
+        if arguments.get("return_dict", True):
+            from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+            return Transformer2DModelOutput(sample=answer)
+        return (answer,)
+
+    def _batch(self, arguments: dict[str, Any]) -> Any:
+        """Both predictions in one batch."""
+        output = self.forward(**arguments)
+        rows = output[0]
+        listed = isinstance(rows, list)
+        halves = list((torch.stack(rows) if listed else rows).chunk(2))
+        first = self.architecture.guidance == "batch conditional first"
+        conditional, unconditional = halves if first else halves[::-1]
+        answer = self._unconditional(arguments, conditional, lambda: unconditional)
+        if self.rescales:
+            conditional = answer = self._rescaled(arguments, conditional, answer)
+        both = torch.cat([conditional, answer] if first else [answer, conditional])
+        return (list(both) if listed else both, *output[1:])
+
+    def _rescaled(self, arguments: dict[str, Any], conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """The guided velocity with the norms that it has in the latent model's."""
+        spec = self.architecture
+        given = self.guidance.scale
+        scale = float(self.call[spec.guidance_argument] if given is None else given)
+        start = conditional if spec.guidance_from == "conditional" else unconditional
+        wanted = start + scale * (conditional - unconditional)
+        inside = LatentPart(
+            self.pipeline.transformer, _half(arguments[spec.state], len(conditional)), arguments[spec.time]
+        )
+        assert spec.rescale is not None
+        latent = spec.rescale(inside.of(wanted), inside.of(conditional), self.call)
+        return inside.exchanged(wanted, latent).to(conditional.dtype)
 
     @property
     def _step(self) -> int:
@@ -83,7 +144,7 @@ class _Guided:
         unconditional = predict()
         if not guidance.orthogonal:
             return unconditional
-        state = arguments[self.architecture.state][-len(conditional) :].float()
+        state = _half(arguments[self.architecture.state], len(conditional)).float()
         denoised = state - self.architecture.sign * noise_level(scheduler, step) * conditional.float()
         difference = (conditional - unconditional).float()
         clean = self.architecture.clean_tokens(arguments)
@@ -97,3 +158,56 @@ def _orthogonal(difference: Tensor, denoised: Tensor) -> Tensor:
     d, x = difference.flatten(1), denoised.flatten(1)
     share = (d * x).sum(dim=1) / x.square().sum(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
     return (d - share[:, None] * x).view_as(difference)
+
+
+def _half(state: Any, count: int) -> Tensor:
+    """The state of one of two predictions; both have the same."""
+    return (torch.stack(list(state)) if isinstance(state, list | tuple) else state)[-count:]
+
+
+class LatentPart:
+    """The latent velocity v inside of a pixel velocity u at one noise level: ``A^T u = s k v + (1 - s) k A^T x_t`` (Eq. 17).
+
+    Args:
+        transformer: a pixel twin.
+        state: x_t in its layout, stacked where that is a list.
+        time: as the caller passes it; one for all samples.
+    """
+
+    def __init__(self, transformer: Any, state: Tensor, time: Tensor) -> None:
+        self.spec, self.config = transformer.architecture, transformer.config
+        self.basis, self.scale = transformer.lift.basis, self.config.lift_scale
+        sigma = self.spec.clock.sigma(at_least_float32(time).reshape(-1)[0])
+        self.gain = calibrate(sigma, self.scale)[0].to(state.device)
+        self.state = [tokens @ self.basis for tokens in self._tokens(state)]
+
+    def of(self, velocity: Tensor) -> Tensor:
+        """v of u, in the layout of the latent model."""
+        parts = [self._latent(tokens @ self.basis, state) for tokens, state in zip(self._tokens(velocity), self.state)]
+        return self._joined(parts, velocity)
+
+    def exchanged(self, velocity: Tensor, latent: Tensor) -> Tensor:
+        """u with another v inside; what is outside of the subspace stays."""
+        parts = []
+        for tokens, state, wanted in zip(self._tokens(velocity), self.state, self._tokens(latent)):
+            added = wanted - self._latent(tokens @ self.basis, state)
+            parts.append(tokens + (self.scale * self.gain * added) @ self.basis.T)
+        return self._joined(parts, velocity)
+
+    def _latent(self, inside: Tensor, state: Tensor) -> Tensor:
+        # Signs of outputs cancel in norms, but not against the state.
+        return (inside - self.spec.sign * (1.0 - self.scale) * self.gain * state) / (self.scale * self.gain)
+
+    def _tokens(self, value: Tensor) -> list[Tensor]:
+        value = at_least_float32(value)
+        if self.spec.layout is Layout.TOKENS:
+            return [value]
+        return [patchify(part, self.spec.cell(self.config)) for part in self.spec.layout.split(value)]
+
+    def _joined(self, tokens: list[Tensor], like: Tensor) -> Tensor:
+        layout, cell = self.spec.layout, self.spec.cell(self.config)
+        if layout is Layout.TOKENS:
+            return tokens[0]
+        sizes = [part.shape[-2:] for part in layout.split(like)]
+        joined = layout.join([unpatchify(each, cell, *size) for each, size in zip(tokens, sizes)])
+        return torch.stack(joined) if isinstance(joined, list) else joined

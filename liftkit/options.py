@@ -206,7 +206,7 @@ class Guidance:
         return self.scale if self == Guidance(self.scale) else asdict(self)
 
     @contextmanager
-    def applied(self, pipeline: Any) -> Iterator[None]:
+    def applied(self, pipeline: Any, **call: Any) -> Iterator[None]:
         """For one call of a stock pipeline: its transformer answers so that the pipeline guides like this. ::
 
             with liftkit.Guidance(start=0.125).applied(pipe):
@@ -214,17 +214,20 @@ class Guidance:
 
         Args:
             pipeline: of diffusers, over a supported transformer. Its own ``guidance_scale`` counts, not ``scale``.
+            call: arguments of the coming call that are not the pipeline's defaults, such as ``true_cfg_scale``: pipelines that
+                rescale the guided velocity (Qwen-Image, Lumina2, Z-Image, Nucleus, LongCat, JoyImage) then do so by the norms
+                of the latent velocity inside of the pixel one, which is what they do for the latent model.
 
         Raises:
             UsageError: if its transformer is not supported, or, at the first step, if the pipeline does not guide: a scale of at
                 most 1, a distilled model, or one that takes its guidance as an input.
         """
-        if self == Guidance(self.scale):
+        from liftkit.guidance import guided, rescales
+
+        if self == Guidance(self.scale) and not rescales(pipeline):
             yield
             return
-        from liftkit.guidance import guided
-
-        with guided(self, pipeline):
+        with guided(self, pipeline, call):
             yield
 
 

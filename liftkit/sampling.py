@@ -156,14 +156,20 @@ def sample(
     if noise is None:
         noise = state_noise(flow, len(prompts), height, width, pipeline.vae_scale_factor, seed)
     known = inspect.signature(pipeline.__call__).parameters
-    choices = {"num_inference_steps": steps, "guidance_scale": guidance.scale, "max_sequence_length": model.text_length}
+    spec = flow.architecture
+    choices = {
+        "num_inference_steps": steps,
+        spec.guidance_argument: guidance.scale,
+        "max_sequence_length": model.text_length,
+        **spec.call,
+    }
     arguments = {key: value for key, value in choices.items() if value is not None and key in known}
     images = []
     watch = _Watch(pipeline, more.pop("callback_on_step_end", None))
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
         against = {} if negative is None else _negative(model, negative, len(prompts[part]))
-        with guidance.applied(pipeline):
+        with guidance.applied(pipeline, **{**arguments, **more}):
             output = pipeline(
                 prompt=prompts[part],
                 height=height,

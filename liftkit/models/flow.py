@@ -70,7 +70,7 @@ class FlowModel:
         spec = self.architecture
         if latents.ndim == 3:
             return unpatchify(latents, self.latent_patch, height, width, spec.state_order)
-        folded = spec.layout.unwrap(latents) if latents.ndim == 5 else latents
+        folded = spec.layout.unwrap(latents) if latents.ndim > 4 else latents
         return F.pixel_shuffle(folded, height // folded.shape[-2]) if folded.shape[-2] < height else folded
 
     def velocity(self, x_t: Tensor, sigma: Tensor, **conditioning: Any) -> Tensor:

@@ -163,8 +163,11 @@ class Architecture:
         adapters: patterns of the modules that get a LoRA where a recipe names none.
         guidance: how its stock pipelines ask for the conditional and the unconditional prediction: two ``calls``, in this
             order, or one ``batch``, whose second half is conditional, or whose first is.
+        guidance_from: the prediction from which the stock pipelines step along the difference: ``u + scale (c - u)``, or
+            ``c + scale (c - u)``.
         guidance_argument: of the stock pipeline's call: the scale of classifier-free guidance.
-        rescale: what its stock pipelines do to the guided latent velocity, ``(guided, conditional, names of the call) -> guided``.
+        rescale: what its stock pipelines do to the guided latent velocity, ``(guided, conditional, arguments of the pipeline's
+            call) -> guided``, in the layout of ``forward``, stacked where that takes lists.
         original: matrices by their names in the authors' own code, with the modules here that hold their rows, in order;
             ``*`` is the number of a block.
         color: the ``--color`` of its conversions where none is asked for.
@@ -202,6 +205,7 @@ class Architecture:
     reference: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     guidance: Literal["calls", "batch", "batch conditional first"] = "calls"
+    guidance_from: Literal["unconditional", "conditional"] = "unconditional"
     guidance_argument: str = "guidance_scale"
     rescale: Callable[[Tensor, Tensor, Mapping[str, Any]], Tensor] | None = None
     original: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -83,6 +83,7 @@ ZIMAGE = Architecture(
         "layers.*.attention.to_out.0",
     ),
     guidance="batch conditional first",
+    guidance_from="conditional",
     rescale=_rescale,
     prompts=_prompts,
 )
