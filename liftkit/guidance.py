@@ -60,17 +60,18 @@ class _Guided:
         self.architecture = architecture(type(pipeline.transformer).__name__)
         self.forward = pipeline.transformer.forward
         self.names = list(inspect.signature(type(pipeline.transformer).forward).parameters)[1:]
-        known = inspect.signature(pipeline.__call__).parameters
-        self.call = {name: each.default for name, each in known.items()} | dict(call)
         self.rescales = rescales(pipeline)
+        known = inspect.signature(pipeline.__call__).parameters if self.rescales else {}
+        self.call = {name: each.default for name, each in known.items()} | dict(call)
         self.conditional: tuple[int, Tensor] | None = None
         self.answered = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Not all pipelines say whether they guide (FLUX.1, Qwen-Image): those that ask once a step do not.
+        # Pipelines with a scale of its own for this kind of guidance do not say whether they guide: if they ask once a step, no.
+        silent = self.rescales or self.architecture.guidance_argument != "guidance_scale"
         alone = self.conditional is not None and self.conditional[0] != self._step and not self.answered
         arguments = {**dict(zip(self.names, args)), **kwargs}
-        if alone or not getattr(self.pipeline, "do_classifier_free_guidance", True):
+        if alone or not getattr(self.pipeline, "do_classifier_free_guidance", silent):
             if self.guidance == Guidance(self.guidance.scale):
                 return self.forward(**arguments)
             raise UsageError(
