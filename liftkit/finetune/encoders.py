@@ -20,6 +20,7 @@ from liftkit.finetune.trainee import Trainee
 from liftkit.models import load
 from liftkit.models.broken import broken
 from liftkit.models.latents import LatentSpace
+from liftkit.models.registry import architecture
 from liftkit.progress import Observer
 
 
@@ -77,13 +78,14 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
 
 
 def load_text_side(folder: ModelFolder, device: str) -> Any:
-    """The stock pipeline with its text encoders alone.
+    """The stock pipeline without its transformers. Its VAE stays, small as it is: some pipelines cannot be made without (Bria).
 
     Raises:
-        UsageError: if it has none.
+        UsageError: if it has no text encoders.
     """
     load.check_prompts(folder)
-    return load.load_pipeline(folder, text_dtype(device), without=("transformer", "vae")).to(device)
+    heavy = ("transformer", *architecture(str(folder.class_of("transformer"))).companions)
+    return load.load_pipeline(folder, text_dtype(device), without=heavy).to(device)
 
 
 def text_dtype(device: str) -> torch.dtype:

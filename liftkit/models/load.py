@@ -29,7 +29,7 @@ from liftkit.errors import LiftkitError, UsageError
 from liftkit.models.chat import limit_template
 from liftkit.models.registry import architecture
 
-TEXT = ("text_encoder", "tokenizer")
+TEXT = ("text_encoder", "tokenizer", "text_processor", "processor")
 
 
 class MissingPackageError(UsageError):

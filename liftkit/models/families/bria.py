@@ -1,8 +1,7 @@
 """Bria 3.x and FIBO: FLUX.1's blocks on a clock of 1000 sigma, both halves of guidance in one batch.
 
 FIBO's tokens are single latents of a VAE that divides sides by 16. Each of its blocks reads a hidden state of the text encoder
-of its own, so that the text of one caption is as many tensors as there are blocks; its masks go by way of the attention's
-arguments. Texts are encoded one by one: its encoder pads to the longest.
+of its own; its masks go by way of the attention's arguments. Texts are encoded one by one: its encoder pads to the longest.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ BRIA = Architecture(
     inputs=INPUTS,
     outputs=OUTPUTS,
     layout=Layout.TOKENS,
+    channel_keys=("in_channels",),
     latent_patch=two_by_two,
     clock=Clock.THOUSAND_SIGMA,
     conditioning=random(encoder_hidden_states=(7, "joint_attention_dim")),
@@ -34,39 +34,39 @@ BRIA = Architecture(
 )
 
 
-def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dict[str, Any]:
-    blocks = config["num_layers"] + config["num_single_layers"]
-    return {
-        "encoder_hidden_states": randn(generator, batch, 7, config["joint_attention_dim"]),
-        "text_encoder_layers": randn(generator, batch, blocks, 7, config["text_encoder_dim"]),
-        "attention_mask": torch.arange(7).expand(batch, 7) < 5,
-    }
-
-
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A hidden state for each block, the last ones for the last blocks; where there are too few, the last one again."""
     arguments = with_ids()(grid, given)
     mask = arguments.pop("attention_mask").bool()
     image = mask.new_ones(grid.batch, grid.rows * grid.columns)
+    layers, blocks = list(given["text_encoder_layers"].unbind(1)), _blocks(grid.config)
     return {
         **arguments,
-        "text_encoder_layers": list(given["text_encoder_layers"].unbind(1)),
+        "text_encoder_layers": [*layers, *layers[-1:] * max(blocks - len(layers), 0)][-blocks:],
         "joint_attention_kwargs": {"attention_mask": torch.cat([mask, image], dim=1)[:, None, None]},
     }
 
 
+def _blocks(config: Config) -> int:
+    return int(config["num_layers"] + config["num_single_layers"])
+
+
+def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dict[str, Any]:
+    return {
+        "encoder_hidden_states": randn(generator, batch, 7, config["joint_attention_dim"]),
+        "text_encoder_layers": randn(generator, batch, _blocks(config), 7, config["text_encoder_dim"]),
+        "attention_mask": torch.arange(7).expand(batch, 7) < 5,
+    }
+
+
 def _prompts(pipeline: Any, texts: list[str], length: int | None) -> dict[str, Tensor]:
+    """Not by ``encode_prompt``, which asks for the transformer, but by the method that this calls."""
     length = length or 512
-    network = pipeline.transformer.config
-    blocks = network["num_layers"] + network["num_single_layers"]
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for text in texts:
-        embeds, _, _, mask, _, layers, _ = pipeline.encode_prompt(
-            [text], device=pipeline.device, guidance_scale=0.0, max_sequence_length=length
-        )
-        # The last blocks read the last hidden states; where there are too few, the last one again.
-        layers = [*layers, *layers[-1:] * max(blocks - len(layers), 0)][-blocks:]
-        parts = (embeds, mask.bool(), torch.stack(layers, dim=1))
-        found.append((to_length(parts[0], length), to_length(parts[1], length), to_length(parts[2], length, axis=2)))
+        embeds, layers, mask = pipeline.get_prompt_embeds([text], max_sequence_length=length, device=pipeline.device)
+        states = to_length(torch.stack(layers, dim=1).to(embeds.dtype), length, axis=2)
+        found.append((to_length(embeds, length), to_length(mask.bool(), length), states))
     names = ("encoder_hidden_states", "attention_mask", "text_encoder_layers")
     return {name: torch.cat(each) for name, each in zip(names, zip(*found))}
 
@@ -76,6 +76,7 @@ FIBO = Architecture(
     inputs=INPUTS,
     outputs=OUTPUTS,
     layout=Layout.TOKENS,
+    channel_keys=("in_channels",),
     latent_patch=lambda config: 1,
     clock=Clock.THOUSAND_SIGMA,
     conditioning=_conditioning,

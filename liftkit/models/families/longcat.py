@@ -38,6 +38,7 @@ LONGCAT = Architecture(
     inputs=INPUTS,
     outputs=OUTPUTS,
     layout=Layout.TOKENS,
+    channel_keys=("in_channels",),
     latent_patch=two_by_two,
     conditioning=random(encoder_hidden_states=(7, "joint_attention_dim")),
     arguments=with_ids(counted=True, plane=1, origin=TEXT),
