@@ -34,30 +34,31 @@ class Adversary:
             self.networks = nn.ModuleList([discriminator(stride) for stride in (4, 1)]).to(device)
         self.optimizer = torch.optim.AdamW(self.networks.parameters(), lr=LEARNING_RATE, betas=(0.5, 0.9))
 
-    def __call__(self, real: Tensor, fake: Tensor, sigma: Tensor) -> Tensor:
-        """The student's term, (): minus the mean judgment of its images, times the share of them that is judged.
-
-        The discriminators' own gradients (hinge loss) are gathered on the way; :meth:`step` uses them.
+    def __call__(self, real: Tensor, fake: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The student's term and the discriminators' loss; no gradient of either reaches the other's weights.
 
         Args:
             real: images (B, 3, H, W) in [-1, 1].
             fake: the student's denoised ones of the same.
             sigma: (B,) their noise levels.
+
+        Returns:
+            Minus the mean judgment of the student's images, times the share of them that is judged, (); and the hinge loss of
+            the discriminators, (), times that share, or None where no image is judged.
         """
         judged = sigma < LOOKS_BELOW
         if not bool(judged.any()):
-            return fake.sum() * 0.0
+            return fake.sum() * 0.0, None
         real, fake = real[judged], fake[judged]
         share = judged.float().mean()
         loss = sum(
             F.relu(1.0 - network(real)).mean() + F.relu(1.0 + network(fake.detach())).mean()
             for network in self.networks
         )
-        (share * loss).backward()  # type: ignore[union-attr]
         self.networks.requires_grad_(False)
         term = -sum(network(fake).mean() for network in self.networks) * share
         self.networks.requires_grad_(True)
-        return term
+        return term, share * loss
 
     def step(self, factor: float, accelerator: Any) -> None:
         """Update the discriminators, alike in all processes; ``factor`` scales their learning rate."""

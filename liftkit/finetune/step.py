@@ -4,7 +4,7 @@ processes, sees the same."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +65,20 @@ def quantile_levels(recipe: Noise, parts: int) -> Tensor:
     return shifted(torch.sigmoid(recipe.mean + recipe.std * torch.special.ndtri(middle)), recipe.shift)
 
 
+class Losses(NamedTuple):
+    """What an objective computes of a batch.
+
+    Args:
+        student: the loss of the student, ().
+        metrics: detached figures, () each.
+        adversary: the loss of the discriminators, (), or None.
+    """
+
+    student: Tensor
+    metrics: dict[str, Tensor]
+    adversary: Tensor | None
+
+
 @dataclass
 class Objective:
     """The loss of a recipe on a batch.
@@ -93,8 +107,8 @@ class Objective:
             raise ValueError("training in latent space needs latents")
         return batch.latents
 
-    def __call__(self, batch: Batch, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics of a (micro) batch; see :func:`liftkit.finetune.objective.asymflow_loss`."""
+    def __call__(self, batch: Batch, x0: Tensor, noise: Tensor, sigma: Tensor) -> Losses:
+        """Losses and metrics of a (micro) batch; see :func:`liftkit.finetune.objective.asymflow_loss`."""
         choice = self.recipe.objective
         student: Velocity = bind(self.student, batch.prompts)
         if self.adversary is not None or choice.terms:
@@ -116,13 +130,14 @@ class Objective:
                 perceptual_weight=choice.perceptual_weight,
                 **common,
             )
+        judged = None
         if self.adversary is not None and self.lift is not None:
-            term = self.adversary(to_signed(batch.images), self.lift.color.decode(recall.denoised), sigma)
+            term, judged = self.adversary(to_signed(batch.images), self.lift.color.decode(recall.denoised), sigma)
             loss, metrics["adversarial"] = loss + choice.adversarial * term, term.detach()
         for name, weight in choice.terms.items():
             term = TERMS[name](recall.denoised, x0, sigma)
             loss, metrics[name] = loss + weight * term, term.detach()
-        return loss, metrics
+        return Losses(loss, metrics, judged)
 
 
 class Recall:

@@ -193,10 +193,12 @@ class Trainer:
             part = slice(start, start + size)
             last = start + size >= len(x0)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss, metrics = self.objective(batch.rows(part), x0[part], noise[part], sigma[part])
+                found = self.objective(batch.rows(part), x0[part], noise[part], sigma[part])
                 share = len(x0[part]) / len(x0)
-                self.accelerator.backward(loss * share)
-            for name, value in {"loss": loss.detach(), **metrics}.items():
+                self.accelerator.backward(found.student * share)
+                if found.adversary is not None:
+                    found.adversary.backward()
+            for name, value in {"loss": found.student.detach(), **found.metrics}.items():
                 total[name] = total.get(name, torch.zeros((), device=device)) + share * value.float()
         return total
 
