@@ -124,6 +124,9 @@ def _report(recipe: Recipe, done: Finetuned) -> None:
     )
     rows = [("steps", _steps(figures)), ("speed", ", ".join(_speed(figures)))]
     rows += [(tally.what, summary) for tally in done.tallies if (summary := tally.summary())]
+    previews = recipe.output / "previews" / "over-time.png"
+    if previews.is_file():
+        rows.append(("previews", f"over time in {previews}"))
     if done.result is None:
         rows.append(("go on", resume_command(recipe.output)))
     else:

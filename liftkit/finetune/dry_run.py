@@ -47,7 +47,9 @@ def describe(recipe: Recipe, observer: Observer, resume: str | None = None) -> l
     Raises:
         UsageError: whatever else the run itself would complain about before training.
     """
-    resume = RunFolder(recipe.output).resumed(resume, observer.note)
+    folder = RunFolder(recipe.output)
+    resume = folder.resumed(resume, observer.note)
+    folder.check(resuming=resume is not None)
     resumption = find_resumption(recipe, resume) if resume is not None else None
     with TemporaryDirectory() as temporary:
         scratch = Path(temporary)

@@ -316,6 +316,7 @@ class Trainer:
                 self.average.exchange(self.parameters)
 
     def _preview(self) -> None:
+        from liftkit.report import over_time
         from liftkit.report.pictures import captioned
         from liftkit.report.saving import write_picture
 
@@ -329,13 +330,19 @@ class Trainer:
         shape = tuple(self.objective.state(self.data.batch(0, slice(0, 1)).to(device)).shape[1:])
         with self.averaged():
             states = preview(self.objective.student, prompts, empty, shape, self.lifted, device)
+        if not states.isfinite().all():
+            tensor = first_not_finite(self.trainee.network)
+            why = f"the model's tensor {tensor!r} holds NaN or infinity" if tensor else "try precision=no"
+            raise LiftkitError(f"step {self.step}: a preview is not finite; {why}")
         if not self.accelerator.is_main_process:
             return
         path = self.folder.previews / f"step-{self.step:07d}.png"
         seeds = range(recipe.previews.seed, recipe.previews.seed + len(captions))
         made = [{"prompt": prompt, "seed": seed, "step": self.step} for prompt, seed in zip(captions, seeds)]
         title = f"step {self.step} of {recipe.steps}"
-        write_picture(captioned(lift.color.decode(states), captions, title, 8), path, made)
+        images = lift.color.decode(states)
+        write_picture(captioned(images, captions, title, 8), path, made)
+        over_time.add_column(self.folder.previews / over_time.NAME, self.step, images, captions)
         self.folder.log({"step": self.step, "preview": str(path.relative_to(self.folder.path))})
         self.observer.note(f"step {self.step}: preview {path}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,10 +117,9 @@ def bar_chart(
 def _scale(plot: Any, x: Axis, y: Axis) -> None:
     plot.set_xlabel(x.label)
     plot.set_ylabel(y.label)
-    # Odd figures of a file may leave nothing that a logarithm can show.
-    if x.log and plot.dataLim.minposx < float("inf"):
+    if x.log:
         plot.set_xscale("log")
-    if y.log and plot.dataLim.minposy < float("inf"):
+    if y.log:
         plot.set_yscale("log")
     plot.set_xlim(x.low, x.high)
     plot.set_ylim(y.low, y.high)
@@ -138,7 +138,9 @@ def chart(title: str) -> Iterator[tuple[Any, list[Markup]]]:
     from matplotlib.figure import Figure
 
     # The salt keeps the ids of several charts in one page apart, and the same from run to run.
-    with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
+    # What is drawn may come from a file: of figures that make a poor chart, matplotlib warns and draws what it can.
+    with mpl.rc_context({**STYLE, "svg.hashsalt": title}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)
         figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasSVG(figure)
         result: list[Markup] = []

@@ -121,18 +121,25 @@ def captioned(images: Tensor, captions: list[str], title: str, columns: int) -> 
         row, column = divmod(index, columns)
         left, top = column * (width + gap), 22 + row * (height + band)
         canvas.paste(Image.fromarray(tile).resize((width, height), Image.Resampling.NEAREST), (left, top))
-        lines: list[str] = []
-        rest = " ".join(caption.split())
-        while rest and len(lines) < 2:
-            fits = next(n for n in range(len(rest), 0, -1) if n == 1 or draw.textlength(rest[:n], font) <= width - 2)
-            # Between words, where there is a place to break.
-            cut = rest.rfind(" ", 0, fits + 1) if fits < len(rest) else fits
-            cut = fits if cut <= 0 else cut
-            lines.append(rest[:cut])
-            rest = rest[cut:].strip()
-        for number, line in enumerate(lines):
+        for number, line in enumerate(wrapped(draw, caption, font, width - 2, 2)):
             draw.text((left + 1, top + height + 2 + 13 * number), line, fill=(70, 70, 70), font=font)
     return canvas
+
+
+def wrapped(draw: Any, text: str, font: Any, width: int, most: int) -> list[str]:
+    """A text in lines that are no wider than some pixels; what does not fit into the most lines is cut."""
+    lines: list[str] = []
+    rest = " ".join(text.split())
+    while rest and len(lines) < most:
+        fits = next(
+            n for n in range(min(len(rest), width), 0, -1) if n == 1 or draw.textlength(rest[:n], font) <= width
+        )
+        # Between words, where there is a place to break.
+        cut = rest.rfind(" ", 0, fits + 1) if fits < len(rest) else fits
+        cut = fits if cut <= 0 else cut
+        lines.append(rest[:cut])
+        rest = rest[cut:].strip()
+    return lines
 
 
 def data_uri(image: Any) -> str:
