@@ -112,6 +112,23 @@ def test_every_spelling_is_the_same_lora(prefix: str, dotted: bool, down: str, u
         assert [place.module for place in places] == [module]
 
 
+def test_names_of_attention_processors(run: Run) -> None:
+    """diffusers' until 2023, ``attn.processor.to_q_lora``, and XLabs', ``double_blocks.0.processor.qkv_lora1``."""
+    query, out = (rand(2, 32, seed=1), rand(32, 2, seed=2)), (rand(2, 32, seed=3), rand(32, 2, seed=4))
+    above = "transformer.transformer_blocks.0.attn.processor"
+    found = run(
+        {f"{above}.to_q_lora.down.weight": query[0], f"{above}.to_q_lora.up.weight": query[1]}
+        | {f"{above}.to_out_lora.down.weight": out[0], f"{above}.to_out_lora.up.weight": out[1]}
+    )
+    for module, (down, up) in (("to_q", query), ("to_out.0", out)):
+        assert torch.allclose(product(found, f"transformer_blocks.0.attn.{module}"), up @ down, atol=1e-5)
+    down, up = rand(4, 32), rand(96, 4)
+    name = "double_blocks.0.processor.qkv_lora1"
+    found = run({f"{name}.down.weight": down, f"{name}.up.weight": up})
+    whole = torch.cat([product(found, f"transformer_blocks.0.attn.to_{each}") for each in "qkv"])
+    assert torch.allclose(whole, up @ down, atol=1e-5)
+
+
 def test_a_fused_matrix_is_split_and_alpha_goes_into_each(run: Run) -> None:
     down, up = rand(4, 32), rand(96, 4)
     name = f"lora_unet_{IMAGE.replace('.', '_')}"

@@ -268,3 +268,9 @@ def test_no_run_begins_inside_of_a_model(place: str, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(UsageError, match="inside of the model"):
         RunFolder(tmp_path / place).check(resuming=False)
+
+
+def test_a_dry_run_refuses_the_output_of_another_run(place: Path, cli) -> None:
+    for dry in ((), ("--dry-run",)):
+        code, _, stderr = cli("finetune", "tiny-klein", *few_steps("my run"), *dry)
+        assert (code, "holds a run already" in stderr) == (2, True), stderr

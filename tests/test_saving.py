@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from liftkit.errors import UsageError
+from liftkit.report.over_time import GAP, HEAD, LABEL, MOST, SIDE, add_column
 from liftkit.report.saving import check_output, read_settings, save_images
 
 
@@ -44,3 +45,26 @@ def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file"):
         check_output(tmp_path / "file")
+
+
+def test_previews_over_time_are_one_picture(tmp_path: Path) -> None:
+    path, prompts = tmp_path / "over-time.png", ["a red seven", "a text that is far too long for a line of its own"]
+    made = {step: torch.full((2, 3, 8, 16), step / 10) for step in (2, 4, 6)}
+    for step, images in made.items():
+        add_column(path, step, images, prompts)
+    whole = path.read_bytes()
+    assert read_settings(path) == {"steps": [2, 4, 6], "prompts": prompts}
+    with Image.open(path) as opened:
+        assert opened.size == (LABEL + 3 * (SIDE + GAP), HEAD + 2 * (SIDE // 2 + GAP))
+        shades = [opened.getpixel((LABEL + place * (SIDE + GAP) + 9, HEAD + 9)) for place in range(3)]
+    assert shades == [(round(127.5 + 12.75 * step),) * 3 for step in made]
+    for step in (4, 6):  # a run that goes on from step 2 makes them again
+        add_column(path, step, made[step], prompts)
+    assert path.read_bytes() == whole
+    path.write_bytes(b"no picture")
+    add_column(path, 8, made[6], prompts)
+    add_column(path, 9, made[6], ["another", "prompt"])
+    assert read_settings(path)["steps"] == [9]
+    for step in range(10, 10 + MOST):
+        add_column(path, step, made[6][:, :, :1, :1], ["another", "prompt"])
+    assert len(read_settings(path)["steps"]) <= MOST

@@ -20,8 +20,16 @@ DIFF, DIFF_B = "diff", "diff_b"
 
 # Kind of change; part, or None for the kind's own end of the name; and how such a name ends.
 _ENDS: tuple[tuple[str, str | None, str], ...] = (
-    ("LoRA", A, r"\.lora_(?:A|down)(?:\.[\w-]+)?\.weight|\.lora(?:_linear_layer)?\.down\.weight"),
-    ("LoRA", B, r"\.lora_(?:B|up)(?:\.[\w-]+)?\.weight|\.lora(?:_linear_layer)?\.up\.weight"),
+    (
+        "LoRA",
+        A,
+        r"\.lora_(?:A|down)(?:\.[\w-]+)?\.weight|(?:\.lora(?:_linear_layer)?|(?<=_lora)|(?<=_lora[12]))\.down\.weight",
+    ),
+    (
+        "LoRA",
+        B,
+        r"\.lora_(?:B|up)(?:\.[\w-]+)?\.weight|(?:\.lora(?:_linear_layer)?|(?<=_lora)|(?<=_lora[12]))\.up\.weight",
+    ),
     ("LoRA", B_BIAS, r"\.lora_(?:B|up)(?:\.[\w-]+)?\.bias"),
     ("DoRA", MAGNITUDE, r"\.dora_scale|\.lora_magnitude_vector(?:\.[\w-]+){0,2}"),
     ("alpha", ALPHA, r"\.(?:lora_|lora\.)?alpha"),

@@ -19,6 +19,9 @@ _DOTTED = (
     *("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "model."),
     *("module.", "_orig_mod.", "pipe.", "dit."),  # of wrappers: parallel, compiled, a whole pipeline's
 )
+# Of attention processors: diffusers' until 2023, and XLabs', who number the image's and the text's.
+_PROCESSOR = re.compile(r"(.*)\.processor\.(\w+?)_lora([12]?)")
+_STREAMS = {"1": "img_attn.", "2": "txt_attn.", "": ""}
 _UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_", "lora_")
 _MOST_PREFIXES = 3
 _TEXT = re.compile(
@@ -82,6 +85,10 @@ class ModuleNames:
 
     def find(self, stem: str) -> tuple[Place, ...] | None:
         """Where a module of a file is, by its name there with its prefixes; None if the transformer has no such module."""
+        processor = _PROCESSOR.fullmatch(stem)
+        if processor is not None:
+            above, module, number = processor.groups()
+            stem = f"{above}.{_STREAMS[number]}{module}{'.0' if module == 'to_out' else ''}"
         for _ in range(_MOST_PREFIXES + 1):
             if stem in self.places:
                 return self.places[stem]
