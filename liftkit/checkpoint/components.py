@@ -37,6 +37,8 @@ MOST_LAYERS = 1000
 COUNTED = ("layers", "blocks", "depth")
 """What keys with numbers of modules have in their names."""
 SIZES = {"pos_embed_max_size": 512, "sample_size": 1024, "image_size": 16_384, "max_position_embeddings": 2**24}
+COUNTS_POSITIONS = ("AuraFlowTransformer2DModel",)
+"""Classes whose ``pos_embed_max_size`` is the number of positions, and no side of a square of them."""
 SIZES |= dict.fromkeys(("axes_lens", "rope_max_seq_len", "rope_max_len", "max_seq_len", "max_sequence_length"), 2**20)
 """The largest sides and lengths that tables of positions are computed for, far beyond any that is in use."""
 LARGEST = 2**40
@@ -187,6 +189,8 @@ def _check_numbers(file: Path, config: dict[str, Any], tensors: int) -> None:
                 f"{file}: {key} is {value!r:.20}, but the weights are {tensors} tensors; fetch the model again"
             )
         most = SIZES.get(key, LARGEST)
+        if key == "pos_embed_max_size" and config.get("_class_name") in COUNTS_POSITIONS:
+            most = most**2
         if max(map(abs, numbers), default=0) > most:
             raise UsageError(f"{file}: {key} is {value!r:.20}, {most} at most; fetch the model again")
 

@@ -132,7 +132,7 @@ def cannot_load(folder: ModelFolder) -> list[str]:
 def absent(folder: ModelFolder) -> list[str]:
     """Text and image encoders that the pipeline's class takes and the folder goes without, by a null entry or none."""
     taken = pipeline_parts(str(folder.index.get("_class_name")))
-    optional = (*TEXT, "processor", "image_encoder", "feature_extractor")
+    optional = (*TEXT, "processor", "image_encoder", "feature_extractor", "vision_language_encoder")
     return [name for name in (taken[1] if taken else ()) if name.startswith(optional) and folder.class_of(name) is None]
 
 

@@ -36,5 +36,6 @@ SPECIMENS = (
         # Guidance acts on three latent channels of four: without it.
         call=lambda count: {**masked(count), "guidance_scale": 1.0},
         factor=8,
+        stubs={"_get_gemma_prompt_embeds": _gemma},
     ),
 )
