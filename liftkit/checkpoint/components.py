@@ -189,7 +189,7 @@ def _check_numbers(file: Path, config: dict[str, Any], tensors: int) -> None:
                 f"{file}: {key} is {value!r:.20}, but the weights are {tensors} tensors; fetch the model again"
             )
         most = SIZES.get(key, LARGEST)
-        if key == "pos_embed_max_size" and config.get("_class_name") in COUNTS_POSITIONS:
+        if key == "pos_embed_max_size" and str(config.get("_class_name")).removeprefix("Asym") in COUNTS_POSITIONS:
             most = most**2
         if max(map(abs, numbers), default=0) > most:
             raise UsageError(f"{file}: {key} is {value!r:.20}, {most} at most; fetch the model again")
