@@ -111,9 +111,9 @@ def test_a_loss_term(follow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     x0 = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)) + 1.0
     batch: Any = SimpleNamespace(prompts={}, latents=x0, images=None)
     noise, sigma = torch.zeros_like(x0), torch.full((2,), 0.5)
-    with_term, metrics = Objective(recipe, student, None, None)(batch, x0, noise, sigma)
+    with_term, metrics, _ = Objective(recipe, student, None, None)(batch, x0, noise, sigma)
     plain = recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"terms": {}})})
-    without, _ = Objective(plain, student, None, None)(batch, x0, noise, sigma)
+    without, *_ = Objective(plain, student, None, None)(batch, x0, noise, sigma)
     assert metrics["mean_color"] > 0
     assert with_term.item() == pytest.approx(without.item() + 2 * metrics["mean_color"].item())
 

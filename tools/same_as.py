@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -125,7 +126,7 @@ def main() -> int:
     tool = hashlib.sha256(Path(__file__).read_bytes() + repr(names).encode()).hexdigest()[:8]
     kept = ROOT / "build" / "same_as" / f"{sha}-{tool}.json"
     with tempfile.TemporaryDirectory(prefix="same-as-") as folder:
-        inputs = _inputs(Path(folder))
+        inputs = _inputs(kept.parent / "inputs")
         if arguments.reuse and kept.is_file():
             before = json.loads(kept.read_text(encoding="utf-8"))
         else:
@@ -151,13 +152,16 @@ def _checkout(sha: str, folder: Path) -> Iterator[Path]:
 
 
 def _inputs(folder: Path) -> dict[str, str]:
-    """What both revisions read, by the word that stands for it in the commands. A stable path keeps the answers comparable."""
+    """What both revisions read, by the word that stands for it in the commands; always in the same place, for a lift keeps the
+    path of its images."""
     sys.path.insert(0, str(ROOT))
     import torch
 
     from tests import tiny
 
     torch.manual_seed(0)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     return {
         "KLEIN": str(ROOT / "liftkit" / "assets" / "tiny-klein"),
         "SD3": str(tiny.save(tiny.sd3_pipeline(), folder / "sd3")),
