@@ -34,12 +34,15 @@ SPECIMENS = (
         stubs={"_get_qwen_prompt_embeds": _embeds},
     ),
     Specimen(
-        "QwenImageTransformer2DModel", {**SIZES, "zero_cond_t": True}, variant="edit", without={"pipeline": REFERENCES}
+        "QwenImageTransformer2DModel",
+        {**SIZES, "zero_cond_t": True},
+        variant="edit",
+        without=dict.fromkeys(("pipeline", "convert", "prompts", "finetune"), REFERENCES),
     ),
     Specimen(
         "QwenImageTransformer2DModel",
         {**SIZES, "use_additional_t_cond": True, "use_layer3d_rope": True},
         variant="layered",
-        without={"pipeline": REFERENCES},
+        without=dict.fromkeys(("pipeline", "convert", "prompts", "finetune"), REFERENCES),
     ),
 )
