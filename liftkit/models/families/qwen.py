@@ -61,7 +61,7 @@ QWEN_IMAGE = Architecture(
     conditioning=_conditioning,
     arguments=_arguments,
     clean_tokens=_references,
-    pipelines=("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
+    pipelines=("QwenImagePipeline",),
     reference=("norm_out",),
     adapters=(
         "transformer_blocks.*.img_mlp.net.0.proj",
