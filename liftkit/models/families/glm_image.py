@@ -2,7 +2,8 @@
 
 As for CogView4, the scheduler shifts the noise levels and leaves the times. The prior tokens are drawn by an autoregressive
 model for a prompt *and* a size, so that captions cannot be encoded by themselves: such models are converted, proved and
-sampled, and not finetuned. Reference images of an edit are written into a cache of keys and values, at time 0.
+sampled, and not finetuned. Reference images of an edit are written into a cache of keys and values at time 0, off the clock,
+which the pixel twin refuses.
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"target_size": size, "crop_coords": torch.zeros_like(size), **dropped, **given}
 
 
+def _no_references(arguments: Mapping[str, Any]) -> None:
+    caches = arguments.get("kv_caches")
+    if caches is not None and caches[0].mode == "write":
+        raise UsageError(
+            "the pixel twin of GLM-Image takes no reference images: they are given at time 0, which its clock of "
+            "1000 sigma - 1 does not have; leave image out"
+        )
+
+
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     raise UsageError(
         "GLM-Image cannot be finetuned on captions: each image needs prior tokens that its autoregressive model draws for the "
@@ -42,6 +52,7 @@ GLM_IMAGE = Architecture(
     network_time=unshifted,
     conditioning=random(encoder_hidden_states=(7, "text_embed_dim")),
     arguments=_arguments,
+    clean_tokens=_no_references,
     pipelines=("GlmImagePipeline",),
     reference=("norm_out",),
     adapters=ADAPTERS,
