@@ -36,7 +36,7 @@ def deviations(
     seed: int,
     advance: Callable[[float], None] = lambda amount: None,
 ) -> tuple[float, float]:
-    """How far a latent model's projections and its pixel twin's come apart, with a stand-in between them.
+    """How far a latent model's projections and its pixel twin's come apart, with a toy network between them.
 
     Args:
         spec: the architecture.
@@ -46,7 +46,7 @@ def deviations(
         stored: the converted model's tensor of a name.
         steps: of Euler's method.
         seed: of the noise.
-        advance: told the steps done.
+        advance: called with the number of steps done.
 
     Returns:
         The largest deviation with projections in full precision, and as stored.
@@ -62,11 +62,11 @@ def deviations(
         # What is copied may have been rounded, and is the same for both.
         return original(name) if name in changed else stored(name)
 
-    def pixel(read: Read) -> StandIn:
-        return StandIn(spec, read, lift.latent_patch, lift.rank, lift.fold, read(BASIS), lift.scale, source.unit)
+    def pixel(read: Read) -> ToyNetwork:
+        return ToyNetwork(spec, read, lift.latent_patch, lift.rank, lift.fold, read(BASIS), lift.scale, source.unit)
 
     run = TiedRun(spec, dict(config), lift, steps, seed)
-    source = StandIn(spec, latent, lift.latent_patch, lift.rank)
+    source = ToyNetwork(spec, latent, lift.latent_patch, lift.rank)
     reference = run.sample_latent(source)
     advance(steps)
     in_full = run.deviation(pixel(exact), reference)
@@ -79,7 +79,7 @@ def deviations(
 
 
 @dataclass
-class StandIn:
+class ToyNetwork:
     """A flow of two projections with a fixed function between them; has the face of a
     :class:`liftkit.models.flow.FlowModel`.
 
@@ -112,7 +112,7 @@ class StandIn:
             self.unit = sum(weight.square().sum(1).mean().item() for weight, _, _ in self._inputs) ** 0.5
 
     def velocity(self, x_t: Tensor, sigma: Tensor, **_: Any) -> Tensor:
-        """u = eps - x_0 of a state (B, C, H, W) in float32; what else the network would be told is not heard."""
+        """u = eps - x_0 of a state (B, C, H, W) in float32; other conditioning is ignored."""
         folded = F.pixel_unshuffle(x_t, self.fold) if self.fold > 1 else x_t
         height, width = folded.shape[-2:]
         gain, tau = calibrate(sigma, self.scale) if self.basis is not None else (torch.ones_like(sigma), sigma)
