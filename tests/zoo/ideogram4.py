@@ -41,8 +41,11 @@ def prepare(pipeline: Any, height: int, width: int) -> None:
 
 def second() -> dict[str, Any]:
     """The transformer of unconditional predictions, with weights of its own."""
-    torch.manual_seed(1)
-    return {"unconditional_transformer": tiny._alive(diffusers.Ideogram4Transformer2DModel(**CONFIG))}
+    model = tiny._alive(diffusers.Ideogram4Transformer2DModel(**CONFIG))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    return {"unconditional_transformer": model}
 
 
 SPECIMENS = (
