@@ -151,9 +151,9 @@ def _check_liftable(key: str, part: str, side: str) -> None:
 
 
 def _check_width(key: str, raw: RawChannels, found: int, lift: Lift) -> None:
-    if found == raw.expected(found, lift.dim):
-        raise UsageError(f"tensor {shown(key)} is of pixel tokens ({found} numbers) already; it needs no lifting")
     expected = raw.expected(found, lift.rank)
+    if found != expected and found == raw.expected(found, lift.dim):
+        raise UsageError(f"tensor {shown(key)} is of pixel tokens ({found} numbers) already; it needs no lifting")
     if found != expected:
         raise UsageError(
             f"tensor {shown(key)}: expected {expected} numbers per token, as the latent model has, found {found}; is it the "
