@@ -19,7 +19,7 @@ SPECIMENS = (
             "joint_attention_dim": 24,
             "caption_projection_dim": 32,
             "pooled_projection_dim": 16,
-            "pos_embed_max_size": 12,
+            "pos_embed_max_size": 16,
         },
         pipeline="StableDiffusion3Pipeline",
         vae=kl,
