@@ -88,7 +88,7 @@ class Adapter:
         return 1.0 if self.alpha is None else self.alpha / rank
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Whether it fits a transformer.
+        """Raise unless it fits a transformer.
 
         Args:
             shapes: of the transformer's tensors, by name.

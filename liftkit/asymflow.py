@@ -8,7 +8,7 @@ without error (Eq. 5)::
     u = P_A u_A + (I - P_A)(x_t + u_A) / sigma
 
 A network lifted from latents, ``x_0 = s A z_0``, expects the noisier or cleaner latents of its own clock,
-``z_tau = (1 - tau) z_0 + tau eps'``. Both agree when the state is scaled and the time is told (Eq. 11-17)::
+``z_tau = (1 - tau) z_0 + tau eps'``. Both agree when the state is scaled and the time is given (Eq. 11-17)::
 
     k   = 1 / (s + (1 - s) sigma)        A^T (k x_t) = z_tau
     tau = k sigma

@@ -22,7 +22,7 @@ OPTIONAL = {
     "trackio": ("trackio", "tracker"),
     "wandb": ("wandb", "tracker"),
 }
-"""What pip is told, and what it is for."""
+"""What pip installs, and what it is for."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Environment:
         python: version; ``platform``: operating system and processor.
         packages: what liftkit needs.
         optional: versions of what it can use, by name; None where it is not installed.
-        devices: one entry each: ``device``, ``name``, ``memory`` and ``free`` in bytes (None where they cannot be told), and
+        devices: one entry each: ``device``, ``name``, ``memory`` and ``free`` in bytes (None where they are unknown), and
             ``compute`` of a GPU; in the order in which ``--device auto`` looks at them.
         device: what ``--device auto`` takes; None if torch is missing.
         memory: ``total`` and ``available`` bytes, the latter within the container's limit.
@@ -148,7 +148,7 @@ def _package(line: str) -> Package:
 def _is_enough(version: str, needed: str) -> bool:
     try:
         from packaging.specifiers import SpecifierSet
-    except ImportError:  # it comes with packages that are then missing themselves, which is told
+    except ImportError:  # it comes with packages that are then missing themselves, which is reported
         return True
     return SpecifierSet(needed).contains(version, prereleases=True)
 

@@ -1,4 +1,4 @@
-"""Publishing a folder on the Hub: only when asked for, private unless said otherwise, by huggingface_hub's own client."""
+"""Publishing a folder on the Hub: only when asked for, private unless asked otherwise, by huggingface_hub's own client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from liftkit.progress import Observer, Silent
 
 
 def check_push(repo: str, private: bool = True) -> None:
-    """Whether a folder could be pushed: said before any work is done. Nothing is sent but the question.
+    """Raise, before any work is done, unless a folder could be pushed. Nothing is sent but the question.
 
     Args:
         repo: ``organization/name``, or a name of one's own.
@@ -47,7 +47,7 @@ def push(folder: str | Path, repo: str, private: bool = True, observer: Observer
         folder: what to push, whole.
         repo: see :func:`check_push`.
         private: make the repository private.
-        observer: hears of the progress.
+        observer: shows the progress.
 
     Returns:
         The address of the repository.
@@ -70,7 +70,7 @@ def push(folder: str | Path, repo: str, private: bool = True, observer: Observer
 
 
 def _check_visibility(repo: str, private: bool) -> None:
-    """Whether a private push would not end in a public repository."""
+    """Raise if a private push would end in a public repository."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     api = _api()

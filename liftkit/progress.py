@@ -13,7 +13,7 @@ class Observer(Protocol):
     """Listens to long work: the command line draws bars, tests keep a list, the default is silent."""
 
     def stage(self, title: str, total: float | None, unit: str) -> AbstractContextManager[Advance]:
-        """A stage begins; the block is told how much was done. ``unit`` is ``images``, ``bytes`` or ``steps``."""
+        """A stage begins; the block reports how much was done. ``unit`` is ``images``, ``bytes`` or ``steps``."""
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -23,7 +23,7 @@ class Observer(Protocol):
 
 
 class Silent:
-    """Hears nothing."""
+    """Shows nothing."""
 
     @contextmanager
     def stage(self, title: str, total: float | None, unit: str) -> Iterator[Advance]:

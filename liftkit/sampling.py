@@ -141,7 +141,7 @@ def sample(
         steps: the pipeline's own default if left out.
         guidance: the pipeline's own scale at all steps if left out.
         negative: what guidance leads away from; the empty prompt if left out.
-        advance: told the images done.
+        advance: called with the number of images done.
         more: further arguments of the pipeline.
 
     Returns:
@@ -257,7 +257,7 @@ def latent_samples(
 
 
 def check_size(model: Loaded, height: int | None, width: int | None) -> None:
-    """Whether an image size is made of whole tokens.
+    """Raise unless an image size is made of whole tokens.
 
     Raises:
         UsageError: naming the flag.

@@ -78,7 +78,7 @@ def extract_file(tensors: dict[str, Header], target: Path) -> None:
 
 
 def copy_range(
-    source: IO[bytes], offset: int, size: int, target: IO[bytes], position: int, told: Callable[[int, int], None]
+    source: IO[bytes], offset: int, size: int, target: IO[bytes], position: int, progress: Callable[[int, int], None]
 ) -> None:
     """Copy bytes between files in the kernel where it can, else through a buffer.
 
@@ -88,7 +88,7 @@ def copy_range(
         size: bytes.
         target: open for writing.
         position: in it.
-        told: the bytes copied and the position reached, piece by piece.
+        progress: called with the bytes copied and the position reached, piece by piece.
 
     Raises:
         LiftkitError: if the source ends before.
@@ -102,7 +102,7 @@ def copy_range(
         if copied == 0:
             raise LiftkitError(f"{source.name}: became shorter while it was read; run again")
         offset, position, size = offset + copied, position + copied, size - copied
-        told(copied, position)
+        progress(copied, position)
 
 
 @contextmanager

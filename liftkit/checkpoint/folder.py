@@ -62,7 +62,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def check_space(target: Path, needed: int) -> None:
-    """Whether the disk of a folder-to-be has room.
+    """Raise unless the disk of a folder-to-be has room.
 
     Raises:
         UsageError: with both numbers.
@@ -134,7 +134,7 @@ def digests(
     Args:
         folder: where to look.
         known: digests that were taken beside the writing.
-        progress: told the bytes read.
+        progress: called with the number of bytes read.
     """
     known = known or {}
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -162,7 +162,7 @@ def _place(target: Path) -> Path:
 
 
 def _check_free(target: Path, overwrite: bool) -> None:
-    """Whether nothing is at a target, or something that may be replaced."""
+    """Raise unless nothing is at a target, or something that may be replaced."""
     place = _place(target)
     if not place.exists():
         return

@@ -53,7 +53,7 @@ class Follower:
         parts: its tensors.
         source: the file that their bytes come from, and its stamp.
         sync: whether the disk is to begin early; see :meth:`sync`.
-        read: told the bytes hashed.
+        read: called with the number of bytes hashed.
     """
 
     def __init__(

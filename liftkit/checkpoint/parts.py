@@ -1,4 +1,4 @@
-"""The tensors of a file that is being written: where their bytes come from, and what can be said of them block by block."""
+"""The tensors of a file that is being written: where their bytes come from, and what is known of them block by block."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def read_original(part: Part, at: int, count: int, buffer: memoryview, source: i
 
 
 def compare_block(part: Part, at: int, count: int, target: tuple[int, Path], source: tuple[int, Path]) -> None:
-    """Whether a copied part holds its source's bytes at a place in the new file; both are open.
+    """Raise unless a copied part holds its source's bytes at a place in the new file; both are open.
 
     Raises:
         ProofError: naming the tensor.

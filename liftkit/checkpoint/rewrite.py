@@ -58,7 +58,7 @@ def rewrite_file(
         target: the new file; appears whole or not at all.
         changed: replaces the source's tensors of the same name; names that it does not have are added at the end.
         dtype: cast floating tensors of the source to this; None keeps their bytes.
-        progress: told the bytes written, piece by piece.
+        progress: called with the number of bytes written, piece by piece.
         ledger: takes its digest beside the writing, and compares both ends of what is copied with the source.
 
     Raises:
@@ -87,7 +87,7 @@ def rewrite_file(
 
 
 def compare_files(source: Header, target: Header, changed: Container[str]) -> None:
-    """Whether a rewritten file holds its source's tensors, cast where it has another dtype, all but the changed ones.
+    """Raise unless a rewritten file holds its source's tensors, cast where it has another dtype, all but the changed ones.
 
     Raises:
         ProofError: naming the first tensor that is missing, has another shape or other bytes.

@@ -71,7 +71,7 @@ def stamps(paths: Iterable[Path]) -> dict[Path, Stamp]:
 
 
 def check_unchanged(expected: Mapping[Path, Stamp]) -> None:
-    """Whether files are still the ones that were looked at.
+    """Raise unless files are still the ones that were looked at.
 
     Raises:
         LiftkitError: naming the first that is not.
@@ -115,7 +115,7 @@ def list_files(folder: Path, home: Path | None = None) -> list[Path]:
 
 
 def check_at_home(path: Path, home: Path) -> None:
-    """Whether a link leads to something below ``home``: what is copied must not come from elsewhere unseen.
+    """Raise unless a link leads to something below ``home``: what is copied must not come from elsewhere unseen.
 
     Raises:
         UsageError: if it does not.

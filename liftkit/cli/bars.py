@@ -68,7 +68,7 @@ class Stage:
 
     @property
     def left(self) -> float | None:
-        """Seconds that the rest will take, if that can be said."""
+        """Seconds that the rest will take, if that can be known."""
         if self.total is None or not self.rate:
             return None
         return max(0.0, self.total - self.done) / self.rate

@@ -89,7 +89,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def _export(plan: Plan) -> str:
-    """Whether the result can be exported in the authors' format."""
+    """In words, can the result be exported in the authors' format?"""
     from liftkit.formats.asymflow_adapter import color_problem
 
     problem = color_problem(plan.color)

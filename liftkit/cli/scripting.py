@@ -72,7 +72,7 @@ def finish(exit_code: int, failure: BaseException | None = None) -> None:
 
     Args:
         exit_code: of the program.
-        failure: what ended it, where that was typer: it has told people, and the object repeats it.
+        failure: what ended it, where that was typer: people have seen its message, and the object repeats it.
     """
     # Typer exits while it handles what was wrong with the arguments.
     wrong = getattr(failure, "__context__", None)

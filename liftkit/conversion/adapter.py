@@ -26,7 +26,7 @@ def save_adapter(plan: Plan, lift: Lift, provenance: dict[str, Any], observer: O
         plan: of the conversion, with the folder to make.
         lift: to use.
         provenance: plain data that the record holds.
-        observer: hears of the progress.
+        observer: shows the progress.
 
     Returns:
         The proof, on the projections: there is nothing else that could differ from the source.

@@ -79,7 +79,7 @@ def audit(folder: str | Path, source: str | None = None, observer: Observer | No
     Args:
         folder: what ``liftkit convert`` made.
         source: the model that it was made from, to compare unchanged tensors with byte for byte; a folder or a Hub id.
-        observer: hears of the progress.
+        observer: shows the progress.
 
     Raises:
         UsageError: if there is no such folder, or none that liftkit made.
@@ -165,7 +165,7 @@ class _Auditor:
         check.detail = f"{count} tensors, {theirs} of them the {spec.lifted_name}'s, of its names and shapes"
 
     def _components(self, check: Check) -> None:
-        """Whether the whole pipeline and the VAE of its source would load: everything is built, no weight is read."""
+        """Raise unless the whole pipeline and the VAE of its source would load: everything is built, no weight is read."""
         model = find_model(str(self.folder))
         missing = cannot_load(model)
         names = [*model.components, *([LATENT_VAE] if (self.folder / LATENT_VAE).is_dir() else [])]

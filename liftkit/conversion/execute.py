@@ -41,7 +41,7 @@ def convert(
         model: a diffusers folder or a Hub id.
         output: the folder to make.
         options: see :class:`liftkit.conversion.plan.ConvertOptions`; or give its fields as keywords.
-        observer: hears of the progress.
+        observer: shows the progress.
 
     Raises:
         UsageError: bad input; nothing was written.

@@ -2,7 +2,7 @@
 
 Start the pixel model at noise eps and the latent model at ``A^T eps``; walk noise grids related by
 ``tau = k(sigma) sigma``. Then ``A^T (k x_t) = z_tau`` after every Euler step, and ``x_0 = s A z_0`` at the end.
-This holds for any network and whatever it is told, so that random conditioning proves as much as a prompt.
+This holds for any network and whatever its conditioning, so that random conditioning proves as much as a prompt.
 
 First the stored projections are compared with the products, bit for bit. Then two runs are made. With the projections
 computed in full precision the identity must hold to rounding, which proves the method, the geometry and every unchanged

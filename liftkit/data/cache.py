@@ -40,7 +40,7 @@ def held_cache(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
 
     Args:
         folder: of the cache; made if need be.
-        note: hears of it when this run has to wait.
+        note: called with a line when this run has to wait.
 
     Raises:
         UsageError: if it cannot be made.

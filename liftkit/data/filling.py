@@ -95,7 +95,7 @@ class Filling:
         sources: of pictures.
         table: what is known of files.
         workers: threads.
-        observer: hears of it.
+        observer: shows it.
 
     Attributes:
         tally: of the images that cannot be used; see :meth:`images` for the whole account.

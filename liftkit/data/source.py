@@ -130,7 +130,7 @@ class EncodedSource(ABC):
 
     def image(self, index: int, size: Size) -> Tensor:
         """See :class:`CaptionedSource`."""
-        # JPEG's own reduction down to twice the size cannot be told from Lanczos over all pixels.
+        # JPEG's own reduction down to twice the size cannot be distinguished from Lanczos over all pixels.
         with self.open(index) as file, decoded(file, self.label(index), 2 * max(size)) as image:
             return covered(image, *size)
 

@@ -145,7 +145,7 @@ class TrainingData:
             make_prompt_encoder: called only if embeddings are missing, it returns what makes the transformer's arguments
                 (B, ...) of prompts, padded to one length.
             prompt_fingerprint: of the text encoders, and of how they are called.
-            observer: told of progress and of anything odd.
+            observer: shows progress and anything odd.
             extra_prompts: embedded too, for :meth:`prompts`.
 
         Returns:

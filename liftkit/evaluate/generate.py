@@ -61,7 +61,7 @@ def generate(
         prompts: image i has prompt ``i`` modulo their number.
         output: the folder.
         options: how.
-        observer: told of progress.
+        observer: shows the progress.
 
     Raises:
         UsageError: if the folder holds other files or images of other settings, another run is making it, or the settings

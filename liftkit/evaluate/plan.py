@@ -91,7 +91,7 @@ def _count(options: CompareOptions) -> int:
 
 
 def _resolved(options: CompareOptions) -> CompareOptions:
-    """The automatic choices, and what can be said of the options alone."""
+    """The automatic choices, and what follows from the options alone."""
     if not options.pixels:
         raise UsageError("no pixel model to compare; give at least one converted folder")
     if len(options.steps) not in (0, 1, 1 + len(options.pixels)):

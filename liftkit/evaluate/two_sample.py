@@ -20,7 +20,7 @@ def two_sample_accuracy(images: Tensor, reference: Tensor, *, seed: int = 0, ste
         steps: of training, 256 crops each.
 
     Returns:
-        In [0, 1]; 0.5 is best: the two cannot be told apart.
+        In [0, 1]; 0.5 is best: the two cannot be distinguished.
     """
     generator = torch.Generator().manual_seed(seed)
     halves = [part.split(len(part) // 2)[:2] for part in (images, reference)]

@@ -27,7 +27,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of a pixel model.
+    """What may be claimed of a pixel model.
 
     Args:
         key, label: of its row.

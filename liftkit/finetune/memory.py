@@ -1,4 +1,4 @@
-"""How much memory a run takes: what was measured, and what can be told beforehand."""
+"""How much memory a run takes: what was measured, and what can be known beforehand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a finetune is told.
+"""The choices of a finetune.
 
 The classes here and in :mod:`liftkit.finetune.recipe_sections` are the whole schema: ``docs/recipes.md`` and the messages of
 :mod:`liftkit.finetune.recipe_file` are made from them.

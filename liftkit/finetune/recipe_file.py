@@ -1,4 +1,4 @@
-"""Recipes from files: read, overridden, checked; all that is wrong is told at once."""
+"""Recipes from files: read, overridden, checked; all that is wrong is reported at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems of a recipe, told with their place: ``file:line:column: message``, the line, and a caret under the spot."""
+"""Problems of a recipe, each with its place: ``file:line:column: message``, the line, and a caret under the spot."""
 
 from __future__ import annotations
 

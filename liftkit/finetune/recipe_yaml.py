@@ -146,7 +146,7 @@ class Plain:
     """Nodes to plain data: dicts, lists, text, numbers, booleans and None.
 
     Args:
-        complain: told of every node that has no place in a recipe; the data then hold :data:`BAD` for it.
+        complain: called with every node that has no place in a recipe; the data then hold :data:`BAD` for it.
     """
 
     def __init__(self, complain: Complain) -> None:

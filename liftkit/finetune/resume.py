@@ -80,7 +80,7 @@ def open_run(resume: str, recipe: str | None, overrides: Sequence[str], output: 
         resume: ``latest``, a run folder, or a checkpoint.
         recipe: a recipe file or shipped name; None for the run's own.
         overrides: ``section.key=value``.
-        output: the run folder, where it is said apart.
+        output: the run folder, where it is given separately.
 
     Raises:
         UsageError: if it is not clear which run is meant, there is none, or the recipe is wrong.

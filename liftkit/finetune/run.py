@@ -58,7 +58,7 @@ def finetune(recipe: Recipe, *, resume: str | None = None, observer: Observer | 
     Args:
         recipe: see :class:`liftkit.finetune.recipe.Recipe`.
         resume: ``latest``, or the path of a checkpoint.
-        observer: hears of the progress.
+        observer: shows the progress.
 
     Raises:
         UsageError: bad input; nothing was trained.
@@ -121,7 +121,7 @@ def prepare(recipe: Recipe, folder: RunFolder, observer: Observer, resumption: R
 
 
 def check_packages(recipe: Recipe, trainee: Trainee) -> None:
-    """Whether what a recipe asks of other packages is there, before hours of encoding.
+    """Raise unless what a recipe asks of other packages is there, before hours of encoding.
 
     Raises:
         UsageError: naming the key.

@@ -1,4 +1,4 @@
-"""The folder of a run: its recipe, log, checkpoints, previews and result, and the files by which it is told to act."""
+"""The folder of a run: its recipe, log, checkpoints, previews and result, and the files that ask it to act."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class RunFolder:
 
         Args:
             resume: ``latest``, the path of a checkpoint, or None.
-            note: hears of a run that begins again.
+            note: called with a line about a run that begins again.
         """
         if resume not in (None, "latest") or self.has_work or not self.begun:
             return resume
@@ -142,7 +142,7 @@ class RunFolder:
             write_text(self.log_file, "".join(f"{row}\n" for row in kept))
 
     def asked(self, what: str) -> bool:
-        """Whether somebody touched the file ``save`` or ``stop``; it goes when it is heard."""
+        """Whether somebody touched the file ``save`` or ``stop``; it goes when it is noticed."""
         path = self.path / what
         if not path.exists():
             return False

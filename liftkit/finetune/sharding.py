@@ -1,4 +1,4 @@
-"""What accelerate's FSDP2 has to be told of a lifted network."""
+"""What accelerate's FSDP2 has to know of a lifted network."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Trainer:
         vae: the checkpoint's own, where a perceptual term looks through it.
         accelerator: of accelerate.
         folder: of the run.
-        observer: hears of the progress.
+        observer: shows the progress.
         model: what tells it from others, plain; checkpoints keep it.
     """
 
@@ -125,7 +125,7 @@ class Trainer:
     # -- the loop ---------------------------------------------------------------------------------------------------
 
     def train(self) -> Outcome:
-        """Train to the last step, or until told to stop; state is saved either way.
+        """Train to the last step, or until asked to stop; state is saved either way.
 
         Raises:
             LiftkitError: if the loss is no longer finite.
@@ -274,7 +274,7 @@ class Trainer:
         return stop
 
     def _told(self, interrupt: Interrupt) -> tuple[bool, bool, bool]:
-        """Whether anybody asks for a checkpoint or the end, or lost an image; all processes hear the same."""
+        """Whether anybody asks for a checkpoint or the end, or lost an image; all processes learn the same."""
         said = [False, interrupt.heard, bool(self.data.lost)]
         if self.accelerator.is_main_process:
             said[0], said[1] = self.folder.asked("save"), self.folder.asked("stop") or said[1]

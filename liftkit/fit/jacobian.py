@@ -45,7 +45,7 @@ def mean_jacobian(
         latent_patch: side of the latent patch of one token.
         spacing: tokens from one probe to the next; small images take what fits.
         generator: of offsets and signs.
-        advance: told the images done.
+        advance: called with the number of images done.
 
     Returns:
         J, (D, r) float64: rows in (channel, row, column) order of the pixel patch, columns of the latent patch.

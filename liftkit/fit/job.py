@@ -175,9 +175,9 @@ def _gather(
         return done
     if job.moments_out is not None:
         identity = Pass(source, color_names(options.color), subject.latent_patch).identity()
-        told = {"part": job.part or "1/1", "identity": identity, "latent_patch": str(subject.latent_patch)}
-        told["color"] = options.color or ""
-        write_folds(job.moments_out, collection.folds, told)
+        notes = {"part": job.part or "1/1", "identity": identity, "latent_patch": str(subject.latent_patch)}
+        notes["color"] = options.color or ""
+        write_folds(job.moments_out, collection.folds, notes)
         done = replace(done, moments=job.moments_out)
     else:
         done = _save(job, fit_collected(collection, options, subject.latent_patch, source, observer), done)
@@ -215,16 +215,16 @@ def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int
     parts: dict[str, Path] = {}
     first: dict[str, str] = {}
     for path in paths:
-        folds, told = read_folds(path)
-        first = first or told
-        if told.get("identity") != first.get("identity"):
+        folds, notes = read_folds(path)
+        first = first or notes
+        if notes.get("identity") != first.get("identity"):
             raise UsageError(f"{path}: not of the same model, images and color spaces as {paths[0]}")
         missing = set(color_names(options.color)) - folds.keys()
         if missing:
             raise UsageError(
                 f"{path}: holds moments in {', '.join(sorted(folds))}, not in {', '.join(sorted(missing))}"
             )
-        share = told.get("part", "1/1")
+        share = notes.get("part", "1/1")
         if share in parts:
             raise UsageError(f"{path}: part {share} was already given by {parts[share]}")
         parts[share] = path
@@ -238,7 +238,7 @@ def merge(paths: tuple[Path, ...], options: FitOptions) -> tuple[Collection, int
 
 
 def _check_complete(parts: dict[str, Path]) -> None:
-    """Whether the parts are all of one whole."""
+    """Raise unless the parts make one whole."""
     wholes = {share.partition("/")[2] for share in parts}
     if len(wholes) > 1:
         raise UsageError(f"--merge: parts of different wholes: {', '.join(sorted(parts))}")

@@ -16,7 +16,7 @@ FLAT = 1e-9
 
 
 def check_moments(moments: TokenMoments, rank: int) -> None:
-    """Whether moments determine a basis of a rank.
+    """Raise unless moments determine a basis of a rank.
 
     Raises:
         ValueError: if there are fewer tokens than the rank, or no energy.

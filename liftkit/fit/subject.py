@@ -106,7 +106,7 @@ def check_vae(path: Path, subject: Subject) -> None:
 
 
 def check_sources(options: FitOptions) -> None:
-    """Whether the options say what to fit on.
+    """Raise unless the options say what to fit on.
 
     Raises:
         UsageError: naming the flag that is missing or wrong.
@@ -145,7 +145,7 @@ def note_images(subject: Subject, options: FitOptions) -> None:
 
 
 def _check_model(folder: ModelFolder) -> tuple[Architecture, dict[str, Any], int]:
-    """Whether this is a flow model that can be lifted: its architecture, transformer config and VAE factor."""
+    """Raise unless this is a flow model that can be lifted; its architecture, transformer config and VAE factor."""
     name = folder.class_of("transformer")
     if name is None:
         other = next((part for part in ("unet", "prior") if folder.class_of(part)), None)

@@ -135,7 +135,7 @@ def fuse(
         output: the folder to make; it appears whole or not at all.
         shards: see :class:`liftkit.conversion.plan.ConvertOptions`.
         overwrite: replace an earlier folder of ours.
-        observer: hears of the progress.
+        observer: shows the progress.
 
     Raises:
         UsageError: if they do not belong together; nothing was written.

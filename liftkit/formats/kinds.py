@@ -1,4 +1,4 @@
-"""What a thing to import is: told by its content, not by its name."""
+"""What a thing to import is, by its content and not by its name."""
 
 from __future__ import annotations
 

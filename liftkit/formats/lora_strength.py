@@ -52,7 +52,7 @@ class Strength:
 
         Args:
             module: its name in the file, without peft's prefix.
-            rank: of its tensors; None where it is not told by them.
+            rank: of its tensors; None where they do not show it.
 
         Raises:
             UsageError: if the config has another rank for it.

@@ -32,7 +32,7 @@ def write_merged(
         adapter: to merge.
         folder: the model, of the class that the adapter applies to.
         building: where its files go, except its record and card.
-        observer: hears of the progress.
+        observer: shows the progress.
         move: rename the other files instead of copying them: the folder is on the same disk and will go.
 
     Raises:

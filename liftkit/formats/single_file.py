@@ -78,7 +78,7 @@ def import_checkpoint(
         output: the folder to make; it appears whole or not at all.
         shards: whether the other components' weights are copied, or linked.
         overwrite: replace an earlier folder of ours.
-        observer: hears of the progress.
+        observer: shows the progress.
 
     Raises:
         UsageError: if the file is no checkpoint of that model; nothing was written.

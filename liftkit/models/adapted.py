@@ -102,7 +102,7 @@ def _lifted(pipeline: Any, lift: Lift) -> Any:
 
 
 def _check_same_lift(transformer: Any, lift: Lift) -> None:
-    """Whether a converted transformer in memory has this very lift."""
+    """Raise unless a converted transformer in memory has this very lift."""
 
     spec, there = transformer.architecture, transformer.lift.basis
     own = native_basis(lift, spec.state_order)
@@ -110,7 +110,7 @@ def _check_same_lift(transformer: Any, lift: Lift) -> None:
 
 
 def check_same_lift(lift: Lift, own: Tensor, there: Tensor, scale: float) -> None:
-    """Whether a model was converted with an adapter's own lift.
+    """Raise unless a model was converted with an adapter's own lift.
 
     Args:
         lift: the adapter's.

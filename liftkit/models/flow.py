@@ -17,7 +17,7 @@ from liftkit.models.spec import LIFTED, Grid
 from liftkit.tokens import patchify, unpatchify
 
 GUIDANCE = 4.0
-"""What a guidance-distilled model is told where the caller says nothing."""
+"""The guidance of a guidance-distilled model where the caller gives none."""
 
 
 class FlowModel:

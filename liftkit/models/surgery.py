@@ -211,7 +211,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def check_finite(name: str, tensor: Tensor, where: object = "") -> None:
-    """Whether a projection's numbers are all finite: one that is not would spoil every pixel.
+    """Raise unless a projection's numbers are all finite: one that is not would spoil every pixel.
 
     Raises:
         UsageError: naming the tensor, how many are not, and ``where`` it stands.

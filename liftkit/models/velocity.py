@@ -53,8 +53,8 @@ def lifted_forward(
         if arguments.get(name) is not None
     }
     changed[spec.state] = _state(spec, config, x_t, gain, spec.clean_tokens(arguments), dtype)
-    told = spec.clock.time(spec.network_time(tau, _tokens(spec, config, x_t)))
-    changed[spec.time] = told[:, None].expand(-1, time.shape[1]) if time.ndim == 2 else told
+    clocked = spec.clock.time(spec.network_time(tau, _tokens(spec, config, x_t)))
+    changed[spec.time] = clocked[:, None].expand(-1, time.shape[1]) if time.ndim == 2 else clocked
     output = call(**{**arguments, **changed})
     if isinstance(output, Tensor):  # Kandinsky 5 without return_dict
         return _velocity(spec, config, recover, output, x_t, sigma)

@@ -69,7 +69,7 @@ def calibration_chart(scale: float) -> Markup:
     lines = [Line("gain k", sigmas, gains), Line("network time tau", sigmas, taus, dashed=True)]
     what = "the same" if scale == 1 else "an earlier, cleaner" if scale > 1 else "a later, noisier"
     return line_chart(
-        f"The network is told {what} time {'as' if scale == 1 else 'than'} sigma",
+        f"The network gets {what} time {'as' if scale == 1 else 'than'} sigma",
         lines,
         Axis("sigma", low=0.0, high=1.0),
         Axis("k, tau", low=0.0),
