@@ -260,3 +260,16 @@ def test_labels_make_no_formulas_and_no_markup() -> None:
     assert "<b>&" not in result[0].split("</figcaption>")[1]
     assert "\x1b" not in result[0]
     assert "mathdefault" not in re.sub("<!--.*?-->", "", result[0])
+
+
+def test_the_page_links_to_its_glossary_which_is_that_of_the_docs() -> None:
+    from liftkit.report.data import Report
+    from liftkit.report.pages import GLOSSARY, alignment_page
+
+    page = alignment_page(Report("lift", tiny.lift()))
+    assert 'href="#glossary"' in page
+    assert 'id="glossary"' in page
+    docs = (Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text()
+    for symbol, meaning in GLOSSARY.items():
+        assert f"| {symbol} | {meaning} |" in docs
+        assert f"<td>{symbol}</td>" in page

@@ -12,6 +12,18 @@ from liftkit.report.data import Report, compare, picture_rows
 from liftkit.report.pictures import Row, basis_patches, data_uri, gallery_rows, grid
 from liftkit.report.templating import render
 
+GLOSSARY = {
+    "x, x_0": "a pixel token, D numbers in a color space; without noise",
+    "z, z_0": "a latent token, r numbers, normalized as the transformer was trained on them",
+    "eps": "standard normal noise",
+    "sigma": "noise level of the pixel model, 0 (clean) to 1 (pure noise)",
+    "tau": "noise level that the network is given, `k sigma`",
+    "k": "gain of the input, `1 / (s + (1 - s) sigma)`",
+    "A": "basis of the subspace, D x r, orthonormal columns",
+    "s": "scale of the lift: pixels are `s A z`",
+    "lift": "A and s together, with the color space",
+}
+"""Symbols of the page, in the words of the glossary in docs/how-it-works.md."""
 FIGURES = (
     ("energy_captured", "Pixel energy captured by A", "share of the pixels' energy inside the subspace, 0 to 1"),
     ("energy_best", "... by the best subspace of that rank", "PCA, the optimum"),
@@ -168,6 +180,7 @@ def alignment_page(report: Report, other: Report | None = None) -> str:
         compared=compared,
         compared_chart=_angles_chart(compared["angles"]) if compared["angles"] else "",
         proof=report.proof,
+        glossary=GLOSSARY,
         provenance=json.dumps(known, indent=2),
     )
 
