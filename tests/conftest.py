@@ -7,6 +7,7 @@ import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,3 +127,22 @@ def gpu(pytestconfig: pytest.Config) -> str:
     if chosen == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     return chosen
+
+
+@pytest.fixture
+def klein(model_folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the tiny klein that a test may spoil."""
+    return Path(shutil.copytree(model_folders["flux2"], tmp_path / "klein"))
+
+
+@pytest.fixture
+def lift_file(tmp_path: Path) -> Path:
+    tiny.lift().save(tmp_path / "given.safetensors")
+    return tmp_path / "given.safetensors"
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    """A folder that holds outputs alone."""
+    (tmp_path / "room").mkdir()
+    return tmp_path / "room"

@@ -40,12 +40,6 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def lift_file(tmp_path: Path) -> Path:
-    tiny.lift().save(tmp_path / "given.safetensors")
-    return tmp_path / "given.safetensors"
-
-
-@pytest.fixture
 def shards(model_folders: dict[str, Path], tmp_path: Path) -> Path:
     """The tiny klein in many shards, in bfloat16."""
     from diffusers import Flux2Transformer2DModel
