@@ -33,7 +33,7 @@ def chains() -> list[list[list[str]]]:
     found: list[tuple[set[str], list[list[str]]]] = []
     for command in commands():
         names = set(re.findall(r"\btiny-[a-z]+", " ".join(command)))
-        if command[1] != "doctor" and not names and "liftkit/assets" not in " ".join(command):
+        if command[1] not in ("doctor", "models") and not names and "liftkit/assets" not in " ".join(command):
             continue
         # The embedded model and its recipe are there from the beginning.
         names -= {"tiny-klein"}
