@@ -12,14 +12,15 @@ import liftkit
 from liftkit.errors import UsageError
 from liftkit.models.catalogue import FILE, PROOFS, catalogue, supported
 from liftkit.models.registry import architecture
-from tools.model_table import BEGIN, END, PAGE, listing, table
+from tools.model_table import BEGIN, END, PAGES, listing
 
 Cli = Callable[..., tuple[int, str, str]]
 
 
-def test_the_list_and_the_readme_are_current() -> None:
+def test_the_list_and_its_tables_are_current() -> None:
     assert FILE.read_text() == listing(), "python -m tools.model_table makes it anew"
-    assert PAGE.read_text().partition(BEGIN)[2].partition(END)[0].strip() == table().strip()
+    for page, content in PAGES.items():
+        assert page.read_text().partition(BEGIN)[2].partition(END)[0].strip() == content().strip(), page
 
 
 def test_the_list_holds_every_architecture_and_says_of_each_proof_how_or_why_not() -> None:

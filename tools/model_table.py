@@ -1,4 +1,4 @@
-"""The list of supported models, ``liftkit/assets/models.json`` and the table in README.md: ``python -m tools.model_table``.
+"""``liftkit/assets/models.json``, and its tables in README.md and docs/architectures.md: ``python -m tools.model_table``.
 
 What a class is comes from its entry and its stock class, what was proved from the specimens of the conformance suite.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from liftkit.models.spec import Architecture
 from tests.zoo import ZOO
 from tests.zoo.specimen import Specimen
 
-PAGE = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- Made by python -m tools.model_table -->\n", "<!-- Until here -->\n"
 FACTORS = {
     "AutoencoderKL": 8,
@@ -95,7 +97,7 @@ def listing() -> str:
 
 
 def table() -> str:
-    """The table of the README."""
+    """The table of docs/architectures.md: a row for each class."""
     lines = ["| transformer | pipelines | VAE | r / P / D | proved |", "|---|---|---|---|---|"]
     for each in rows():
         vae = f"`{each.vae}`" if each.vae else ""
@@ -104,11 +106,26 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary() -> str:
+    """The table of README.md: a row for each set of proofs."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for each in rows():
+        short = re.sub(r"(MoEImage|Edit)?(Transformer|DiT)[23]DModel$", "", each.name)
+        found.setdefault(tuple(each.proved), []).append(short)
+    ordered = sorted(found.items(), key=lambda item: -len(item[0]))
+    lines = [f"| {', '.join(proofs)} | {len(names)} | {', '.join(names)} |" for proofs, names in ordered]
+    return "\n".join(["| proved | classes | of the families |", "|---|---:|---|", *lines]) + "\n"
+
+
+PAGES: dict[Path, Callable[[], str]] = {ROOT / "README.md": summary, ROOT / "docs" / "architectures.md": table}
+
+
 def write() -> None:
-    """Bring both up to date."""
+    """Bring all up to date."""
     FILE.write_text(listing())
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n" + table() + "\n" + END + rest.partition(END)[2])
+    for page, content in PAGES.items():
+        before, _, rest = page.read_text().partition(BEGIN)
+        page.write_text(before + BEGIN + "\n" + content() + "\n" + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":
