@@ -32,7 +32,7 @@ STUBS = {
     "_get_t5_prompt_embeds": lambda prompt, **more: torch.stack([draw(32, 24, seed=len(text)) for text in prompt]),
     "_get_clip_prompt_embeds": lambda prompt, **more: torch.stack([draw(16, seed=len(text)) for text in prompt]),
 }
-OTHER = "tests/test_flux1.py runs its pipeline, which takes an image"
+OTHER = "its pipeline takes an image, which the suite does not give"
 WITHOUT: Any = dict.fromkeys(("pipeline", "convert", "finetune", "prompts"), OTHER)
 SPECIMENS = (
     Specimen("FluxTransformer2DModel", CONFIG, "FluxPipeline", kl, _call, missing=ENCODERS, stubs=STUBS),
