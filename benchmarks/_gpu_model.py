@@ -155,7 +155,8 @@ def call_arguments(scale: Scale, side: int, channels: int, where: torch.device, 
     """What a pipeline gives a transformer at one step, for one image of ``side`` pixels."""
     tokens = side // scale.patch
     text = {"encoder_hidden_states": torch.randn(1, scale.text, scale.config["joint_attention_dim"], device=where)}
-    ids = FLUX2.positions(Grid(1, tokens, tokens, where), text)
+    text = FLUX2.arguments(Grid(1, tokens, tokens, where, scale.config), text)
+    ids = {name: text.pop(name) for name in ("img_ids", "txt_ids")}
     state = torch.randn(1, tokens**2, channels, device=where)
     given = {"hidden_states": state, "timestep": torch.full((1,), 0.5, device=where), **text}
     return {**{name: value.to(dtype) for name, value in given.items()}, **ids, "return_dict": False}

@@ -242,7 +242,7 @@ def test_reference_tokens_enter_as_x_over_s() -> None:
 
 
 def test_unknown_classes_and_lifts_that_do_not_fit() -> None:
-    with pytest.raises(liftkit.UsageError, match=r"supported: .*did you mean Flux2Transformer2DModel"):
+    with pytest.raises(liftkit.UsageError, match=r"not supported; did you mean Flux2Transformer2DModel"):
         liftkit.models.registry.architecture("Flux2Transformer3DModel")
     wrong = liftkit.Lift(torch.linalg.qr(torch.randn(48, 12))[0], 1.0, patch_size=4, latent_patch=2)
     with pytest.raises(liftkit.UsageError, match="rank 12, the model needs 16"):

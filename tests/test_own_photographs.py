@@ -135,12 +135,12 @@ def test_previews_carry_step_and_prompt_and_validation_is_on_screen(place: Path,
     code, _, stderr = cli("finetune", "tiny-klein", *few_steps("run", validation__every=1, **changes))
     assert code == 0, stderr
     pictures = sorted((place / "run" / "previews").iterdir())
-    assert [path.name for path in pictures] == ["step-0000001.png", "step-0000002.png"]
-    assert read_settings(pictures[1]) == [
+    assert [path.name for path in pictures] == ["over-time.png", "step-0000001.png", "step-0000002.png"]
+    assert read_settings(pictures[2]) == [
         {"prompt": "a red seven", "seed": 0, "step": 2},
         {"prompt": "x" * 300, "seed": 1, "step": 2},
     ]
-    with Image.open(pictures[0]) as opened:
+    with Image.open(pictures[1]) as opened:
         # Two pictures of 64 pixels, twice as large, with a title and captions.
         assert opened.size == (2 * 128 + 4, 22 + 128 + 30)
         title, caption = opened.crop((0, 0, 260, 22)), opened.crop((0, 152, 128, 180))

@@ -381,7 +381,7 @@ def test_files_that_will_not_do(tmp_path: Path) -> None:
         "min.yaml": r"min\.yaml: no such recipe; did you mean mine\.yaml\?",
         "tiny-klien": "tiny-klien: no such recipe; did you mean tiny-klein?",
         "tiny-klein.yaml": "give its name alone, tiny-klein",
-        "nothing-like-it": "shipped are flux2-klein-4b, flux2-klein-9b",
+        "nothing-like-it": "shipped are flux1-dev, flux2-klein-4b, flux2-klein-9b",
         "wide.yaml": r"wide\.yaml:2: is no UTF-8 text",
         "huge.yaml": "larger than 256 KiB",
         str(tmp_path): "a recipe is a YAML file",

@@ -69,6 +69,7 @@ class AsymMixin(LoadsInFullPrecision):
     _forward_names: ClassVar[tuple[str, ...]]
     lift: LiftHead
     config: Any
+    _pixel: Any = None
     dtype: torch.dtype
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -83,7 +84,7 @@ class AsymMixin(LoadsInFullPrecision):
 
     def through(self, call: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         """This model's :func:`~liftkit.models.velocity.lifted_forward` with ``call`` for its network, such as a wrapped one."""
-        return lifted_forward(self.architecture, self.config, self.lift, self.dtype, call, arguments)
+        return lifted_forward(self.architecture, self._pixel or self.config, self.lift, self.dtype, call, arguments)
 
     def to_json_string(self) -> str:
         """The config as it is stored: with latent channel counts, so that the stock class refuses it."""
@@ -95,10 +96,11 @@ class AsymMixin(LoadsInFullPrecision):
         """Within the block ``config`` has the channel counts of the latent model that this one was."""
         pixel = self._internal_dict  # type: ignore[has-type]
         self._internal_dict = type(pixel)(channels_for(self.architecture, dict(pixel), latent=True))
+        self._pixel = pixel  # for calls within the block
         try:
             yield
         finally:
-            self._internal_dict = pixel
+            self._internal_dict, self._pixel = pixel, None
 
 
 def channels_for(spec: Architecture, config: dict[str, Any], *, latent: bool) -> dict[str, Any]:
