@@ -63,7 +63,8 @@ def start(processes: Any, model: Path, output: Path, lift: Path, overwrite: bool
 
 def seen(folder: Path) -> set[tuple[str, int]]:
     """What stands in a folder, with its inode: replaced files are others."""
-    return {(path.name, path.lstat().st_ino) for path in folder.iterdir()}
+    with os.scandir(folder) as entries:  # which knows inodes without asking for files that may be gone
+        return {(entry.name, entry.inode()) for entry in entries}
 
 
 def await_change(process: Any, folder: Path, before: set[tuple[str, int]]) -> None:
