@@ -1,13 +1,15 @@
-"""What test processes run; imports little, so that they begin at once."""
+"""What test processes run, and what they have to leave; imports little, so that they begin at once."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import torch
 
 import liftkit
+from liftkit.checkpoint.folder import digests
 from liftkit.errors import LiftkitError
 
 PRELOAD = [
@@ -30,3 +32,10 @@ def convert(model: str, output: str, lift: str, overwrite: bool) -> None:
         os.write(2, f"{error}\n".encode())
         os._exit(3)
     os._exit(0)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder is what its manifest says, no more and no less."""
+    record = json.loads((folder / "liftkit.json").read_text())
+    found = {name: digest.sha256 for name, digest in digests(folder).items() if name != "liftkit.json"}
+    return record["sha256"] == found

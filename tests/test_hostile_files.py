@@ -18,7 +18,6 @@ from safetensors.torch import save
 
 import liftkit
 from liftkit.checkpoint import files
-from liftkit.checkpoint.folder import digests
 from liftkit.checkpoint.header import MAX_HEADER, read_header
 from liftkit.checkpoint.model import STEM, ModelFolder, find_model, read_json, read_weights
 from liftkit.conversion.execute import execute
@@ -26,17 +25,11 @@ from liftkit.conversion.plan import make_plan
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.options import ConvertOptions
 from liftkit.progress import Silent
+from tests.running import is_complete
 
 Cli = Callable[..., tuple[int, str, str]]
 WEIGHTS = f"transformer/{STEM}.safetensors"
 CHOICES: dict[str, Any] = {"device": "cpu", "proof": "projections"}
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a folder is what its manifest says, no more and no less."""
-    record = json.loads((folder / "liftkit.json").read_text())
-    found = {name: digest.sha256 for name, digest in digests(folder).items() if name != "liftkit.json"}
-    return record["sha256"] == found
 
 
 # ------------------------------------------------------------------------------ sources that change or lie

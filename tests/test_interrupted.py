@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -21,7 +20,6 @@ from safetensors.torch import save_file
 
 import liftkit
 from liftkit.checkpoint import follow
-from liftkit.checkpoint.folder import digests
 from liftkit.checkpoint.lock import LOCK, SUFFIX
 from liftkit.checkpoint.model import STEM
 from liftkit.conversion import plan as planning
@@ -31,17 +29,11 @@ from liftkit.errors import LiftkitError, UsageError
 from liftkit.options import ConvertOptions
 from liftkit.progress import Silent
 from tests import running
+from tests.running import is_complete
 
 Cli = Callable[..., tuple[int, str, str]]
 WEIGHTS = f"transformer/{STEM}.safetensors"
 CHOICES: dict[str, Any] = {"device": "cpu", "proof": "projections"}
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a folder is what its manifest says, no more and no less."""
-    record = json.loads((folder / "liftkit.json").read_text())
-    found = {name: digest.sha256 for name, digest in digests(folder).items() if name != "liftkit.json"}
-    return record["sha256"] == found
 
 
 # --------------------------------------------------------------------------------- killed, and two at once

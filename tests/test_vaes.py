@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKL, AutoencoderKLWan
 
 import liftkit
 from liftkit.models.autoencoder import PixelAutoencoder
@@ -99,6 +100,14 @@ def test_a_batch_norm_with_an_eps_and_an_order_of_its_own(order: Any) -> None:
                 cell, found = cell.permute(1, 2, 0), found.permute(1, 2, 0)
             torch.testing.assert_close(found.flatten(), (cell.flatten() - mean) / std)
     assert space.fingerprint() != LatentSpace(vae).fingerprint()
+
+
+def test_a_latent_space_is_the_same_wherever_its_model_lies(tmp_path: Path) -> None:
+    vaes.kl().save_pretrained(tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    here, there = (LatentSpace(AutoencoderKL.from_pretrained(tmp_path / name)) for name in ("here", "there"))
+    assert here.fingerprint() == there.fingerprint()
+    assert here.fingerprint() != LatentSpace(vaes.kl(scaling_factor=1.4)).fingerprint()
 
 
 def test_configs_older_than_their_entries_are_completed_from_the_class() -> None:

@@ -31,12 +31,16 @@ class LatentSpace:
         self.alpha = has_alpha(config)
 
     def fingerprint(self) -> str:
-        """Tells this latent space from others: a digest of the VAE's config and weights."""
-        digest = hashlib.sha256(repr(sorted(self.vae.config.items(), key=str)).encode())
+        """Tells this latent space from others: a digest of the VAE's class, config and weights, wherever the model lies and
+        whichever version of diffusers reads it."""
+        config = {key: value for key, value in self.vae.config.items() if not key.startswith("_")}
+        digest = hashlib.sha256(repr([type(self.vae).__name__, *sorted(config.items())]).encode())
         for name, tensor in sorted(self.vae.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.double().sum().item():.17g}".encode())
         if self.own_statistics is not None:
-            digest.update(repr(self.own_statistics).encode())
+            # A function's repr has its address in memory, which is another in each process.
+            own = self.own_statistics
+            digest.update(getattr(own, "__qualname__", repr(own)).encode())
         return digest.hexdigest()
 
     @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.zoo.specimen import Specimen, kl, masked
+from tests import vaes
+from tests.zoo.specimen import Specimen, masked
 
 SPECIMENS = (
     Specimen(
@@ -20,7 +21,7 @@ SPECIMENS = (
             "pos_embed_max_size": 1024,
         },
         pipeline="AuraFlowPipeline",
-        vae=lambda: kl(shift_factor=None),
+        vae=lambda: vaes.kl(shift_factor=None),
         call=lambda count: {**masked(count), "guidance_scale": 3.0},
         without={"prompts": "its encode_prompt calls tokenizer and encoder itself, which the specimen lacks"},
     ),

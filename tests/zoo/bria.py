@@ -8,7 +8,8 @@ import diffusers
 import torch
 from torch import Tensor
 
-from tests.zoo.specimen import MMDIT, Specimen, draw, kl, prompts, wan_vae
+from tests import vaes
+from tests.zoo.specimen import MMDIT, Specimen, draw, prompts
 
 
 def read(prompt: list[str], **more: Any) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
@@ -36,7 +37,7 @@ def prepare(pipeline: Any, height: int, width: int) -> None:
 
 def fibo_vae() -> Any:
     """Wan's autoencoder of factor 16: convolutions by 8, patches of 2."""
-    return wan_vae(is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16)
+    return vaes.wan(is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16)
 
 
 SPECIMENS = (
@@ -44,7 +45,7 @@ SPECIMENS = (
         "BriaTransformer2DModel",
         {"in_channels": 16, "num_layers": 1, "num_single_layers": 1, **MMDIT},
         pipeline="BriaPipeline",
-        vae=kl,
+        vae=vaes.kl,
         call=lambda count: {**prompts("prompt_embeds", 7, 24, count=count), "guidance_scale": 3.0},
         stubs={
             "_get_t5_prompt_embeds": lambda prompt, max_sequence_length, **more: torch.cat(

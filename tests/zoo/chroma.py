@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from tests.zoo.specimen import MMDIT, Specimen, draw, kl, masked
+from tests import vaes
+from tests.zoo.specimen import MMDIT, Specimen, draw, masked
 
 
 def call(count: int) -> dict[str, Any]:
@@ -33,7 +34,7 @@ SPECIMENS = (
             **MMDIT,
         },
         pipeline="ChromaPipeline",
-        vae=kl,
+        vae=vaes.kl,
         call=call,
         stubs={
             "_get_t5_prompt_embeds": lambda prompt, max_sequence_length, **more: (

@@ -8,7 +8,8 @@ import diffusers
 import torch
 from torch import Tensor
 
-from tests.zoo.specimen import Specimen, draw, kl, prompts
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw, prompts
 
 CONFIG = {
     "in_channels": 4,
@@ -48,7 +49,7 @@ SPECIMENS = (
         "CogView4Transformer2DModel",
         CONFIG,
         pipeline="CogView4Pipeline",
-        vae=lambda: kl(4, shift_factor=0.0),
+        vae=lambda: vaes.kl(8, shift_factor=0.0),
         call=lambda count: {**prompts("prompt_embeds", 16, 24, count=count), "guidance_scale": 3.0},
         factor=8,
         scheduler=shifts_noise_alone,

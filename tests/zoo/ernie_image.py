@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.zoo.specimen import Specimen, draw, flux2_vae
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw
 
 SPECIMENS = (
     Specimen(
@@ -18,7 +19,7 @@ SPECIMENS = (
             "rope_axes_dim": (4, 6, 6),
         },
         pipeline="ErnieImagePipeline",
-        vae=flux2_vae,
+        vae=vaes.flux2,
         call=lambda count: {
             "prompt_embeds": list(draw(count, 7, 24)),
             "negative_prompt_embeds": list(draw(count, 5, 24, seed=6)),

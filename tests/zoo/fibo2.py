@@ -7,7 +7,8 @@ from typing import Any
 import diffusers
 import torch
 
-from tests.zoo.specimen import Specimen, draw, flux2_vae, prompts
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw, prompts
 
 
 def read(text_encoder: Any, processor: Any, prompt: list[str], *images: Any, **more: Any) -> Any:
@@ -40,7 +41,7 @@ SPECIMENS = (
             "axes_lens": (64, 32, 32),
         },
         pipeline="BriaFibo2Pipeline",
-        vae=flux2_vae,
+        vae=vaes.flux2,
         call=lambda count: {**prompts("prompt_embeds", 2, 7, 24, count=count), "guidance_scale": 3.0},
         scheduler=lambda: diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         missing=("text_encoder", "processor"),

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from tests.zoo.specimen import MMDIT, Specimen, draw, kl, prompts
+from tests import vaes
+from tests.zoo.specimen import MMDIT, Specimen, draw, prompts
 
 CONFIG = {
     "in_channels": 16,
@@ -35,7 +36,7 @@ STUBS = {
 OTHER = "its pipeline takes an image, which the suite does not give"
 WITHOUT: Any = dict.fromkeys(("pipeline", "convert", "finetune", "prompts"), OTHER)
 SPECIMENS = (
-    Specimen("FluxTransformer2DModel", CONFIG, "FluxPipeline", kl, _call, missing=ENCODERS, stubs=STUBS),
+    Specimen("FluxTransformer2DModel", CONFIG, "FluxPipeline", vaes.kl, _call, missing=ENCODERS, stubs=STUBS),
     Specimen(
         "FluxTransformer2DModel",
         # Noisy latents, those of the masked image, and a mask of factor x factor x 2 x 2.

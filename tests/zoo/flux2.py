@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests import tiny
-from tests.zoo.specimen import Specimen, flux2_vae, prompts
+from tests import tiny, vaes
+from tests.zoo.specimen import Specimen, prompts
 
 SPECIMENS = (
     Specimen(
@@ -21,7 +21,7 @@ SPECIMENS = (
             "guidance_embeds": False,
         },
         pipeline="Flux2KleinPipeline",
-        vae=flux2_vae,
+        vae=vaes.flux2,
         call=lambda count: {**prompts("prompt_embeds", 7, 24, count=count), "guidance_scale": 3.0},
         without={"prompts": "tests/test_tiny_klein.py runs the real text encoder"},
     ),

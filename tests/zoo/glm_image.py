@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from tests import vaes
 from tests.zoo.cogview4 import shifts_noise_alone
-from tests.zoo.specimen import Specimen, kl, prompts
+from tests.zoo.specimen import Specimen, prompts
 
 GRID = (8, 4)
 
@@ -32,7 +33,7 @@ SPECIMENS = (
             "prior_vq_quantizer_codebook_size": 64,
         },
         pipeline="GlmImagePipeline",
-        vae=lambda: kl(4, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 2.0, 0.7, 1.0]),
+        vae=lambda: vaes.kl(8, latents_mean=vaes.MEAN, latents_std=vaes.STD),
         call=_call,
         factor=8,
         grid=GRID,

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.zoo.specimen import Specimen, draw, kl, prompts
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw, prompts
 
 
 def _call(count: int) -> dict[str, Any]:
@@ -57,7 +58,7 @@ SPECIMENS = (
             "force_inference_output": True,
         },
         pipeline="HiDreamImagePipeline",
-        vae=kl,
+        vae=vaes.kl,
         call=_call,
         missing=tuple(f"{each}{number}" for each in ("text_encoder", "tokenizer") for number in ("", "_2", "_3", "_4")),
         prepare=_any_size,

@@ -8,8 +8,8 @@ import diffusers
 import torch
 from diffusers import Ideogram4Pipeline
 
-from tests import tiny
-from tests.zoo.specimen import Specimen, draw, flux2_vae
+from tests import tiny, vaes
+from tests.zoo.specimen import Specimen, draw
 
 CONFIG: dict[str, Any] = {
     "in_channels": 16,
@@ -53,7 +53,7 @@ SPECIMENS = (
         "Ideogram4Transformer2DModel",
         CONFIG,
         pipeline="Ideogram4Pipeline",
-        vae=flux2_vae,
+        vae=vaes.flux2,
         call=lambda count: {
             "prompt": ["a cat", "two dogs"][:count],
             "guidance_scale": 3.0,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests import vaes
 from tests.zoo.qwen import _embeds
-from tests.zoo.specimen import Specimen, masked, wan_vae
+from tests.zoo.specimen import Specimen, masked
 
 
 def _prepare(pipeline: Any, height: int, width: int) -> None:
@@ -25,7 +26,7 @@ SPECIMENS = (
             "rope_dim_list": [4, 6, 6],
         },
         pipeline="JoyImageEditPipeline",
-        vae=wan_vae,
+        vae=vaes.wan,
         call=lambda count: {**masked(count, mask="prompt_embeds_mask"), "guidance_scale": 3.0},
         factor=8,
         missing=("text_encoder", "tokenizer", "processor"),

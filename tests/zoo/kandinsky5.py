@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from tests.zoo.specimen import Specimen, draw, kl, prompts
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw, prompts
 
 SIZES = {
     "in_visual_dim": 4,
@@ -51,7 +52,7 @@ SPECIMENS = (
         "Kandinsky5Transformer3DModel",
         SIZES,
         pipeline="Kandinsky5T2IPipeline",
-        vae=lambda: kl(4, shift_factor=None),
+        vae=lambda: vaes.kl(8, shift_factor=None),
         call=_call,
         factor=8,
         missing=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),

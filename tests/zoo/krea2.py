@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from tests.zoo.specimen import Specimen, draw, prompts, qwen_vae
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw, prompts
 
 
 def call(count: int) -> dict[str, Any]:
@@ -37,7 +38,7 @@ SPECIMENS = (
             "axes_dims_rope": (4, 4, 8),
         },
         pipeline="Krea2Pipeline",
-        vae=qwen_vae,
+        vae=vaes.qwen,
         call=call,
         stubs={
             "get_text_hidden_states": lambda prompt, length, device: (

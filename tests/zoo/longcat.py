@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.zoo.specimen import MMDIT, Specimen, draw, kl
+from tests import vaes
+from tests.zoo.specimen import MMDIT, Specimen, draw
 
 
 def read(texts: list[str]) -> Tensor:
@@ -25,7 +26,7 @@ SPECIMENS = (
         "LongCatImageTransformer2DModel",
         {"in_channels": 16, "num_layers": 1, "num_single_layers": 1, "pooled_projection_dim": 16, **MMDIT},
         pipeline="LongCatImagePipeline",
-        vae=kl,
+        vae=vaes.kl,
         call=lambda count: {
             "prompt": ["a cat"] * count,
             "negative_prompt": [""] * count,

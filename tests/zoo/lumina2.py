@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.zoo.specimen import Specimen, draw, kl, masked
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw, masked
 
 
 def _gemma(prompt: list[str], device: Any, max_sequence_length: int) -> tuple[Tensor, Tensor]:
@@ -36,7 +37,7 @@ SPECIMENS = (
             "cap_feat_dim": 24,
         },
         pipeline="Lumina2Pipeline",
-        vae=lambda: kl(4),  # a factor of 8, which the pipeline takes for granted
+        vae=lambda: vaes.kl(8),  # a factor of 8, which the pipeline takes for granted
         call=lambda count: {**masked(count), "guidance_scale": 3.0},
         factor=8,
         plain={"cfg_normalization": False},

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.zoo.specimen import Specimen, draw, kl, masked
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw, masked
 
 
 def _gemma(prompt: list[str], **more: Any) -> tuple[Tensor, Tensor]:
@@ -32,7 +33,7 @@ SPECIMENS = (
             "learn_sigma": True,
         },
         pipeline="LuminaPipeline",
-        vae=lambda: kl(4, shift_factor=None),
+        vae=lambda: vaes.kl(8, shift_factor=None),
         # Guidance acts on three latent channels of four: without it.
         call=lambda count: {**masked(count), "guidance_scale": 1.0},
         factor=8,

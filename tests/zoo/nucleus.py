@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.zoo.specimen import Specimen, draw, masked, qwen_vae
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw, masked
 
 
 def read(prompt: list[str], **more: Any) -> tuple[Tensor, Tensor | None]:
@@ -35,7 +36,7 @@ SPECIMENS = (
             "capacity_factors": 1.0,
         },
         pipeline="NucleusMoEImagePipeline",
-        vae=qwen_vae,
+        vae=vaes.qwen,
         call=lambda count: {**masked(count, mask="prompt_embeds_mask"), "guidance_scale": 3.0},
         missing=("text_encoder", "processor"),
         # Its guidance always rescales.

@@ -9,7 +9,8 @@ import diffusers
 from diffusers.pipelines.omnigen import pipeline_omnigen
 from diffusers.pipelines.omnigen.processor_omnigen import OmniGenCollator, OmniGenMultiModalProcessor
 
-from tests.zoo.specimen import Specimen, kl
+from tests import vaes
+from tests.zoo.specimen import Specimen
 
 
 class Speller:
@@ -51,7 +52,7 @@ SPECIMENS = (
             "time_step_dim": 16,
         },
         pipeline="OmniGenPipeline",
-        vae=lambda: kl(4, shift_factor=None),
+        vae=lambda: vaes.kl(8, shift_factor=None),
         call=lambda count: {"prompt": ["a red seven"] * count, "guidance_scale": 3.0, "max_input_image_size": 1024},
         factor=8,
         missing=(),

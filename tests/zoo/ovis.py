@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from tests.zoo.specimen import MMDIT, Specimen, draw, kl, prompts
+from tests import vaes
+from tests.zoo.specimen import MMDIT, Specimen, draw, prompts
 
 SPECIMENS = (
     Specimen(
         "OvisImageTransformer2DModel",
         {"in_channels": 16, "out_channels": 16, "num_layers": 1, "num_single_layers": 1, **MMDIT},
         pipeline="OvisImagePipeline",
-        vae=kl,
+        vae=vaes.kl,
         call=lambda count: {
             **prompts("prompt_embeds", 7, 24, count=count),
             "negative_prompt": None,

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from tests.zoo.specimen import Specimen, dc_vae, draw, kl, masked
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw, masked
 
 SIZES = {"in_channels": 4, "context_in_dim": 24, "hidden_size": 32, "num_heads": 2, "depth": 2, "axes_dim": [8, 8]}
 
@@ -27,7 +28,7 @@ SPECIMENS = (
         "PRXTransformer2DModel",
         {**SIZES, "patch_size": 2},
         pipeline="PRXPipeline",
-        vae=kl,
+        vae=vaes.kl,
         call=_call,
         stubs={"_encode_prompt_standard": _text},
     ),
@@ -35,7 +36,7 @@ SPECIMENS = (
         "PRXTransformer2DModel",
         {**SIZES, "patch_size": 1, "resolution_embeds": True},
         pipeline="PRXPipeline",
-        vae=dc_vae,
+        vae=vaes.dc,
         call=_call,
         factor=4,
         patch=1,

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from tests.zoo.specimen import MMDIT, Specimen, draw, masked, qwen_vae
+from tests import vaes
+from tests.zoo.specimen import MMDIT, Specimen, draw, masked
 
 SIZES = {"in_channels": 16, "out_channels": 4, "num_layers": 2, **MMDIT}
 REFERENCES = (
@@ -28,7 +29,7 @@ SPECIMENS = (
         "QwenImageTransformer2DModel",
         SIZES,
         pipeline="QwenImagePipeline",
-        vae=qwen_vae,
+        vae=vaes.qwen,
         call=lambda count: {**masked(count, mask="prompt_embeds_mask"), "true_cfg_scale": 3.0},
         plain={"true_cfg_scale": 1.0},
         stubs={"_get_qwen_prompt_embeds": _embeds},

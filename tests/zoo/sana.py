@@ -7,7 +7,8 @@ from typing import Any
 import diffusers
 import torch
 
-from tests.zoo.specimen import Specimen, dc_vae, draw, masked
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw, masked
 
 
 def _scheduler() -> Any:
@@ -39,7 +40,7 @@ SPECIMENS = (
             "sample_size": 8,
         },
         pipeline="SanaPipeline",
-        vae=dc_vae,
+        vae=vaes.dc,
         call=lambda count: {**masked(count), "guidance_scale": 3.0, "negative_prompt": None},
         factor=4,
         patch=1,

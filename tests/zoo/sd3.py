@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests import tiny
-from tests.zoo.specimen import Specimen, kl, prompts
+from tests import tiny, vaes
+from tests.zoo.specimen import Specimen, prompts
 
 SPECIMENS = (
     Specimen(
@@ -22,7 +22,7 @@ SPECIMENS = (
             "pos_embed_max_size": 16,
         },
         pipeline="StableDiffusion3Pipeline",
-        vae=kl,
+        vae=vaes.kl,
         call=lambda count: {
             **prompts("prompt_embeds", 7, 24, count=count),
             **prompts("pooled_prompt_embeds", 16, count=count),

@@ -115,54 +115,6 @@ class Specimen:
         return pipeline
 
 
-def kl(blocks: int = 2, **more: Any) -> Any:
-    """A KL autoencoder of factor ``2 ** (blocks - 1)``."""
-    shape = {
-        "block_out_channels": (8,) * blocks,
-        "down_block_types": ("DownEncoderBlock2D",) * blocks,
-        "up_block_types": ("UpDecoderBlock2D",) * blocks,
-    }
-    return diffusers.AutoencoderKL(**{**tiny.VAE, **shape, "scaling_factor": 1.5, "shift_factor": 0.06, **more}).eval()
-
-
-def flux2_vae() -> Any:
-    """FLUX.2's autoencoder, of factor 2, with statistics."""
-    vae = diffusers.AutoencoderKLFlux2(**tiny.VAE)
-    vae.bn.running_mean.normal_(std=0.2)
-    vae.bn.running_var.uniform_(0.3, 2.0)
-    return vae.eval()
-
-
-STATISTICS = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 2.0, 0.7, 1.0]}
-
-
-def qwen_vae() -> Any:
-    """Qwen-Image's autoencoder, of factor 2."""
-    return diffusers.AutoencoderKLQwenImage(
-        base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], **STATISTICS
-    ).eval()
-
-
-def wan_vae(**more: Any) -> Any:
-    """Wan's autoencoder, of factor 8."""
-    shape = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
-    down = {"temperal_downsample": [False, True, True]}
-    return diffusers.AutoencoderKLWan(**{**shape, **down, **STATISTICS, **more}).eval()
-
-
-def dc_vae() -> Any:
-    """The deep-compression autoencoder, of factor 4."""
-    sides = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in DC_SIDE.items()}
-    return diffusers.AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=0.41, **sides).eval()
-
-
-DC_SIDE: dict[str, Any] = {
-    "block_out_channels": (8, 8, 8),
-    "layers_per_block": (1, 1, 1),
-    "qkv_multiscales": ((), (), ()),
-}
-
-
 def prompts(name: str, *shape: int, count: int) -> dict[str, Tensor]:
     """Random embeddings (count, ...) of a name, and their negatives."""
     return {name: draw(count, *shape), f"negative_{name}": draw(count, *shape, seed=6)}

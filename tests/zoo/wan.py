@@ -7,7 +7,8 @@ from typing import Any
 import diffusers
 import torch
 
-from tests.zoo.specimen import Specimen, draw, prompts, wan_vae
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw, prompts
 
 
 def _scheduler() -> Any:
@@ -37,7 +38,7 @@ SIZES = {
 
 def _vae_of_16() -> Any:
     """That of Wan 2.2 5B: patches of 2 x 2 pixels, then as the other."""
-    return wan_vae(is_residual=True, patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=16)
+    return vaes.wan(is_residual=True, patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=16)
 
 
 SPECIMENS = (
@@ -45,7 +46,7 @@ SPECIMENS = (
         "WanTransformer3DModel",
         SIZES,
         pipeline="WanPipeline",
-        vae=wan_vae,
+        vae=vaes.wan,
         call=lambda count: {**prompts("prompt_embeds", 7, 24, count=count), "guidance_scale": 3.0},
         factor=8,
         scheduler=_scheduler,

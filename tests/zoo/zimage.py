@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.zoo.specimen import Specimen, draw, kl
+from tests import vaes
+from tests.zoo.specimen import Specimen, draw
 
 SPECIMENS = (
     Specimen(
@@ -19,7 +20,7 @@ SPECIMENS = (
             "axes_lens": [1024, 32, 32],
         },
         pipeline="ZImagePipeline",
-        vae=kl,
+        vae=vaes.kl,
         call=lambda count: {
             "prompt_embeds": list(draw(count, 7, 24)),
             "negative_prompt_embeds": list(draw(count, 5, 24, seed=6)),
