@@ -13,7 +13,7 @@ from torch import Tensor
 from liftkit.models.layout import Layout
 from liftkit.models.mixin import channels_for
 from liftkit.models.registry import architecture, is_lifted
-from liftkit.models.spec import LIFTED, Grid
+from liftkit.models.spec import Grid, counts
 from liftkit.tokens import patchify, unpatchify
 
 GUIDANCE = 4.0
@@ -133,7 +133,7 @@ class FlowModel:
         else:
             count = max(self.config[key] for key in spec.channel_keys if self.config.get(key) is not None)
         blocks = spec.inputs[0].blocks(count, size)
-        beside = sum(size if each == LIFTED else each for each in blocks[1:])
+        beside = sum(counts(blocks[1:], size))
         if not beside:
             return state
         many = state if isinstance(state, list) else [state]

@@ -55,6 +55,11 @@ LIFTED = -1
 Blocks = tuple[int, ...]
 
 
+def counts(blocks: Blocks, lifted: int) -> list[int]:
+    """How many channels each block has, where a lifted one has ``lifted``."""
+    return [lifted if each == LIFTED else each for each in blocks]
+
+
 def _one_block(channels: int, lifted: int) -> Blocks:
     return (LIFTED,)
 
@@ -241,9 +246,7 @@ class Architecture:
     def scaled(self, count: int, size: int, wanted: int) -> int:
         """A count of raw channels after its lifted blocks of ``size`` have become blocks of ``wanted``."""
         blocks = self.inputs[0].blocks(count, size)
-        return (
-            count * wanted // size if len(blocks) == 1 else sum(wanted if each == LIFTED else each for each in blocks)
-        )
+        return count * wanted // size if len(blocks) == 1 else sum(counts(blocks, wanted))
 
     @property
     def projections(self) -> tuple[tuple[Projection, Literal["input", "output"]], ...]:

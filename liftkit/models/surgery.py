@@ -19,7 +19,7 @@ from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.models.layout import Layout
 from liftkit.models.registry import architecture, lifted_class
-from liftkit.models.spec import LIFTED, Architecture, Blocks, Config, Projection
+from liftkit.models.spec import LIFTED, Architecture, Blocks, Config, Projection, counts
 from liftkit.tokens import TokenOrder, token_order
 
 BASIS = "lift.basis"
@@ -88,12 +88,12 @@ class RawChannels:
 
     def expected(self, width: int, size: int) -> int:
         """What ``width`` has to be."""
-        return sum(size if each == LIFTED else each for each in self.blocks(width, size))
+        return sum(counts(self.blocks(width, size), size))
 
     def reshaped(self, shape: Sequence[int], size: int, wanted: int) -> tuple[int, ...]:
         """A tensor's shape after its lifted blocks of ``size`` numbers have become blocks of ``wanted``."""
         width = self.width(shape)
-        after = sum(wanted if each == LIFTED else each for each in self.blocks(width, size))
+        after = sum(counts(self.blocks(width, size), wanted))
         axis = 1 if self.side == "input" else 0
         return tuple(after * n // width if i == axis else n for i, n in enumerate(shape))
 
@@ -103,9 +103,9 @@ class RawChannels:
         rows = torch.arange(width).reshape(-1, side, side)
         if self.projection.order == "pqc":
             rows = torch.arange(width).reshape(side, side, -1).permute(2, 0, 1)
-        counts = [(size if each == LIFTED else each) // self._area for each in self.blocks(width, size)]
+        sizes = [each // self._area for each in counts(self.blocks(width, size), size)]
         back = (1, 2, 0) if self.projection.order == "pqc" else (0, 1, 2)
-        return [block.permute(back).flatten() for block in rows.split(counts)]
+        return [block.permute(back).flatten() for block in rows.split(sizes)]
 
     def lift(self, tensor: Tensor, lift: Lift, dtype: torch.dtype | None = None) -> Tensor:
         """A weight, an output's bias or a LoRA factor for pixel tokens: lifted blocks by A, others as they are; rounded once."""

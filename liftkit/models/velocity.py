@@ -16,7 +16,7 @@ from torch import Tensor
 from liftkit.asymflow import at_least_float32, calibrate
 from liftkit.errors import UsageError
 from liftkit.models.layout import Layout
-from liftkit.models.spec import LIFTED, Architecture, Config
+from liftkit.models.spec import LIFTED, Architecture, Config, counts
 from liftkit.tokens import patchify, unpatchify
 
 Recover = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -100,10 +100,9 @@ def _state(spec: Architecture, config: Config, x_t: Any, gain: Tensor, clean: Te
     size = spec.block_size(config)
     blocks = spec.inputs[0].blocks(x_t.shape[axis], size)
     if len(blocks) > 1:
-        counts = [size if each == LIFTED else each for each in blocks]
         others = [1.0 / scale if each == LIFTED else 1.0 for each in blocks[1:]]
         parts = [factor, *(torch.full_like(factor, each) for each in others)]
-        factor = torch.cat([part.repeat_interleave(n, axis) for part, n in zip(parts, counts)], axis)
+        factor = torch.cat([part.repeat_interleave(n, axis) for part, n in zip(parts, counts(blocks, size))], axis)
     return (at_least_float32(x_t) * factor).to(dtype)
 
 
