@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from liftkit import _diffusers
+from liftkit.models import _diffusers
 
 _NAMES = {
     "patchify": "liftkit.tokens",
@@ -36,6 +36,7 @@ _NAMES = {
     "register": "liftkit.models.registry",
     "Architecture": "liftkit.models.spec",
     "Guidance": "liftkit.options",
+    "guided": "liftkit.models.guidance",
     "PixelAutoencoder": "liftkit.models.autoencoder",
     "LiftkitError": "liftkit.errors",
     "UsageError": "liftkit.errors",

@@ -7,8 +7,7 @@ it. Nothing here imports torch, so that the help comes at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -175,7 +174,7 @@ class ConvertOptions(FitOptions):
 
 @dataclass(frozen=True)
 class Guidance:
-    """How samples are guided.
+    """How samples are guided; :func:`liftkit.guided` applies it to a stock pipeline.
 
     Raises:
         UsageError: if the scale is not finite, or start and stop are no interval in [0, 1].
@@ -204,31 +203,6 @@ class Guidance:
     def record(self) -> Any:
         """As plain data; the scale alone where nothing else was chosen."""
         return self.scale if self == Guidance(self.scale) else asdict(self)
-
-    @contextmanager
-    def applied(self, pipeline: Any, **call: Any) -> Iterator[None]:
-        """For one call of a stock pipeline: its transformer answers so that the pipeline guides like this. ::
-
-            with liftkit.Guidance(start=0.125).applied(pipe):
-                images = pipe(prompt, guidance_scale=4.0).images
-
-        Args:
-            pipeline: of diffusers, over a supported transformer. Its own ``guidance_scale`` counts, not ``scale``.
-            call: arguments of the coming call that are not the pipeline's defaults, such as ``true_cfg_scale``: pipelines that
-                rescale the guided velocity (Qwen-Image, Lumina2, Z-Image, Nucleus, LongCat, JoyImage) then do so by the norms
-                of the latent velocity inside of the pixel one, which is what they do for the latent model.
-
-        Raises:
-            UsageError: if its transformer is not supported, or, at the first step, if the pipeline does not guide: a scale of at
-                most 1, a distilled model, or one that takes its guidance as an input.
-        """
-        from liftkit.guidance import guided, rescales
-
-        if self == Guidance(self.scale) and not rescales(pipeline):
-            yield
-            return
-        with guided(self, pipeline, call):
-            yield
 
 
 @dataclass(frozen=True, kw_only=True)

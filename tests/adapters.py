@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from liftkit.adapter import LORA_A, LORA_B, Adapter
 from liftkit.checkpoint.model import find_model
 from liftkit.formats.merging import tensor_shapes
 from liftkit.lift import Lift
+from liftkit.models.adapter import LORA_A, LORA_B, Adapter
 from liftkit.models.registry import architecture
 
 RANK = 3

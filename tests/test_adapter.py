@@ -14,13 +14,13 @@ from diffusers import Flux2Transformer2DModel
 from PIL import Image
 
 import liftkit
-from liftkit.adapter import LORA_A, LORA_B, Adapter, is_adapter
 from liftkit.checkpoint.folder import manifest
 from liftkit.conversion.audit import audit
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import fuse, keep
 from liftkit.lift import Lift
+from liftkit.models.adapter import LORA_A, LORA_B, Adapter, is_adapter
 from tests import tiny
 from tests.adapters import RANK, random_adapter, random_tensors
 from tests.test_pipelines import load

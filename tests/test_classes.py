@@ -25,8 +25,8 @@ from liftkit.conversion.card import pipeline_file
 from liftkit.conversion.plan import make_plan
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
+from liftkit.models.sampling import load_pipeline
 from liftkit.options import ConvertOptions
-from liftkit.sampling import load_pipeline
 
 INDEX = json.loads((TINY_KLEIN / "model_index.json").read_text())
 

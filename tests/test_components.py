@@ -20,8 +20,8 @@ from liftkit.conversion.plan import make_plan
 from liftkit.embedded import TINY_KLEIN, TINY_PIXEL
 from liftkit.errors import UsageError
 from liftkit.models import load
+from liftkit.models.sampling import load_pipeline, sample
 from liftkit.options import ConvertOptions
-from liftkit.sampling import load_pipeline, sample
 from tests import tiny
 
 WORDS = [

@@ -177,7 +177,7 @@ def tied_pipelines(specimen: Specimen, exactly: bool = False, **more: Any) -> fl
         kept: list[Tensor] = []
         _keep_steps(pipeline.scheduler, kept)
         call = {**specimen.call(1), **specimen.spec.call, **more}
-        rescaling = liftkit.Guidance().applied(pipeline, **call) if exactly else nullcontext()
+        rescaling = liftkit.guided(pipeline, **call) if exactly else nullcontext()
         with rescaling:
             output = run(specimen, pipeline, start, 4, **more)
         images = output.frames if hasattr(output, "frames") else output[0]

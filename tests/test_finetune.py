@@ -19,7 +19,6 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from liftkit.adapter import Adapter
 from liftkit.checkpoint.model import find_model
 from liftkit.data import demo
 from liftkit.embedded import TINY_KLEIN
@@ -33,6 +32,7 @@ from liftkit.finetune.state import checkpoints
 from liftkit.finetune.trainee import open_trainee
 from liftkit.finetune.trainer import Trainer
 from liftkit.models.adapted import load_pixel_pipeline
+from liftkit.models.adapter import Adapter
 from liftkit.progress import Silent
 from tests.alignment import liftkit_command
 from tests.test_hub import FakeHub

@@ -16,13 +16,13 @@ from diffusers import Flux2Transformer2DModel
 from safetensors.torch import load_file, save_file
 
 import liftkit
-from liftkit.adapter import LORA_A, LORA_B, Adapter
 from liftkit.color import Oklab
 from liftkit.conversion.audit import audit
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import fuse, keep, open_adapter
 from liftkit.formats.asymflow_adapter import COMFYUI, export_problem, unknown_to_comfyui, write_asymflow_adapter
 from liftkit.formats.exporting import export_adapter
+from liftkit.models.adapter import LORA_A, LORA_B, Adapter
 from tests import tiny
 from tests.adapters import random_adapter
 from tests.test_convert import failed

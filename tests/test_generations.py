@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import liftkit
-from liftkit.adapter import Adapter, compact
 from liftkit.checkpoint.model import find_model
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import fuse
 from liftkit.formats.generations import MERGED, for_latent_base, history_of
 from liftkit.models.adapted import check_needs
+from liftkit.models.adapter import Adapter, compact
 from tests.adapters import random_adapter
 from tests.test_pipelines import load
 

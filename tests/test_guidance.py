@@ -13,6 +13,7 @@ import torch
 import liftkit
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
+from liftkit.models.guidance import guided
 from liftkit.options import Guidance
 from tests import tiny
 from tests.test_pipelines import deviation, exact_twin, load, states
@@ -27,11 +28,11 @@ CHOICES = {
     "early, orthogonal": Guidance(SCALE, stop=0.5, orthogonal=True),
     "orthogonal": Guidance(SCALE, orthogonal=True),
 }
-guided = pytest.mark.parametrize("guidance", CHOICES.values(), ids=CHOICES)
+each_guidance = pytest.mark.parametrize("guidance", CHOICES.values(), ids=CHOICES)
 
 
 def sampled(name: str, pipeline: Any, noise: torch.Tensor, guidance: Guidance) -> torch.Tensor:
-    with guidance.applied(pipeline):
+    with guided(pipeline, guidance):
         return states(name, pipeline, noise, num_inference_steps=STEPS)
 
 
@@ -62,7 +63,7 @@ def by_hand(name: str, pipeline: Any, noise: torch.Tensor, guidance: Guidance) -
 
 
 @torch.no_grad()
-@guided
+@each_guidance
 def test_the_stock_pipeline_samples_as_by_hand(
     architecture: str, guidance: Guidance, converted: dict[str, Path]
 ) -> None:
@@ -75,7 +76,7 @@ def test_the_stock_pipeline_samples_as_by_hand(
     assert (found - plain).abs().max() > 1e-2 * expected.abs().max()
 
 
-@guided
+@each_guidance
 def test_theorem_1_however_the_pipeline_is_guided(
     architecture: str, guidance: Guidance, model_folders: dict[str, Path], converted: dict[str, Path]
 ) -> None:
@@ -110,7 +111,7 @@ def arguments(name: str, pipeline: Any, **choices: Any) -> dict[str, Any]:
 
 def test_a_pipeline_that_does_not_guide_is_refused(architecture: str, converted: dict[str, Path]) -> None:
     pixel = load(converted[architecture])
-    with pytest.raises(UsageError, match="would do nothing; leave them out"), CHOICES["late"].applied(pixel):
+    with pytest.raises(UsageError, match="would do nothing; leave them out"), guided(pixel, CHOICES["late"]):
         pixel(**arguments(architecture, pixel, guidance_scale=1.0))
 
 
@@ -118,7 +119,7 @@ def test_a_pipeline_without_unconditional_predictions_is_refused(converted: dict
     """FLUX.2 dev's is told its guidance, and has no such property."""
     transformer = load(converted["flux2"]).transformer
     told = type("Flux2Pipeline", (), {"transformer": transformer})()
-    with pytest.raises(UsageError, match="Flux2Pipeline asks for no unconditional"), CHOICES["late"].applied(told):
+    with pytest.raises(UsageError, match="Flux2Pipeline asks for no unconditional"), guided(told, CHOICES["late"]):
         transformer(hidden_states=None)
 
 
@@ -134,7 +135,7 @@ def test_skipped_layers_are_a_term_of_their_own(converted: dict[str, Path]) -> N
 
     pixel.transformer.forward = kept
     given = arguments("sd3", pixel, guidance_scale=SCALE, skip_guidance_layers=[0], skip_layer_guidance_stop=1.0)
-    with CHOICES["nowhere"].applied(pixel):
+    with guided(pixel, CHOICES["nowhere"]):
         pixel(**given)
         kwargs, answer = next(entry for entry in asked if entry[0].get("skip_layers"))
         assert len(answer) == 2
@@ -163,7 +164,7 @@ def test_reference_images_have_no_part_in_the_projection(converted: dict[str, Pa
     pixel.scheduler.step = lambda prediction, *args, **kwargs: (
         seen.append(prediction) or solve(prediction, *args, **kwargs)
     )
-    with Guidance(SCALE, orthogonal=True).applied(pixel):
+    with guided(pixel, Guidance(SCALE, orthogonal=True)):
         pixel(**given, image=Image.new("RGB", (64, 64), (200, 40, 90)))
     (state, conditional), _ = answers
     assert state.shape[1] > painted
@@ -179,7 +180,7 @@ def test_image_to_image_counts_from_where_it_begins() -> None:
     pipeline = type(
         "Pipeline", (), {"scheduler": scheduler, "transformer": tiny.TRANSFORMERS["SD3Transformer2DModel"]()}
     )()
-    with CHOICES["late"].applied(pipeline):
+    with guided(pipeline, CHOICES["late"]):
         assert pipeline.transformer.forward._step == 3
         scheduler.step_index = 4
         assert pipeline.transformer.forward._step == 4
@@ -192,7 +193,7 @@ def test_the_transformer_is_as_it_was_afterwards(converted: dict[str, Path], hoo
     if hooked:
         transformer.forward = hook
     pipeline = type("Pipeline", (), {"transformer": transformer})()
-    with pytest.raises(KeyboardInterrupt), CHOICES["late"].applied(pipeline):
+    with pytest.raises(KeyboardInterrupt), guided(pipeline, CHOICES["late"]):
         assert transformer.forward is not hook
         raise KeyboardInterrupt
     assert transformer.__dict__.get("forward") is (hook if hooked else None)

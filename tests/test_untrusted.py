@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from liftkit.adapter import Adapter
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.record import read_record
 from liftkit.embedded import TINY_PIXEL
@@ -23,6 +22,7 @@ from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
 from liftkit.fit.job import merge
 from liftkit.fit.moments import TokenMoments
 from liftkit.lift import Lift
+from liftkit.models.adapter import Adapter
 from liftkit.options import FitOptions
 from liftkit.report.data import Report
 from liftkit.report.pages import alignment_page

@@ -262,7 +262,7 @@ for _ in range(2):
 assert "diffusers" not in sys.modules
 import diffusers
 assert diffusers.AsymSD3Transformer2DModel is liftkit.AsymSD3Transformer2DModel
-print(sum(type(finder).__module__ == "liftkit._diffusers" for finder in sys.meta_path))
+print(sum(type(finder).__module__ == "liftkit.models._diffusers" for finder in sys.meta_path))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     # One finder stays, for the modules of diffusers that are imported later.

@@ -62,7 +62,7 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     from liftkit.embedded import GUIDANCE, STEPS
     from liftkit.evaluate.figures import Scorer
     from liftkit.evaluate.patches import patch_frechet
-    from liftkit.sampling import load_pipeline, sample
+    from liftkit.models.sampling import load_pipeline, sample
 
     torch.set_num_threads(1)
     scenes = [demo.scene_at(index, split="heldout") for index in range(count)]

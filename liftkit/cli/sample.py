@@ -13,7 +13,7 @@ from liftkit.options import Option, SampleOptions
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from liftkit.sampling import Loaded
+    from liftkit.models.sampling import Loaded
 
 
 Pipeline = Annotated[
@@ -73,9 +73,9 @@ def sample(
     from liftkit.checkpoint.model import find_model
     from liftkit.device import choose_device
     from liftkit.formats.adapters import open_adapter
+    from liftkit.models.sampling import check_size, load_pipeline, set_noise
+    from liftkit.models.sampling import sample as run
     from liftkit.report.saving import held_output, save_images
-    from liftkit.sampling import check_size, load_pipeline, set_noise
-    from liftkit.sampling import sample as run
 
     console.quiet_libraries()
     console.hold(held_output(output))

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.adapter import Adapter
 from liftkit.checkpoint.record import versions
 from liftkit.checkpoint.source import check_unchanged
 from liftkit.checkpoint.weights import read_known
@@ -15,12 +14,13 @@ from liftkit.conversion.card import adapter_card
 from liftkit.conversion.plan import Plan
 from liftkit.conversion.verify import Proof, on_projections
 from liftkit.lift import Lift
+from liftkit.models.adapter import Adapter
 from liftkit.models.surgery import BASIS, held_in_full, lifted_tensors
 from liftkit.progress import Observer
 
 
 def save_adapter(plan: Plan, lift: Lift, provenance: dict[str, Any], observer: Observer) -> Proof:
-    """Write what a conversion changes, alone; see :class:`liftkit.adapter.Adapter`.
+    """Write what a conversion changes, alone; see :class:`liftkit.models.adapter.Adapter`.
 
     Args:
         plan: of the conversion, with the folder to make.

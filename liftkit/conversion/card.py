@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from liftkit.adapter import Adapter
     from liftkit.conversion.plan import Plan
     from liftkit.conversion.result import Conversion
+    from liftkit.models.adapter import Adapter
 
 ASYMFLOW = "[Asymmetric Flow](https://arxiv.org/abs/2605.12964)"
 _PROVED = {

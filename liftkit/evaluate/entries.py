@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from liftkit.adapter import Adapter, is_adapter
 from liftkit.checkpoint.folder import manifest
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest
 from liftkit.lift import Lift
+from liftkit.models.adapter import Adapter, is_adapter
 from liftkit.models.registry import architecture, is_lifted
-from liftkit.sampling import Loaded, load_pipeline
+from liftkit.models.sampling import Loaded, load_pipeline
 
 
 @dataclass(frozen=True)

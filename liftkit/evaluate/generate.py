@@ -25,9 +25,9 @@ from liftkit.checkpoint.record import versions
 from liftkit.color import to_uint8
 from liftkit.data.captions import METADATA_LINES
 from liftkit.errors import UsageError
+from liftkit.models.sampling import Loaded, check_size, load_pipeline, sample, state_noise
 from liftkit.options import GenerateOptions
 from liftkit.progress import Observer, Silent
-from liftkit.sampling import Loaded, check_size, load_pipeline, sample, state_noise
 
 RECORD = "generate.json"
 SCHEMA = "liftkit.generated/1"

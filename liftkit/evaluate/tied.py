@@ -19,9 +19,9 @@ from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, tensor_digest
 from liftkit.evaluate.entries import Entry
 from liftkit.lift import Lift
+from liftkit.models.sampling import Loaded, sample
 from liftkit.options import Guidance
 from liftkit.progress import Observer
-from liftkit.sampling import Loaded, sample
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from liftkit.adapter import LORA_A, LORA_B, Adapter, compact
 from liftkit.checkpoint.card import LICENSE, front_matter, plain_name, source_header
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
@@ -17,11 +16,12 @@ from liftkit.checkpoint.record import read_record, versions
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.trainee import Trainee
 from liftkit.formats.merging import write_merged
+from liftkit.models.adapter import LORA_A, LORA_B, Adapter, compact
 from liftkit.progress import Observer
 
 
 def learned_adapter(recipe: Recipe, trainee: Trainee, values: dict[str, Tensor], steps: int) -> Adapter:
-    """What was learned, in the format of :mod:`liftkit.adapter`, rounded once: see :func:`liftkit.adapter.compact`.
+    """What was learned, in the format of :mod:`liftkit.models.adapter`, rounded once: see :func:`liftkit.models.adapter.compact`.
 
     Args:
         values: of the parameters that learn (their running mean), by name in the transformer under training.

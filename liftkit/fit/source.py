@@ -13,9 +13,9 @@ from liftkit.fit.pairs import EncodedImages, PairSource, given_latents, normal_l
 from liftkit.fit.subject import MOST_IMAGES, Subject
 from liftkit.models.latents import LatentSpace
 from liftkit.models.load import load_component, load_vae
+from liftkit.models.sampling import latent_samples
 from liftkit.options import FitOptions
 from liftkit.progress import Observer
-from liftkit.sampling import latent_samples
 
 
 def open_source(subject: Subject, options: FitOptions, observer: Observer) -> PairSource:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from liftkit.adapter import LIFT, Adapter, is_adapter
 from liftkit.checkpoint.components import read_components
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.finite import check_files
@@ -25,6 +24,7 @@ from liftkit.formats.asymflow_adapter import is_asymflow_adapter, read_asymflow_
 from liftkit.formats.card import fused_card
 from liftkit.formats.merging import tensor_shapes, write_merged
 from liftkit.models.adapted import check_class, check_needs, load_pixel_pipeline
+from liftkit.models.adapter import LIFT, Adapter, is_adapter
 from liftkit.models.registry import architecture
 from liftkit.options import ConvertOptions
 from liftkit.progress import Observer, Silent
@@ -98,7 +98,7 @@ def load_adapter(
     if not isinstance(base, str | Path):
         return load_pixel_pipeline(base, learned)
     from liftkit.device import choose_device
-    from liftkit.sampling import load_pipeline
+    from liftkit.models.sampling import load_pipeline
 
     return load_pipeline(find_model(str(base)), choose_device(device)[0], dtype, learned).pipeline
 

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.adapter import LORA_A, LORA_B, Adapter, check_numbers
 from liftkit.checkpoint.files import write_safetensors, write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
 from liftkit.checkpoint.header import read_header
@@ -37,6 +36,7 @@ from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.color import ColorSpace, Oklab
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
+from liftkit.models.adapter import LORA_A, LORA_B, Adapter, check_numbers
 from liftkit.models.families.flux2 import FLUX2
 from liftkit.tokens import token_order
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from liftkit.adapter import Adapter
 from liftkit.checkpoint.card import plain_name
 from liftkit.conversion.card import ASYMFLOW, card_of
+from liftkit.models.adapter import Adapter
 
 
 def fused_card(adapter: Adapter, sources: Sequence[Path]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.adapter import LIFT, LORA_A, LORA_B, WEIGHT, Adapter, is_adapter
 from liftkit.checkpoint.model import ModelFolder, Weights, find_model
 from liftkit.checkpoint.record import read_record
 from liftkit.checkpoint.weights import read_known
@@ -22,6 +21,7 @@ from liftkit.formats.asymflow_adapter import check_exportable, write_asymflow_ad
 from liftkit.formats.card import exported_card
 from liftkit.formats.merging import tensor_shapes
 from liftkit.lift import Lift
+from liftkit.models.adapter import LIFT, LORA_A, LORA_B, WEIGHT, Adapter, is_adapter
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
 from liftkit.models.surgery import BASIS, held_in_full, lifted_tensors
@@ -57,7 +57,7 @@ def export_adapter(
     overwrite: bool = False,
     observer: Observer | None = None,
 ) -> Exported:
-    """Export to an adapter folder of ours (:mod:`liftkit.adapter`) or the authors' (:mod:`liftkit.formats.asymflow_adapter`).
+    """Export to an adapter folder, ours (:mod:`liftkit.models.adapter`) or the authors' (:mod:`liftkit.formats.asymflow_adapter`).
 
     Args:
         folder: an adapter folder of ours, or a converted folder, finetuned or not.

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from liftkit.adapter import LORA_A, LORA_B, WEIGHT, Adapter
 from liftkit.checkpoint.files import read_safetensors, write_safetensors
 from liftkit.checkpoint.model import ModelFolder, Weights
 from liftkit.checkpoint.record import read_record, transformer_digests
 from liftkit.errors import UsageError
+from liftkit.models.adapter import LORA_A, LORA_B, WEIGHT, Adapter
 
 MERGED = "merged.safetensors"
 

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from liftkit.adapter import is_adapter
 from liftkit.checkpoint.contents import FOLDED, cannot_fold, kinds_of_change, part_of
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.misplaced import misplaced
@@ -15,6 +14,7 @@ from liftkit.errors import UsageError
 from liftkit.formats.asymflow_adapter import is_asymflow_adapter
 from liftkit.formats.lora_read import lora_file
 from liftkit.formats.single_file import own_tensors
+from liftkit.models.adapter import is_adapter
 
 Kind = Literal["adapter", "lora", "checkpoint"]
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from liftkit.adapter import LIFT
 from liftkit.checkpoint.contents import ALPHA, B_BIAS, MAGNITUDE, A, B, part_of, shown
 from liftkit.checkpoint.files import check_file, write_safetensors
 from liftkit.checkpoint.model import ModelFolder, find_model
@@ -22,6 +21,7 @@ from liftkit.errors import UsageError
 from liftkit.formats.lora_read import read_lora
 from liftkit.formats.merging import tensor_shapes
 from liftkit.lift import Lift
+from liftkit.models.adapter import LIFT
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
 from liftkit.models.surgery import RawChannels, check_finite

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from liftkit.adapter import LIFT, Adapter
 from liftkit.checkpoint.components import Component, read_components
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, copy_tree
@@ -18,6 +17,7 @@ from liftkit.checkpoint.weights import read_known
 from liftkit.formats.generations import MERGED, history_of
 from liftkit.lift import Lift
 from liftkit.models.adapted import check_same_lift
+from liftkit.models.adapter import LIFT, Adapter
 from liftkit.models.surgery import BASIS
 from liftkit.progress import Observer
 

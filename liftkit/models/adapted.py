@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.adapter import LIFT, Adapter
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.record import transformer_digests
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.models import scheduler
+from liftkit.models.adapter import LIFT, Adapter
 from liftkit.models.autoencoder import PixelAutoencoder
 from liftkit.models.registry import architecture
 from liftkit.models.surgery import check_lift, convert_transformer, native_basis

@@ -214,7 +214,7 @@ def _check_tokens(model: Any, where: Path) -> None:
 
 
 def _class(part: Component) -> Any:
-    # liftkit's own classes are attributes of diffusers too: liftkit._diffusers.
+    # liftkit's own classes are attributes of diffusers too: liftkit.models._diffusers.
     made = getattr(importlib.import_module(part.library), part.class_name, None)
     if made is None or not hasattr(made, "from_pretrained"):
         raise UsageError(f"{part.path}: {part.library} has no class {part.class_name}; is the library recent enough?")

@@ -21,7 +21,7 @@ from liftkit.tokens import TokenOrder
 Config = Mapping[str, Any]
 
 HOME = "diffusers"
-"""The module that our classes name as theirs: it answers for them (:mod:`liftkit._diffusers`), and pipelines that
+"""The module that our classes name as theirs: it answers for them (:mod:`liftkit.models._diffusers`), and pipelines that
 diffusers saves again then refer to them as to its own."""
 
 

@@ -38,9 +38,26 @@ def rescales(pipeline: Any) -> bool:
 
 
 @contextmanager
-def guided(guidance: Guidance, pipeline: Any, call: Mapping[str, Any]) -> Iterator[None]:
-    """Within it the pipeline's transformer answers so that the pipeline guides as ``guidance`` says, by the same norms as for
-    the latent model; ``call`` are the arguments of the coming call that are not defaults."""
+def guided(pipeline: Any, guidance: Guidance = Guidance(), **call: Any) -> Iterator[None]:
+    """For one call of a stock pipeline: its transformer answers so that the pipeline guides like this. ::
+
+        with liftkit.guided(pipe, liftkit.Guidance(start=0.125)):
+            images = pipe(prompt, guidance_scale=4.0).images
+
+    Args:
+        pipeline: of diffusers, over a supported transformer. Its own ``guidance_scale`` counts, not that of ``guidance``.
+        guidance: when there is guidance, and which part of it.
+        call: arguments of the coming call that are not the pipeline's defaults, such as ``true_cfg_scale``: pipelines that
+            rescale the guided velocity (Qwen-Image, Lumina2, Z-Image, Nucleus, LongCat, JoyImage) then do so by the norms
+            of the latent velocity inside of the pixel one, which is what they do for the latent model.
+
+    Raises:
+        UsageError: if its transformer is not supported, or, at the first step, if the pipeline does not guide: a scale of at
+            most 1, a distilled model, or one that takes its guidance as an input.
+    """
+    if guidance == Guidance(guidance.scale) and not rescales(pipeline):
+        yield
+        return
     transformer = pipeline.transformer
     before = transformer.__dict__.get("forward")  # an offloading hook's, if there is one
     transformer.forward = _Guided(guidance, pipeline, call)

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.adapter import Adapter
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.text import check_prompts
 from liftkit.errors import UsageError
 from liftkit.models import load
 from liftkit.models.adapted import check_needs, load_pixel_pipeline
+from liftkit.models.adapter import Adapter
 from liftkit.models.broken import broken
 from liftkit.models.flow import FlowModel, open_flow
+from liftkit.models.guidance import guided
 from liftkit.models.registry import architecture
 from liftkit.options import Guidance, SampleOptions
 from liftkit.progress import Observer
@@ -169,7 +170,7 @@ def sample(
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
         against = {} if negative is None else _negative(model, negative, len(prompts[part]))
-        with guidance.applied(pipeline, **{**arguments, **more}):
+        with guided(pipeline, guidance, **{**arguments, **more}):
             output = pipeline(
                 prompt=prompts[part],
                 height=height,
