@@ -59,29 +59,24 @@ def test_the_quick_ones_have_all_layouts_and_are_excused_from_nothing() -> None:
 
 
 def deviation(specimen: Specimen, latent: Any, twin: Any, lift: liftkit.Lift) -> float:
-    """Of a tied run of both, in their own dtype."""
+    """Of a tied run of both, in float64."""
     run = TiedRun(specimen.spec, dict(latent.config), lift, steps=5, seed=0, dtype=latent.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), specimen.float64():
         return run.deviation(liftkit.open_flow(twin), run.sample_latent(liftkit.open_flow(latent)))
 
 
 def models(specimen: Specimen, scale: float = 1.7) -> tuple[Any, Any, liftkit.Lift]:
-    """A latent model and its twin, as precise as the class allows."""
+    """A latent model and its twin, in float64."""
     lift = specimen.lift(scale)
-    latent = specimen.transformer().to(torch.float32 if specimen.float32 else torch.float64)
+    latent = specimen.transformer().double()
     return latent, liftkit.convert_transformer(latent, lift), lift
-
-
-def tolerance(specimen: Specimen) -> float:
-    """Of Theorem 1."""
-    return 1e-4 if specimen.float32 else 1e-9
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")
 @specimens()
 @pytest.mark.parametrize("scale", [0.4, 2.4])
 def test_theorem_1_holds(specimen: Specimen, scale: float) -> None:
-    assert deviation(specimen, *models(specimen, scale)) < tolerance(specimen)
+    assert deviation(specimen, *models(specimen, scale)) < 1e-9
 
 
 @specimens("save")
@@ -226,7 +221,7 @@ def test_a_lora_of_the_latent_model_lifts(specimen: Specimen) -> None:
         peft.inject_adapter_in_model(config, model)
     state = peft.get_peft_model_state_dict(latent)
     peft.set_peft_model_state_dict(twin, liftkit.lift_lora(state, spec, lift))
-    assert deviation(specimen, latent, twin, lift) < tolerance(specimen)
+    assert deviation(specimen, latent, twin, lift) < 1e-9
 
 
 @specimens("prompts")

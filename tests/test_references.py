@@ -22,7 +22,7 @@ FIRST = {"img_shapes": [[(1, 2, 2), (1, 2, 4)]], "img_mask": SLOTS}
 
 
 def inside(specimen: Any, model: Any, arguments: dict[str, Any], state: Tensor, time: float) -> Tensor:
-    with torch.no_grad():
+    with torch.no_grad(), specimen.float64():
         time_of_batch = specimen.spec.clock.time(torch.tensor([time], dtype=state.dtype))
         return model(hidden_states=state, timestep=time_of_batch, **arguments, return_dict=False)[0]
 
@@ -49,7 +49,7 @@ def test_tokens_of_references(name: str, arguments: dict[str, Any], noisy: slice
     u = inside(specimen, twin, arguments, x, SIGMA)[:, -12:][:, noisy] @ basis
     predicted = inside(specimen, latent, arguments, z, tau)[:, -12:][:, noisy]
     expected = lift.scale * gain * predicted + (1 - lift.scale * gain) / SIGMA * (x[:, noisy] @ basis)  # Eq. 17
-    torch.testing.assert_close(u, expected, atol=1e-4 if specimen.float32 else 1e-9, rtol=0)
+    torch.testing.assert_close(u, expected, atol=1e-9, rtol=0)
 
 
 def test_items_that_are_references() -> None:

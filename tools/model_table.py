@@ -57,8 +57,7 @@ def _supported(specimens: list[Specimen]) -> Supported:
     proved: dict[str, str] = {}
     missing: dict[str, str] = {}
     for specimen in specimens:
-        precision = "float32, 1e-4" if specimen.float32 else "float64, 1e-9"
-        proved.setdefault("bare", f"{precision}, both models from tied noise")
+        proved.setdefault("bare", "float64, 1e-9, both models from tied noise")
         if specimen.pipeline is None or "pipeline" in specimen.without:
             missing.setdefault("pipeline", specimen.without.get("pipeline", "diffusers has no pipeline for it"))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from liftkit.lift import Lift
 from liftkit.models.registry import architecture
 from liftkit.models.spec import Architecture
 from tests import tiny
+from tests.zoo.float64 import Float64
 
 Part = Literal["save", "reference", "pipeline", "convert", "lora", "finetune", "prompts"]
 """Parts of the suite that a specimen may be excused from; none is from the bare Theorem 1."""
@@ -55,7 +57,7 @@ class Specimen:
         prepare: sets what a tiny pipeline needs before it is called, ``(pipeline, height, width)``.
         stubs: replacements of pipeline methods that read prompts by encoders, by name, so that ``prompts`` of the entry can be run.
         plain: arguments of the call without which the pipeline's guidance rescales the velocity.
-        float32: the stock class computes in float32 whatever its weights are (Kandinsky 5, Qwen-Image 2.1).
+        float32: the stock class computes parts in float32 whatever its weights are (Kandinsky 5, Qwen-Image 2.1).
         without: parts of the suite that it is excused from, with the reason.
         variant: distinguishes several specimens of one architecture.
     """
@@ -96,6 +98,10 @@ class Specimen:
         shape = (3 * side**2, self.channels * self.patch**2)
         random = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         return Lift(torch.linalg.qr(random)[0], scale, patch_size=side, latent_patch=self.patch)
+
+    def float64(self) -> AbstractContextManager[Any]:
+        """A context in which a model with weights in float64 computes in float64 throughout."""
+        return Float64() if self.float32 else nullcontext()
 
     def transformer(self) -> Any:
         """The stock transformer, random weights in every layer."""
