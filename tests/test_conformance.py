@@ -4,6 +4,7 @@ captions, a finetune. ``make test`` runs the bare theorem for all and the rest f
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import numpy as np
 import peft
 import pytest
 import torch
@@ -24,6 +26,9 @@ from liftkit.finetune import encoders
 from liftkit.finetune.network import Network, connect, original_modules
 from liftkit.finetune.trainee import default_modules, match_targets
 from liftkit.models import registry
+from liftkit.models.autoencoder import Exact, PixelCode
+from liftkit.models.latents import LatentSpace
+from liftkit.models.spec import Architecture
 from tests.zoo import ZOO
 from tests.zoo.specimen import Part, Specimen
 
@@ -131,13 +136,36 @@ def pixel_pipeline(specimen: Specimen, latent: Any, lift: liftkit.Lift) -> Any:
 
 
 def run(specimen: Specimen, pipeline: Any, noise: Tensor, steps: int, **more: Any) -> Any:
-    """The stock pipeline from given noise, (B, 3, H, W) or (B, C, h, w)."""
+    """The stock pipeline from given noise, (B, 3, H, W) or (B, C, h, w); B counts the images of all states."""
     flow = liftkit.open_flow(pipeline.transformer)
     height, width = (side if flow.is_pixel else side * specimen.factor for side in noise.shape[-2:])
     specimen.prepare(pipeline, height, width)
-    arguments = {**specimen.call(len(noise)), **specimen.spec.call, "output_type": "np", **more}
+    count = len(noise) // specimen.images
     latents = flow.pipeline_state(noise)
-    return pipeline(latents=latents, height=height, width=width, num_inference_steps=steps, **arguments)
+    if specimen.images > 1:
+        latents = latents.reshape(count, -1, latents.shape[-1])
+    size = {"height": height, "width": width}
+    known = inspect.signature(type(pipeline).__call__).parameters
+    arguments = {**specimen.call(count), **specimen.spec.call, "output_type": "np", **more}
+    arguments |= {name: value for name, value in size.items() if name in known}
+    with specimen.around(height, width):
+        return pipeline(latents=latents, num_inference_steps=steps, **arguments)
+
+
+def encode_as_the_twin(vae: Any, spec: Architecture, lift: liftkit.Lift) -> None:
+    """Make a latent pipeline's VAE encode a picture to the latents inside of what its pixel twin sees: ``A^T x / s``."""
+    space, pixels = LatentSpace(vae, spec.latent_statistics), liftkit.PixelAutoencoder.from_lift(lift)
+
+    def encode(images: Tensor, *args: Any, **more: Any) -> PixelCode:
+        frames = images.squeeze(2) if space.family.video else images
+        x = torch.nn.functional.pixel_shuffle(pixels.encode(frames).latent, lift.fold)
+        latents = lift.lower(x) / lift.scale
+        mean, std = space.statistics(vae, latents)
+        raw = latents * std + mean
+        raw = raw.unsqueeze(2) if space.family.video else raw
+        return PixelCode(latent_dist=Exact(raw), latent=raw)
+
+    vae.encode = encode
 
 
 def _keep_steps(scheduler: Any, kept: list[Tensor]) -> None:
@@ -164,9 +192,9 @@ def tied_pipelines(specimen: Specimen, exactly: bool = False, **more: Any) -> fl
     lift, latent = specimen.lift(), specimen.build()
     pixel = pixel_pipeline(specimen, latent, lift)
     rows, columns = specimen.grid
-    noise = torch.randn(
-        1, 3, rows * lift.patch_size, columns * lift.patch_size, generator=torch.Generator().manual_seed(1)
-    )
+    encode_as_the_twin(latent.vae, specimen.spec, lift)
+    shape = specimen.images, 3, rows * lift.patch_size, columns * lift.patch_size
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     found, shapes = [], []
     for pipeline, start in ((latent, lift.lower(noise)), (pixel, noise)):
         kept: list[Tensor] = []
@@ -176,10 +204,13 @@ def tied_pipelines(specimen: Specimen, exactly: bool = False, **more: Any) -> fl
         with rescaling:
             output = run(specimen, pipeline, start, 4, **more)
         images = output.frames if hasattr(output, "frames") else output[0]
-        shapes.append(torch.as_tensor(images).shape)
+        shapes.append(np.array(images).shape)
         flow = liftkit.open_flow(pipeline.transformer)
         height, width = rows * specimen.patch, columns * specimen.patch
-        found.append(flow.state_of_pipeline(kept[-1].float(), height, width))
+        state = kept[-1].float()
+        if specimen.images > 1:
+            state = state.reshape(specimen.images, -1, state.shape[-1])
+        found.append(flow.state_of_pipeline(state, height, width))
     z, folded = found
     x = torch.nn.functional.pixel_shuffle(folded, specimen.factor)
     assert shapes[0][:-1] == shapes[1][:-1], (

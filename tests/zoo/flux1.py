@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from PIL import Image
 
 from tests import vaes
-from tests.zoo.specimen import MMDIT, Specimen, draw, prompts
+from tests.zoo.specimen import MMDIT, Specimen, draw, picture, prompts
 
 CONFIG = {
     "in_channels": 16,
@@ -33,21 +34,47 @@ STUBS = {
     "_get_t5_prompt_embeds": lambda prompt, **more: torch.stack([draw(32, 24, seed=len(text)) for text in prompt]),
     "_get_clip_prompt_embeds": lambda prompt, **more: torch.stack([draw(16, seed=len(text)) for text in prompt]),
 }
-OTHER = "its pipeline takes an image, which the suite does not give"
-WITHOUT: Any = dict.fromkeys(("pipeline", "convert", "finetune", "prompts"), OTHER)
+SAME: Any = dict.fromkeys(("save", "reference", "lora", "convert", "finetune", "prompts"), "as without its picture")
+MASK = Image.new("L", (16, 32), 0)
+MASK.paste(255, (4, 8, 16, 32))
+
+
+def _edit(count: int, **more: Any) -> dict[str, Any]:
+    call = {name: value for name, value in _call(count).items() if not name.startswith(("negative", "true"))}
+    return {**call, **more}
+
+
 SPECIMENS = (
     Specimen("FluxTransformer2DModel", CONFIG, "FluxPipeline", vaes.kl, _call, missing=ENCODERS, stubs=STUBS),
     Specimen(
         "FluxTransformer2DModel",
+        CONFIG,
+        "FluxKontextPipeline",
+        vaes.kl,
+        lambda count: {**_call(count), "image": picture(), "max_area": 32 * 16, "_auto_resize": False},
+        missing=(*ENCODERS, "image_encoder", "feature_extractor"),
+        without=SAME,
+        variant="kontext",
+    ),
+    Specimen(
+        "FluxTransformer2DModel",
         # Noisy latents, those of the masked image, and a mask of factor x factor x 2 x 2.
         {**CONFIG, "in_channels": 16 + 16 + 16, "out_channels": 16},
-        without=WITHOUT,
+        "FluxFillPipeline",
+        vaes.kl,
+        lambda count: _edit(count, image=picture(16, 32), mask_image=MASK),
+        missing=ENCODERS,
+        stubs=STUBS,
         variant="fill",
     ),
     Specimen(
         "FluxTransformer2DModel",
         {**CONFIG, "in_channels": 16 + 16, "out_channels": 16},
-        without=WITHOUT,
+        "FluxControlPipeline",
+        vaes.kl,
+        lambda count: _edit(count, control_image=picture(16, 32)),
+        missing=ENCODERS,
+        stubs=STUBS,
         variant="control",
     ),
 )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import diffusers
 import torch
+from PIL import Image
 from torch import Tensor
 
 from liftkit.lift import Lift
@@ -55,6 +56,8 @@ class Specimen:
         scheduler: makes the scheduler.
         options: further arguments of the pipeline's class.
         prepare: sets what a tiny pipeline needs before it is called, ``(pipeline, height, width)``.
+        around: a context for calls of the pipeline, ``(height, width)``: some know sizes near a megapixel alone.
+        images: that a state of the pipeline has (layers).
         stubs: replacements of pipeline methods that read prompts by encoders, by name, so that ``prompts`` of the entry can be run.
         plain: arguments of the call without which the pipeline's guidance rescales the velocity.
         float32: the stock class computes parts in float32 whatever its weights are (Kandinsky 5, Qwen-Image 2.1).
@@ -76,6 +79,8 @@ class Specimen:
     scheduler: Callable[[], Any] = euler_scheduler
     options: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Any, int, int], None] = lambda pipeline, height, width: None
+    around: Callable[[int, int], AbstractContextManager[Any]] = lambda height, width: nullcontext()
+    images: int = 1
     stubs: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     plain: Mapping[str, Any] = field(default_factory=dict)
     float32: bool = False
@@ -124,6 +129,12 @@ class Specimen:
 def prompts(name: str, *shape: int, count: int) -> dict[str, Tensor]:
     """Random embeddings (count, ...) of a name, and their negatives."""
     return {name: draw(count, *shape), f"negative_{name}": draw(count, *shape, seed=6)}
+
+
+def picture(width: int = 24, height: int = 16, seed: int = 3) -> Image.Image:
+    """A picture to edit, of random colors."""
+    values = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(values.byte().numpy())
 
 
 def masked(count: int, width: int = 24, mask: str = "prompt_attention_mask") -> dict[str, Any]:
