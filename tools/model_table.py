@@ -60,15 +60,16 @@ def _supported(specimens: list[Specimen]) -> Supported:
         proved.setdefault("bare", "float64, 1e-9, both models from tied noise")
         if specimen.pipeline is None or "pipeline" in specimen.without:
             missing.setdefault("pipeline", specimen.without.get("pipeline", "diffusers has no pipeline for it"))
-        else:
-            proved.setdefault("pipeline", f"{specimen.pipeline}, float32, 1e-3")
         if "finetune" in specimen.without:
             missing.setdefault("finetune", specimen.without["finetune"])
         else:
             proved.setdefault("finetune", "LoRA, steps from random images and captions")
+    ran = [each.pipeline for each in specimens if each.pipeline and "pipeline" not in each.without]
+    pipelines = tuple(dict.fromkeys(ran))
+    if pipelines:
+        proved["pipeline"] = f"{', '.join(pipelines)}: float32, 1e-3"
     vae = next((type(each.vae()).__name__ for each in specimens if each.vae is not None), VAES.get(spec.name))
     patch, rank = _sizes(spec, vae)
-    pipelines = spec.pipelines or tuple(dict.fromkeys(each.pipeline for each in specimens if each.pipeline is not None))
     return Supported(
         name=spec.name,
         pipelines=pipelines,

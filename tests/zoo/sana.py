@@ -63,7 +63,9 @@ SPECIMENS = (
         **SIZES,
         scheduler=_scheduler,
         options={"pag_applied_layers": "transformer_blocks.1"},
-        without=dict.fromkeys(("save", "reference", "lora", "convert", "finetune", "prompts"), "as without perturbed attention"),
+        without=dict.fromkeys(
+            ("save", "reference", "lora", "convert", "finetune", "prompts"), "as without perturbed attention"
+        ),
         variant="pag",
     ),
 )

@@ -11,7 +11,6 @@ AURAFLOW = Architecture(
     outputs=(Projection("proj_out", "pqc"),),
     layout=Layout.IMAGE,
     conditioning=random(encoder_hidden_states=(7, "joint_attention_dim")),
-    pipelines=("AuraFlowPipeline",),
     reference=("norm_out",),
     adapters=(
         "joint_transformer_blocks.*.ff.linear_1",

@@ -30,7 +30,6 @@ CHROMA = Architecture(
     latent_patch=two_by_two,
     conditioning=random(encoder_hidden_states=(7, "joint_attention_dim"), attention_mask=(7,)),
     arguments=_arguments,
-    pipelines=("ChromaPipeline",),
     adapters=ADAPTERS,
     prompts=encoded("encoder_hidden_states", None, "attention_mask", do_classifier_free_guidance=False),
 )

@@ -66,7 +66,6 @@ COGVIEW4 = Architecture(
     channel_keys=("out_channels", "in_channels"),
     conditioning=random(encoder_hidden_states=(16, "text_embed_dim")),
     arguments=_sizes,
-    pipelines=("CogView4Pipeline",),
     reference=("norm_out",),
     adapters=ADAPTERS,
     prompts=_prompts,

@@ -38,7 +38,6 @@ ERNIE_IMAGE = Architecture(
     clock=Clock.THOUSAND_SIGMA,
     conditioning=random(text=(7, "text_in_dim"), text_mask=(7,)),
     arguments=_arguments,
-    pipelines=("ErnieImagePipeline",),
     pipeline_latents=lambda state: F.pixel_unshuffle(state, 2),
     latent_statistics=BatchNorm(eps=1e-5),
     reference=("final_norm",),

@@ -45,7 +45,6 @@ FIBO2 = Architecture(
     channel_keys=("in_channels",),
     conditioning=_conditioning,
     clean_inputs=("context_latents",),
-    pipelines=("BriaFibo2Pipeline",),
     reference=("final_layer.adaLN_modulation.1",),
     adapters=(
         "layers.*.feed_forward.w1",

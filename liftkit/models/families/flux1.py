@@ -57,7 +57,6 @@ FLUX1 = Architecture(
     channel_keys=("out_channels", "in_channels"),
     arguments=grid_ids,
     clean_tokens=references,
-    pipelines=("FluxPipeline", "FluxKontextPipeline", "FluxFillPipeline", "FluxControlPipeline"),
     reference=("norm_out",),
     adapters=BLOCKS,
     guidance_argument="true_cfg_scale",

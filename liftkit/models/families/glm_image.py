@@ -53,7 +53,6 @@ GLM_IMAGE = Architecture(
     conditioning=random(encoder_hidden_states=(7, "text_embed_dim")),
     arguments=_arguments,
     clean_tokens=_no_references,
-    pipelines=("GlmImagePipeline",),
     reference=("norm_out",),
     adapters=ADAPTERS,
     encoders=("text_encoder", "tokenizer", "vision_language_encoder", "processor"),

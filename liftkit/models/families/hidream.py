@@ -52,7 +52,6 @@ HIDREAM = Architecture(
     conditioning=_conditioning,
     arguments=_layers_first,
     config=lambda config: {"force_inference_output": True},
-    pipelines=("HiDreamImagePipeline",),
     reference=("final_layer.adaLN_modulation.1",),
     adapters=("*_stream_blocks.*.attn1.to_out", "double_stream_blocks.*.attn1.to_out_t"),
     guidance="batch",

@@ -52,7 +52,6 @@ HUNYUAN_IMAGE = Architecture(
     clock=Clock.THOUSAND_SIGMA,
     conditioning=_conditioning,
     refuse=_refuse,
-    pipelines=("HunyuanImagePipeline",),
     reference=("norm_out",),
     adapters=(
         "transformer_blocks.*.ff.net.0.proj",

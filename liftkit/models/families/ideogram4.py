@@ -66,7 +66,6 @@ IDEOGRAM4 = Architecture(
     sequence=_sequence,
     latent_statistics=BatchNorm(order="pqc"),
     companions=("unconditional_transformer",),
-    pipelines=("Ideogram4Pipeline",),
     call={"guidance_schedule": None},
     reference=("final_layer.adaln_modulation",),
     adapters=(

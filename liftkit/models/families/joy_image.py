@@ -48,7 +48,6 @@ JOY_IMAGE = Architecture(
     conditioning=random(encoder_hidden_states=(7, "text_dim"), text_mask=(7,)),
     arguments=_arguments,
     clean_tokens=_references,
-    pipelines=("JoyImageEditPipeline",),
     adapters=(
         "double_blocks.*.img_mlp.net.0.proj",
         "double_blocks.*.img_mlp.net.2",

@@ -55,7 +55,6 @@ KANDINSKY5 = Architecture(
     state_channels=_channels,
     conditioning=random(encoder_hidden_states=(7, "in_text_dim"), text_mask=(7,), pooled_projections=("in_text_dim2",)),
     arguments=_arguments,
-    pipelines=("Kandinsky5T2IPipeline",),
     reference=("out_layer.modulation",),
     adapters=(
         "visual_transformer_blocks.*.feed_forward.in_layer",

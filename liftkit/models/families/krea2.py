@@ -29,7 +29,6 @@ KREA2 = Architecture(
     channel_keys=("in_channels",),
     conditioning=random(encoder_hidden_states=(7, "num_text_layers", "text_hidden_dim"), encoder_attention_mask=(7,)),
     arguments=_arguments,
-    pipelines=("Krea2Pipeline",),
     guidance_from="conditional",
     adapters=(
         "transformer_blocks.*.ff.gate",

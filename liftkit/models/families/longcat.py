@@ -42,7 +42,6 @@ LONGCAT = Architecture(
     latent_patch=two_by_two,
     conditioning=random(encoder_hidden_states=(7, "joint_attention_dim")),
     arguments=with_ids(counted=True, plane=1, origin=TEXT),
-    pipelines=("LongCatImagePipeline",),
     rescale=_rescale,
     reference=("norm_out",),
     adapters=ADAPTERS,

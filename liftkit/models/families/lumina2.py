@@ -31,7 +31,6 @@ LUMINA2 = Architecture(
     clock=Clock.ONE_MINUS_SIGMA,
     sign=-1,
     conditioning=random(encoder_hidden_states=(7, "cap_feat_dim"), encoder_attention_mask=(7,)),
-    pipelines=("Lumina2Pipeline",),
     reference=("norm_out.linear_1",),
     adapters=(
         "layers.*.feed_forward.linear_1",

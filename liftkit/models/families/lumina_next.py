@@ -49,7 +49,6 @@ LUMINA_NEXT = Architecture(
     channel_keys=("in_channels",),
     conditioning=random(encoder_hidden_states=(8, "cross_attention_dim"), encoder_mask=(8,)),
     arguments=_rotation,
-    pipelines=("LuminaPipeline",),
     reference=("norm_out.linear_1",),
     adapters=("layers.*.feed_forward.linear_1", "layers.*.feed_forward.linear_2", "layers.*.feed_forward.linear_3"),
     guidance="batch conditional first",

@@ -44,7 +44,6 @@ NUCLEUS = Architecture(
     sign=-1,
     conditioning=random(encoder_hidden_states=(7, "joint_attention_dim"), encoder_hidden_states_mask=(7,)),
     arguments=_arguments,
-    pipelines=("NucleusMoEImagePipeline",),
     rescale=_rescale,
     reference=("norm_out",),
     adapters=(

@@ -67,7 +67,6 @@ OMNIGEN = Architecture(
     conditioning=_conditioning,
     arguments=_sequence,
     clean_inputs=("input_img_latents",),
-    pipelines=("OmniGenPipeline",),
     reference=("norm_out",),
     adapters=("layers.*.mlp.gate_up_proj", "layers.*.mlp.down_proj", "layers.*.self_attn.to_out.0"),
     guidance="batch conditional first",

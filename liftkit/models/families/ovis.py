@@ -14,7 +14,6 @@ OVIS = Architecture(
     latent_patch=two_by_two,
     conditioning=random(encoder_hidden_states=(7, "joint_attention_dim")),
     arguments=with_ids(counted=True),
-    pipelines=("OvisImagePipeline",),
     reference=("norm_out",),
     adapters=ADAPTERS,
     prompts=encoded("encoder_hidden_states", do_classifier_free_guidance=False),

@@ -31,7 +31,6 @@ PRX = Architecture(
     channel_keys=("in_channels",),
     conditioning=random(encoder_hidden_states=(7, "context_in_dim"), attention_mask=(7,)),
     refuse=_refuse,
-    pipelines=("PRXPipeline",),
     call={"use_resolution_binning": False},
     reference=("final_layer.adaLN_modulation",),
     adapters=("blocks.*.up_proj", "blocks.*.down_proj", "blocks.*.attention.to_out.0"),

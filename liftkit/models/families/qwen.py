@@ -12,20 +12,17 @@ import torch
 from torch import Tensor
 
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Config, Grid, Projection, padded, random
+from liftkit.models.spec import Architecture, Grid, Projection, padded, random
 
 LENGTH = 512
 """Tokens of a prompt where the model's folder names no other number."""
 
 
-def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dict[str, Any]:
-    text = random(encoder_hidden_states=(7, "joint_attention_dim"), encoder_hidden_states_mask=(7,))
-    layered = {"additional_t_cond": torch.zeros(batch, dtype=torch.long)} if config["use_additional_t_cond"] else {}
-    return {**text(config, batch, generator), **layered}
-
-
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {"img_shapes": [[(1, grid.rows, grid.columns)]] * grid.batch, **given}
+    """Layered is also given the kind of its pictures: 0, with opacity."""
+    layered = grid.config.get("use_additional_t_cond")
+    kind = {"additional_t_cond": torch.zeros(grid.batch, dtype=torch.long, device=grid.device)} if layered else {}
+    return {"img_shapes": [[(1, grid.rows, grid.columns)]] * grid.batch, **kind, **given}
 
 
 def _references(arguments: Mapping[str, Any]) -> Tensor | None:
@@ -58,10 +55,9 @@ QWEN_IMAGE = Architecture(
     inputs=(Projection("img_in", "cpq"),),
     outputs=(Projection("proj_out", "cpq"),),
     layout=Layout.TOKENS,
-    conditioning=_conditioning,
+    conditioning=random(encoder_hidden_states=(7, "joint_attention_dim"), encoder_hidden_states_mask=(7,)),
     arguments=_arguments,
     clean_tokens=_references,
-    pipelines=("QwenImagePipeline",),
     reference=("norm_out",),
     adapters=(
         "transformer_blocks.*.img_mlp.net.0.proj",

@@ -56,7 +56,6 @@ QWEN_IMAGE_21 = Architecture(
     conditioning=random(encoder_hidden_states=(7, "context_in_dim"), encoder_hidden_states_mask=(7,)),
     arguments=_arguments,
     clean_tokens=_references,
-    pipelines=("QwenImage21Pipeline",),
     reference=("norm_out",),
     adapters=(
         "transformer_blocks.*.img_mlp.proj",

@@ -40,7 +40,6 @@ SANA = Architecture(
     clock=Clock.THOUSAND_SIGMA,
     conditioning=random(encoder_hidden_states=(7, "caption_channels"), encoder_attention_mask=(7,)),
     refuse=_refuse,
-    pipelines=("SanaPipeline",),
     # It would render at the nearest trained size, and crop.
     call={"use_resolution_binning": False},
     adapters=("transformer_blocks.*.attn1.to_out.0", "transformer_blocks.*.attn2.to_out.0"),

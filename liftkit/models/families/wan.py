@@ -33,7 +33,6 @@ WAN = Architecture(
     clock=Clock.THOUSAND_SIGMA,
     conditioning=random(encoder_hidden_states=(7, "text_dim")),
     refuse=_refuse,
-    pipelines=("WanPipeline",),
     call={"num_frames": 1},
     adapters=("blocks.*.ffn.net.0.proj", "blocks.*.ffn.net.2", "blocks.*.attn1.to_out.0"),
     prompts=_prompts,

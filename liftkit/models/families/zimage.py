@@ -74,7 +74,6 @@ ZIMAGE = Architecture(
     conditioning=random(cap_feats=(7, "cap_feat_dim"), cap_mask=(7,)),
     arguments=_lists,
     refuse=_refuse,
-    pipelines=("ZImagePipeline",),
     reference=("all_final_layer.2-1.adaLN_modulation.1",),
     adapters=(
         "layers.*.feed_forward.w1",
