@@ -14,7 +14,7 @@ import torch
 import torch.utils.checkpoint
 
 import liftkit
-from liftkit.conversion.verify import TiedRun
+from liftkit.conversion.tied import TiedRun
 from liftkit.models.registry import architectures, lifted_class
 from liftkit.models.surgery import native_basis
 from tests import tiny

@@ -21,7 +21,8 @@ from liftkit.checkpoint.model import STEM, Weights, find_model
 from liftkit.conversion import verify
 from liftkit.conversion.card import model_card
 from liftkit.conversion.plan import copied_files
-from liftkit.conversion.verify import Proof, full_precision, prove
+from liftkit.conversion.proof import Proof
+from liftkit.conversion.verify import full_precision, prove
 from liftkit.conversion.write import write_components, write_transformer
 from liftkit.models.registry import architecture
 from liftkit.models.surgery import convert_transformer, lifted_tensors, native_basis

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from liftkit.checkpoint.record import versions
 from liftkit.checkpoint.source import check_unchanged
 from liftkit.checkpoint.weights import read_known
 from liftkit.conversion.card import adapter_card
 from liftkit.conversion.plan import Plan
-from liftkit.conversion.verify import Proof, on_projections
+from liftkit.conversion.proof import Pair, Proof
+from liftkit.conversion.standin import on_projections
 from liftkit.lift import Lift
 from liftkit.models.adapter import Adapter
 from liftkit.models.surgery import BASIS, held_in_full, lifted_tensors
@@ -41,7 +41,8 @@ def save_adapter(plan: Plan, lift: Lift, provenance: dict[str, Any], observer: O
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     stored = {**tensors, **lifted_tensors(spec, weights.read, lift, dtype)}
-    proof = _prove(plan, lift, stored, observer)
+    pair = Pair(spec, lift, plan.config, weights.read, stored.get, options.proof_steps, options.seed)
+    proof = on_projections(pair, observer).checked(lift)
     check_unchanged(plan.sources)
     kept = {name: tensor for name, tensor in stored.items() if name != BASIS}
     record = {
@@ -53,9 +54,3 @@ def save_adapter(plan: Plan, lift: Lift, provenance: dict[str, Any], observer: O
     adapter = Adapter(kept, None, lift, spec.lifted_name, plan.model.name, record)
     adapter.save(plan.output, adapter_card(adapter, [plan.model.path]), overwrite=options.overwrite)
     return proof
-
-
-def _prove(plan: Plan, lift: Lift, stored: dict[str, Tensor], observer: Observer) -> Proof:
-    read, steps, seed = plan.weights.read, plan.options.proof_steps, plan.options.seed
-    with observer.stage("prove: the projections", 3 * steps, "steps") as advance:
-        return on_projections(plan.spec, lift, plan.config, read, stored.get, steps, seed, advance).checked(lift)

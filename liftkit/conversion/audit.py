@@ -19,14 +19,16 @@ from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json
 from liftkit.checkpoint.record import read_record
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.checkpoint.source import list_files
-from liftkit.conversion.verify import Proof, check_copied, mismatch, on_projections, worst
+from liftkit.conversion.proof import Pair, Proof, worst
+from liftkit.conversion.standin import on_projections
+from liftkit.conversion.verify import check_copied, mismatch
 from liftkit.conversion.write import reference_file
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift, orthonormal_to
 from liftkit.models.load import cannot_load, limits
 from liftkit.models.registry import architecture, is_lifted, lifted_class
 from liftkit.models.spec import Architecture
-from liftkit.models.surgery import BASIS, check_lift, lifted_tensors
+from liftkit.models.surgery import BASIS, check_lift, lifted_names
 from liftkit.progress import Observer, Silent
 
 # What git and the Hub's client put into a folder.
@@ -219,7 +221,8 @@ class _Auditor:
         def original(name: str) -> Tensor | None:
             return read_tensor(header, name) if name in header.tensors else None
 
-        products = lifted_tensors(spec, original, lift, torch.float64)
+        pair = Pair(spec, lift, config, original, stored.read, STEPS)
+        products = pair.products(torch.float64)
         check.problems += filter(None, (mismatch(stored, name, value, SLACK) for name, value in products.items()))
         for name in sorted(header.tensors.keys() - products.keys()):
             reference, found = original(name), stored.read(name)
@@ -227,7 +230,7 @@ class _Auditor:
                 check.problems.append(f"{component}: tensor {name!r} is not the source's ({kept.as_posix()})")
         if check.problems:
             return len(products), None
-        proof = on_projections(spec, lift, config, original, stored.read, STEPS, 0)
+        proof = on_projections(pair)
         check.problems += [f"{component}: {problem}" for problem in proof.problems(lift)]
         return len(products), proof
 
@@ -238,8 +241,7 @@ class _Auditor:
         for component in self._transformers():
             spec, _, stored = self._transformer(component)
             source = model.weights(component)
-            changed = {f"{projection.path}.weight" for projection, _ in spec.projections}
-            changed |= {f"{projection.path}.bias" for projection in spec.outputs} | {BASIS}
+            changed = lifted_names(spec)
             check_copied(source, stored, changed)
             count += len(source.where.keys() - changed)
         check.detail = f"{count} tensors are the source's, byte for byte"

@@ -15,8 +15,9 @@ from liftkit.checkpoint.record import versions
 from liftkit.checkpoint.source import check_unchanged
 from liftkit.conversion.card import model_card
 from liftkit.conversion.plan import Plan, make_plan
+from liftkit.conversion.proof import Proof, worst
 from liftkit.conversion.result import Conversion
-from liftkit.conversion.verify import Proof, prove, worst
+from liftkit.conversion.verify import prove
 from liftkit.conversion.write import FileCopier, write_components, write_transformer
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift

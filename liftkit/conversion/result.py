@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from liftkit.conversion.plan import Plan
-from liftkit.conversion.verify import Proof
+from liftkit.conversion.proof import Proof
 from liftkit.lift import Lift
 from liftkit.tally import Tally
 

@@ -8,7 +8,6 @@ nothing. Patches are cut and flattened as the transformers themselves do it, not
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,65 +16,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liftkit.asymflow import calibrate, recover_velocity
-from liftkit.conversion.tied import TiedRun
-from liftkit.lift import Lift
-from liftkit.models.spec import LIFTED, Architecture, Config, Projection
-from liftkit.models.surgery import BASIS, RawChannels, lifted_tensors
+from liftkit.conversion.proof import Pair, Proof, Read
+from liftkit.models.spec import LIFTED, Architecture, Projection
+from liftkit.models.surgery import BASIS, RawChannels, lifted_names
+from liftkit.progress import Observer, Silent
 from liftkit.tokens import TokenOrder, patchify, unpatchify
 
-Read = Callable[[str], Tensor | None]
 
-
-def deviations(
-    spec: Architecture,
-    lift: Lift,
-    config: Config,
-    original: Read,
-    stored: Read,
-    steps: int,
-    seed: int,
-    advance: Callable[[float], None] = lambda amount: None,
-) -> tuple[float, float]:
-    """How far a latent model's projections and its pixel twin's come apart, with a toy network between them.
-
-    Args:
-        spec: the architecture.
-        lift: between the two.
-        config: of the transformer, with latent channels.
-        original: the source's tensor of a name.
-        stored: the converted model's tensor of a name.
-        steps: of Euler's method.
-        seed: of the noise.
-        advance: called with the number of steps done.
-
-    Returns:
-        The largest deviation with projections in full precision, and as stored.
-    """
-
-    full = lifted_tensors(spec, original, lift, torch.float32)
-    changed = set(full)
-
-    def exact(name: str) -> Tensor | None:
-        return full[name] if name in changed else stored(name)
+def on_projections(pair: Pair, observer: Observer | None = None) -> Proof:
+    """What tied runs through the projections alone find, with a toy network between them."""
+    changed, full = lifted_names(pair.spec), dict[str, Tensor]()
 
     def latent(name: str) -> Tensor | None:
         # What is copied may have been rounded, and is the same for both.
-        return original(name) if name in changed else stored(name)
+        return (pair.original if name in changed else pair.stored)(name)
 
     def pixel(read: Read) -> ToyNetwork:
-        return ToyNetwork(spec, read, lift.latent_patch, lift.rank, lift.fold, read(BASIS), lift.scale, source.unit)
+        lift = pair.lift
+        return ToyNetwork(
+            pair.spec, read, lift.latent_patch, lift.rank, lift.fold, read(BASIS), lift.scale, source.unit
+        )
 
-    run = TiedRun(spec, dict(config), lift, steps, seed)
-    source = ToyNetwork(spec, latent, lift.latent_patch, lift.rank)
-    reference = run.sample_latent(source)
-    advance(steps)
-    in_full = run.deviation(pixel(exact), reference)
-    advance(steps)
-    # Memory for the others.
-    full.clear()
-    as_stored = run.deviation(pixel(stored), reference)
-    advance(steps)
-    return in_full, as_stored
+    def exact() -> ToyNetwork:
+        full.update(pair.products(torch.float32))
+        return pixel(lambda name: full[name] if name in full else pair.stored(name))
+
+    source = ToyNetwork(pair.spec, latent, pair.lift.latent_patch, pair.lift.rank)
+    with (observer or Silent()).stage("prove: the projections", 3 * pair.steps, "steps") as advance:
+        return pair.walk("projections", lambda: source, lambda: pixel(pair.stored), exact, advance)
 
 
 @dataclass

@@ -16,9 +16,9 @@ source's, copied by the kernel or compared byte for byte: together that is the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,75 +27,16 @@ from torch import Tensor
 
 from liftkit.checkpoint.model import Weights, find_model, read_json, read_weights
 from liftkit.checkpoint.rewrite import compare_files, torch_dtype
-from liftkit.conversion.standin import Read, deviations
-from liftkit.conversion.tied import TiedRun
+from liftkit.conversion.proof import Pair, Proof
+from liftkit.conversion.standin import on_projections
 from liftkit.errors import LiftkitError, ProofError
 from liftkit.lift import Lift
-from liftkit.models.flow import open_flow
+from liftkit.models.flow import FlowModel, open_flow
 from liftkit.models.load import load_component
-from liftkit.models.spec import Architecture, Config
-from liftkit.models.surgery import lifted_tensors
+from liftkit.models.spec import Architecture
+from liftkit.models.surgery import lifted_names
 from liftkit.options import ProofKind
 from liftkit.progress import Observer, Silent
-
-EXACT_TOLERANCE = 1e-3
-# Each stored number is off by half a unit in the last place at most; over a few steps of a network that grows to
-# some tens of units. More than this is a fault, not rounding.
-STORED_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-
-
-@dataclass
-class Proof:
-    """What the proof found; deviations are relative to the largest value of the run they compare with.
-
-    Args:
-        exact: largest deviation with projections in full precision, over all steps and the final sample.
-        stored: the same with the projections as stored.
-        steps: Euler steps.
-        tokens: the grid, rows and columns.
-        dtype: of the stored projections.
-        kind: whether it ran on the assembled ``model`` or on the ``projections`` alone.
-    """
-
-    exact: float
-    stored: float
-    steps: int
-    tokens: tuple[int, int]
-    dtype: str
-    kind: str = "model"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
-
-    def problems(self, lift: Lift) -> list[str]:
-        """The deviations beyond their tolerance, a line each; none if the proof holds."""
-        exactly = exact_tolerance(lift)
-        rounded = max(STORED_TOLERANCE.get(getattr(torch, self.dtype), EXACT_TOLERANCE), exactly)
-        return [
-            f"the pixel model {what} deviates from its source by {value:.2e} of the range, allowed {allowed:.0e}"
-            for value, allowed, what in (
-                (self.exact, exactly, "in full precision"),
-                (self.stored, rounded, f"as stored in {self.dtype}"),
-            )
-            if not value <= allowed
-        ]
-
-    def checked(self, lift: Lift) -> Proof:
-        """This proof.
-
-        Raises:
-            ProofError: if it does not hold.
-        """
-        for problem in self.problems(lift):
-            raise ProofError(f"the proof failed: {problem}; the output was discarded")
-        return self
-
-
-def worst(proofs: Sequence[Proof]) -> Proof:
-    """The proof of several transformers with one lift: the largest deviations of any."""
-    exact, stored = (max(getattr(each, name) for each in proofs) for name in ("exact", "stored"))
-    return replace(proofs[0], exact=exact, stored=stored)
 
 
 def prove(
@@ -130,13 +71,13 @@ def prove(
     """
     weights, stored = read_weights(source / component), read_weights(converted / component)
     observer = observer or Silent()
-    dtypes = {name: stored_dtype(stored, name) for name in stored.where}
-    changed = check_stored(stored, lifted_tensors(spec, weights.read, lift, dtypes))
+    pair = Pair(
+        spec, lift, read_json(source / component / "config.json"), weights.read, stored.read, steps=steps, seed=seed
+    )
+    check_stored(stored, pair.products({name: stored_dtype(stored, name) for name in stored.where}))
     if kind != "projections":
-        case = _Case(spec, lift, weights, stored, changed, component, device, steps, seed)
         try:
-            with full_precision(), observer.stage("prove: sampling both models", 3 * steps, "steps") as advance:
-                return _on_model(case, source, converted, advance).checked(lift)
+            return _on_model(pair, stored, source, converted, component, device, observer).checked(lift)
         except (torch.OutOfMemoryError, MemoryError) as error:
             if kind == "model":
                 raise LiftkitError(
@@ -145,74 +86,32 @@ def prove(
                 ) from error
         observer.note(f"the transformer does not fit into the memory of {device}; proving on the projections")
     if not compared:
-        check_copied(weights, stored, changed)
-    config = read_json(source / component / "config.json")
-    with observer.stage("prove: the projections", 3 * steps, "steps") as advance:
-        return on_projections(spec, lift, config, weights.read, stored.read, steps, seed, advance).checked(lift)
+        check_copied(weights, stored, lifted_names(spec))
+    return on_projections(pair, observer).checked(lift)
 
 
-def on_projections(
-    spec: Architecture,
-    lift: Lift,
-    config: Config,
-    original: Read,
-    stored: Read,
-    steps: int,
-    seed: int,
-    advance: Callable[[float], None] = lambda amount: None,
+def _on_model(
+    pair: Pair, stored: Weights, source: Path, converted: Path, component: str, device: str, observer: Observer
 ) -> Proof:
-    """What a tied run through the projections alone finds; arguments as :func:`liftkit.conversion.standin.deviations`."""
-    found = deviations(spec, lift, config, original, stored, steps, seed, advance)
-    return Proof(*found, steps, spec.proof_grid, projection_dtype(spec, stored), "projections")
+    """What tied runs of the assembled models in float32 find, of which one is in memory at a time."""
+    models = [_load(source, component, device)]
+    round_as_stored(models[0], stored, lifted_names(pair.spec))
+    pair = replace(pair, config=dict(models[0].config))
+
+    def twin() -> FlowModel:
+        models.append(_load(converted, component, device))
+        return open_flow(models[0])
+
+    def exact() -> FlowModel:
+        models[0].load_state_dict({**models[0].state_dict(), **pair.products(torch.float32)}, strict=True)
+        return open_flow(models[0])
+
+    with full_precision(), observer.stage("prove: sampling both models", 3 * pair.steps, "steps") as advance:
+        return pair.walk("model", lambda: open_flow(models.pop()), twin, exact, advance, device)
 
 
-def projection_dtype(spec: Architecture, stored: Read) -> str:
-    """In which the projections are stored, such as ``bfloat16``."""
-    weight = stored(f"{spec.outputs[0].path}.weight")
-    assert weight is not None
-    return str(weight.dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True)
-class _Case:
-    """What is to be proved on the assembled models."""
-
-    spec: Architecture
-    lift: Lift
-    source: Weights
-    stored: Weights
-    changed: set[str]
-    component: str
-    device: str
-    steps: int
-    seed: int
-
-
-def _on_model(case: _Case, source: Path, converted: Path, advance: Callable[[float], None]) -> Proof:
-    """What a tied run of the assembled models in float32 finds, of which one is in memory at a time."""
-    latent = _load(source, case.component, case.device)
-    round_as_stored(latent, case.stored, case.changed)
-    run = TiedRun(case.spec, dict(latent.config), case.lift, case.steps, case.seed, case.device)
-    reference = run.sample_latent(open_flow(latent))
-    advance(case.steps)
-    del latent
-    twin = _load(converted, case.component, case.device)
-    as_stored = run.deviation(open_flow(twin), reference)
-    advance(case.steps)
-    full = lifted_tensors(case.spec, case.source.read, case.lift, torch.float32)
-    twin.load_state_dict({**twin.state_dict(), **full}, strict=True)
-    exact = run.deviation(open_flow(twin), reference)
-    advance(case.steps)
-    return Proof(
-        exact, as_stored, case.steps, case.spec.proof_grid, projection_dtype(case.spec, case.stored.read), "model"
-    )
-
-
-def check_stored(stored: Weights, products: Mapping[str, Tensor]) -> set[str]:
+def check_stored(stored: Weights, products: Mapping[str, Tensor]) -> None:
     """Raise unless the stored projections are the products in float64, rounded once: bit for bit.
-
-    Returns:
-        The names of the products.
 
     Raises:
         ProofError: naming the tensor that is not.
@@ -221,7 +120,6 @@ def check_stored(stored: Weights, products: Mapping[str, Tensor]) -> set[str]:
         wrong = mismatch(stored, name, product)
         if wrong:
             raise ProofError(f"the proof failed: {wrong}; the output was discarded")
-    return set(products)
 
 
 def mismatch(stored: Weights, name: str, product: Tensor, slack: float = 0.0) -> str:
@@ -269,13 +167,6 @@ def round_as_stored(latent: Any, stored: Weights, products: Container[str]) -> N
     for name, tensor in latent.state_dict().items():
         if name in stored.where and name not in products:
             tensor.copy_(tensor.to(stored_dtype(stored, name)))
-
-
-def exact_tolerance(lift: Lift) -> float:
-    """What a deviation in full precision may be: rounding, and for an A that is itself rounded r max |A^T A - I|, which bounds
-    the norm of what the theorem takes for zero."""
-    error = lift.orthonormality()
-    return EXACT_TOLERANCE if error < 1e-4 else max(EXACT_TOLERANCE, lift.rank * error)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from liftkit.progress import Observer, Silent
 if TYPE_CHECKING:
     import torch
 
-    from liftkit.conversion.verify import Proof
+    from liftkit.conversion.proof import Proof
 
 
 def open_adapter(source: str | Path) -> Adapter:

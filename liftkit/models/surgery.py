@@ -191,6 +191,12 @@ def lifted_tensors(
     return result
 
 
+def lifted_names(spec: Architecture) -> set[str]:
+    """Names of the tensors that a conversion rewrites or adds; an output may have no bias."""
+    weights = {f"{projection.path}.weight" for projection, _ in spec.projections}
+    return weights | {f"{projection.path}.bias" for projection in spec.outputs} | {BASIS}
+
+
 def check_width(name: str, shape: tuple[int, ...] | None, raw: RawChannels, rank: int, where: object = "") -> None:
     """Raise unless a projection's weight takes or gives tokens of r numbers, and what else its blocks hold.
 
