@@ -136,7 +136,12 @@ class FitOptions:
     ] = None
     vae: Annotated[
         Path | None,
-        Option("Folder of another VAE of the same latent space to fit through.", "FOLDER", default="the model's"),
+        Option(
+            "Folder of another VAE of the same latent space to fit through; `taef2`: the small one of FLUX.2's that comes "
+            "with liftkit.",
+            "FOLDER",
+            default="the model's",
+        ),
     ] = None
     device: Device = "auto"
     seed: Annotated[

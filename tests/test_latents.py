@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +13,17 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 import liftkit
+from liftkit.color import to_signed
+from liftkit.data import demo
+from liftkit.embedded import TINY_FLUX2
 from liftkit.finetune.perceptual import make_perceptual
+from liftkit.fit.gallery import psnr
 from liftkit.lift import Lift
 from liftkit.models.latents import LatentSpace
 from liftkit.models.load import load_vae
 from liftkit.models.vaes import vae_geometry
-from tests import tiny
+from tests import tiny, vaes
+from tests.real import flux2_encoder
 
 Cli = Callable[..., tuple[int, str, str]]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -96,11 +102,12 @@ def test_fit_through_another_vae(cli: Cli, tmp_path: Path, image_folder: Path, m
             "8 channels at 1/2 of the image's size, the model's 4",
         ),
         (lambda path: tiny_vae(blocks=4).save_pretrained(path), "4 channels at 1/8"),
+        (lambda path: shutil.copytree(TINY_FLUX2 / "vae", path), "32 channels at 1/8"),
         (lambda path: path.mkdir(), "no VAE; give a folder"),
         (lambda path: path.write_bytes(b"taef2"), "no VAE; give a folder"),
         (lambda path: tiny.sd3_transformer().save_pretrained(path), "'SD3Transformer2DModel' is not supported"),
     ],
-    ids=["channels", "factor", "empty", "file", "no VAE"],
+    ids=["channels", "factor", "TAEF2", "empty", "file", "no VAE"],
 )
 def test_vaes_of_another_space_are_refused(
     cli: Cli, tmp_path: Path, model_folders: dict[str, Path], make: Callable[[Path], object], expected: str
@@ -113,13 +120,41 @@ def test_vaes_of_another_space_are_refused(
     assert not target.exists()
 
 
-def test_pooled_blocks_have_no_place_in_a_tiny_autoencoder(tmp_path: Path) -> None:
-    """Those of TAEF2: diffusers would leave them out without a word, and encode to other latents."""
+def test_a_tiny_autoencoder_with_tensors_of_another_class_is_refused(tmp_path: Path) -> None:
+    """diffusers would leave them out without a word, and encode to other latents."""
     tiny_vae().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
-    save_file({**tensors, "encoder.layers.1.pool.0.weight": torch.zeros(32, 8, 1, 1)}, tmp_path / WEIGHTS)
-    with pytest.raises(liftkit.UsageError, match="TAEF2 has pooled blocks"):
+    save_file({**tensors, "encoder.layers.1.more.weight": torch.zeros(32, 8, 1, 1)}, tmp_path / WEIGHTS)
+    with pytest.raises(liftkit.UsageError, match="no place in diffusers' AutoencoderTiny"):
         load_vae(tmp_path)
+
+
+def test_taef2_saved_as_a_tiny_autoencoder_is_opened_with_its_pooled_blocks(tmp_path: Path) -> None:
+    """Weights in that class's layout under its name, as others save them: diffusers alone leaves the blocks out."""
+    vae = vaes.small_flux2()
+    vae.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "_class_name": "AutoencoderTiny"}))
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    torch.testing.assert_close(LatentSpace(load_vae(tmp_path)).encode(images), LatentSpace(vae).encode(images))
+    with torch.no_grad():
+        without = AutoencoderTiny.from_pretrained(tmp_path).encode(images).latents
+    assert not torch.allclose(without, LatentSpace(vae).encode(images), atol=1e-2)
+
+
+def test_taef2_reconstructs_pictures() -> None:
+    space = LatentSpace(load_vae(Path("taef2")))
+    assert (space.factor, space.channels) == (8, 32)
+    images = to_signed(torch.from_numpy(demo.images(32, split="heldout")[0].transpose(0, 3, 1, 2).copy()))
+    latents = space.encode(images)
+    assert 0.8 < latents.std() < 1.0, "normalized, but for what a distilled encoder leaves out"
+    assert psnr(space.decode(latents), images).mean() > 24.0  # 25.0 over 256 of them
+
+
+def test_taef2_encodes_as_its_network_built_from_its_keys() -> None:
+    encoder = flux2_encoder()
+    images = torch.rand(2, 3, 32, 48) * 2 - 1
+    torch.testing.assert_close(LatentSpace(load_vae(Path("taef2"))).encode(images), encoder.encode(images))
 
 
 def test_features_of_a_tiny_autoencoder_are_refused() -> None:

@@ -24,6 +24,7 @@ TINY: dict[str, tuple[Callable[[], Any], int]] = {
     "AutoencoderKL": (vaes.kl, 2),
     "AutoencoderKLFlux2": (vaes.flux2, 2),
     "AutoencoderTiny": (vaes.small, 2),
+    "AutoencoderTinyFlux2": (vaes.small_flux2, 2),
     "AutoencoderDC": (vaes.dc, 4),
     "AutoencoderKLHunyuanImage": (vaes.hunyuan, 4),
     "AutoencoderKLQwenImage": (vaes.qwen, 2),
@@ -41,9 +42,8 @@ def raw(vae: Any, images: torch.Tensor) -> torch.Tensor:
         opaque = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
         return vae.encode(opaque[:, :, None]).latent_dist.mode()[:, :, 0]
     code = vae.encode(images)
-    return {"AutoencoderDC": lambda: code.latent, "AutoencoderTiny": lambda: code.latents}.get(
-        name, lambda: code.latent_dist.mode()
-    )()
+    given = {"AutoencoderDC": "latent", "AutoencoderTiny": "latents", "AutoencoderTinyFlux2": "latents"}.get(name)
+    return getattr(code, given) if given else code.latent_dist.mode()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -58,7 +58,7 @@ def test_every_family_encodes_to_normalized_latents_and_back(name: str, tmp_path
     assert latents.shape == (2, 4, 32 // factor, 48 // factor)
     with torch.no_grad():
         code = raw(vae, images)
-        if name in ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLHunyuanImage", "AutoencoderTiny"):
+        if name in ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLHunyuanImage") or "Tiny" in name:
             shift = vae.config.get("shift_factor") or 0.0
             expected = (code - shift) * vae.config.scaling_factor
         elif name == "AutoencoderKLFlux2":  # as its pipeline does it, on packed tokens

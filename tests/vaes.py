@@ -109,3 +109,10 @@ def small(factor: int = 2, **config: Any) -> Any:
     widths = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (8,) * blocks)
     numbers = dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1,) * blocks)
     return make("AutoencoderTiny", **widths, **numbers, **{"latent_channels": 4, **config})
+
+
+def small_flux2() -> Any:
+    """AutoencoderTinyFlux2: the same with pooled blocks."""
+    widths = dict.fromkeys(("encoder_block_out_channels", "decoder_block_out_channels"), (8, 8))
+    numbers = dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1, 1))
+    return make("AutoencoderTinyFlux2", **widths, **numbers, latent_channels=4)

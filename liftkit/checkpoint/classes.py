@@ -19,6 +19,8 @@ from liftkit.errors import UsageError
 
 ROOT = "DiffusionPipeline"
 LIBRARIES = ("diffusers", "transformers")
+AUTOENCODERS = ("PixelAutoencoder", "AutoencoderTinyFlux2")
+"""liftkit's own classes in the place of a VAE, for which diffusers answers too (:mod:`liftkit.models._diffusers`)."""
 # Classes of transformers that serve several models, and stand outside of their folders.
 _SHARED = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _SOURCES = ("modeling_*.py", "tokenization_*.py", "*process*.py", "feature_extraction_*.py")
@@ -79,7 +81,7 @@ def _is_known(library: str, name: str) -> bool:
         return name in _SHARED or _is_model_class(name)
     if library == "diffusers":
         # It answers for our own classes too.
-        return name[0].isupper() and (name.removeprefix("Asym") in _exported() or name == "PixelAutoencoder")
+        return name[0].isupper() and (name.removeprefix("Asym") in _exported() or name in AUTOENCODERS)
     return any(
         re.search(rf"^class {name}\b", text, re.MULTILINE) for text in _texts("diffusers", f"pipelines/{library}")
     )

@@ -11,6 +11,7 @@ from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.source import PICKLES, list_files, open_regular
 from liftkit.checkpoint.text import LFS, check_unmarked, read_json
 from liftkit.checkpoint.weights import STEMS, Library, Weights, read_weights
+from liftkit.embedded import VAES
 from liftkit.errors import UsageError
 from liftkit.tally import Tally
 
@@ -137,15 +138,17 @@ def _check_schedule(file: Path) -> None:
 
 
 def read_vae(path: Path) -> Component:
-    """The VAE in a folder of its own, or in that of a pipeline.
+    """The VAE in a folder of its own, in that of a pipeline, or an embedded one by its name.
 
     Raises:
         UsageError: if there is none, or a file is missing or broken.
     """
+    path = VAES.get(str(path), path)
     place = path if (path / CONFIG).is_file() else path / "vae"
     if not (place / CONFIG).is_file():
         raise UsageError(
-            f"{path}: no VAE; give a folder with the config.json and weights that diffusers saves, or a pipeline's folder"
+            f"{path}: no VAE; give a folder with the config.json and weights that diffusers saves, a pipeline's folder, or "
+            "'taef2' for FLUX.2's"
         )
     files = {file.relative_to(place).as_posix(): file for file in list_files(place, place)}
     return _model("vae", "diffusers", str(read_json(place / CONFIG).get("_class_name")), place, files)

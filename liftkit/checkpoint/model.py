@@ -16,7 +16,7 @@ from liftkit.checkpoint.text import check_unmarked
 from liftkit.checkpoint.text import read_json as read_json
 from liftkit.checkpoint.weights import STEM as STEM
 from liftkit.checkpoint.weights import Weights, read_weights
-from liftkit.embedded import DEMO, TINY_KLEIN
+from liftkit.embedded import MODELS
 from liftkit.errors import UsageError
 
 LONG_PROMPT = 512
@@ -102,7 +102,7 @@ def find_model(
     """A model folder from a path or a Hub id.
 
     Args:
-        model: a diffusers folder, ``demo`` for the embedded model (a folder of that name is ``./demo``), or
+        model: a diffusers folder, ``demo`` or ``tiny-flux2`` for the embedded ones (a folder of that name is ``./demo``), or
             ``organization/name`` on the Hub. The Hub's cache, offline mode and token
             are honored.
         check: called with a Hub model when its configs have come and its weights have not, so that a model that
@@ -113,7 +113,7 @@ def find_model(
         UsageError: if it is no diffusers pipeline, or the Hub does not give it.
     """
     # os.path leaves a ~ of nobody's as it is, where pathlib fails.
-    path = TINY_KLEIN if model == DEMO else Path(os.path.expanduser(model))
+    path = MODELS.get(model) or Path(os.path.expanduser(model))
     if not path.exists() and is_hub_id(model):
         return _from_hub(model, check, without)
     if not path.is_dir():

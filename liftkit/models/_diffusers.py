@@ -2,7 +2,7 @@
 
 ``DiffusionPipeline.from_pretrained`` looks a component's class up as an attribute of the library that
 ``model_index.json`` names. After ``import liftkit`` diffusers, whether it is imported before or after, answers
-for ``Asym*`` and ``PixelAutoencoder`` too; the classes themselves are built when first asked for.
+for ``Asym*`` and our autoencoders too; the classes themselves are built when first asked for.
 
 Three more places of diffusers compare classes or channels exactly, and take ours for strangers; :data:`_LESSONS` has one
 function for each, applied when that module is imported.
@@ -19,6 +19,8 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+
+from liftkit.checkpoint.classes import AUTOENCODERS
 
 
 def register() -> None:
@@ -37,6 +39,10 @@ def lifted(name: str) -> Any:
         from liftkit.models.autoencoder import PixelAutoencoder
 
         return PixelAutoencoder
+    if name == "AutoencoderTinyFlux2":
+        from liftkit.models.tiny_flux2 import AutoencoderTinyFlux2
+
+        return AutoencoderTinyFlux2
     if name.startswith("Asym"):
         from liftkit.models import registry, scheduler
 
@@ -55,7 +61,7 @@ def _teach(diffusers: ModuleType) -> None:
 
     class DiffusersWithLiftkit(stock):  # type: ignore[misc, valid-type]
         def __getattr__(self, name: str) -> Any:
-            found = lifted(name) if name.startswith(("Asym", "PixelAutoencoder")) else None
+            found = lifted(name) if name.startswith(("Asym", *AUTOENCODERS)) else None
             return super().__getattr__(name) if found is None else found
 
     diffusers.__class__ = DiffusersWithLiftkit

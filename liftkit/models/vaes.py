@@ -99,6 +99,8 @@ FAMILIES: dict[str, Family] = {
     "AutoencoderKLFlux2": Family(_halvings("block_out_channels"), BatchNorm()),
     # It has two such lists; what diffusers adds as block_out_channels is the decoder's.
     "AutoencoderTiny": Family(_halvings("encoder_block_out_channels")),
+    # Ours: TAEF2, whose latents are FLUX.2's normalized ones.
+    "AutoencoderTinyFlux2": Family(_halvings("encoder_block_out_channels")),
     "AutoencoderDC": Family(_halvings("encoder_block_out_channels")),
     "AutoencoderKLHunyuanImage": Family(lambda config: config["spatial_compression_ratio"]),
     "AutoencoderKLQwenImage": Family(

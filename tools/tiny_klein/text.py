@@ -81,3 +81,10 @@ def embed(prompts: list[str]) -> Tensor:
     return Flux2KleinPipeline._get_qwen3_prompt_embeds(
         encoder(len(words)), words, prompts, max_sequence_length=MAX_TOKENS, hidden_states_layers=list(LAYERS)
     )
+
+
+def captions(scenes: list[demo.Scene]) -> tuple[Tensor, Tensor]:
+    """The number of each scene's caption, (n,), and the features of all captions, (161, 12, 96), the empty one last."""
+    order = {scene: index for index, scene in enumerate(demo.all_scenes())}
+    numbers = torch.tensor([order[scene] for scene in scenes])
+    return numbers, embed([scene.prompt for scene in demo.all_scenes()] + [""])
