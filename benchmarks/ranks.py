@@ -1,12 +1,12 @@
 r"""Which rank a small pixel model wants that is trained from nothing: python benchmarks/ranks.py --data ranks.npz --json ranks.json
 
-Networks of JiT's kind (depth 6, width 192, patches of 8 x 8, so that D = 192) are trained on the demonstration data at equal steps, one
-for each rank and seed. Runs of a seed share data order, noise, noise levels and, beside the rows that read the subspace, their first weights. Each
-is judged with its averaged weights on held-out data: squared error of the denoised images by noise level, and on samples (Heun's
-method): what the oracle reads, and Frechet distances.
+Networks of JiT's kind (depth 6, width 192, patches of 8 x 8, so that D = 192) are trained on the demonstration data at equal
+steps, one for each rank and seed. Runs of a seed share data order, noise, noise levels and their first weights, but for the rows
+that read the subspace. Each is judged with its averaged weights: by the squared error of held-out images by noise level, and on
+samples (Heun's method) by what the oracle reads and by Frechet distances.
 
-The data are drawn once and kept: python benchmarks/ranks.py --data ranks.npz --draw. On a GPU the number of steps follows from
-``--seconds``; several processes train beside each other. On a CPU give ``--steps``.
+The data are drawn once and kept: python benchmarks/ranks.py --data ranks.npz --draw. On a GPU the number of steps
+follows from ``--seconds``; several processes train beside each other. On a CPU give ``--steps``.
 """
 
 from __future__ import annotations
