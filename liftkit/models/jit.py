@@ -101,10 +101,8 @@ class JiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if self.context_embed is not None:
             nn.init.normal_(self.context_embed, std=0.02)
         # Every block is the identity at first, and every answer 0.
-        zero = [self.norm_out.linear, self.proj_out]
-        for block in self.transformer_blocks:
-            zero.append(block.modulation.linear)
-        for linear in zero:
+        modulations = [module for module in self.modules() if isinstance(module, Modulation | Modulated)]
+        for linear in (*(module.linear for module in modulations), self.proj_out):
             nn.init.zeros_(linear.weight)
 
     @torch.no_grad()
