@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from liftkit.data.captioned import CaptionedFolder, WebDataset
-from liftkit.data.captions import Captions, plain_name, read_metadata
+from liftkit.data.captions import plain_name
+from liftkit.data.metadata import Metadata, read_metadata
 from liftkit.data.training import TrainingData
 from liftkit.errors import UsageError
+from liftkit.tally import Tally
 
 
 def draw(path: Path, color: str = "red") -> None:
@@ -116,9 +118,9 @@ def test_captions_that_are_no_text_are_all_named_and_their_pictures_are_not_blam
 )
 def test_names_in_metadata(name: str, found: str | None) -> None:
     known = ["images/a.png", "images/é.png", "a/same.png", "b/same.png"]
-    table = Captions(known)
+    table = Metadata(known, Tally("lines of metadata"))
     table.add("", iter([(1, {"file_name": name, "text": "x"})]), "metadata.jsonl")
-    assert [picture for picture in known if table.get(picture)] == ([found] if found else [])
+    assert [picture for picture in known if table.of(picture)] == ([found] if found else [])
     assert (table.lines.used, table.lines.lost) == ((1, 0) if found else (0, 1))
 
 
@@ -354,7 +356,7 @@ def test_braces_have_a_limit() -> None:
 @given(st.sampled_from(["jsonl", "csv"]), st.text(max_size=200), st.booleans())
 def test_any_lines_of_metadata_are_read_or_refused(kind: str, text: str, headed: bool) -> None:
     text = f"file_name,text\n{text}" if headed and kind == "csv" else text
-    table = Captions(["a.png"])
+    table = Metadata(["a.png"], Tally("lines of metadata"))
     try:
         table.add("", read_metadata(kind, iter(text.splitlines(keepends=True)), "metadata"), "metadata")
     except UsageError as error:
@@ -365,7 +367,7 @@ def test_any_lines_of_metadata_are_read_or_refused(kind: str, text: str, headed:
 @given(st.text(max_size=60))
 def test_any_name_is_compared(name: str) -> None:
     assert plain_name(plain_name(name)) == plain_name(name)
-    table = Captions(["a.png", "b/a.png"])
+    table = Metadata(["a.png", "b/a.png"], Tally("lines of metadata"))
     table.add("b", iter([(1, {"file_name": name, "text": "x"})]), "metadata")
     assert table.lines.found == 1
 

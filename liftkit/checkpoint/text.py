@@ -37,10 +37,15 @@ def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
         UsageError: if it cannot be read, is larger than the limit, or is no text in UTF-8 or UTF-16.
     """
     with open_regular(path) as file:
-        raw = _read(file, limit + 1)
+        return text_of(file, str(path), limit)
+
+
+def text_of(file: IO[bytes], where: str, limit: int = TEXT_LIMIT) -> str:
+    """The text of an open file, called ``where`` in messages; see :func:`read_text`."""
+    raw = _read(file, limit + 1)
     if len(raw) > limit:
-        raise UsageError(f"{path}: larger than {limit / 1e6:.0f} MB, too large for a text file; is it the right file?")
-    return decode_text(raw, str(path))
+        raise UsageError(f"{where}: larger than {limit / 1e6:.0f} MB, too large for a text file; is it the right file?")
+    return decode_text(raw, where)
 
 
 def decode_text(raw: bytes, where: str) -> str:
@@ -105,16 +110,15 @@ def lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line.removesuffix("\r")
 
 
-def stream_lines(file: IO[bytes], where: str, limit: int = LINE_LIMIT) -> Iterator[str]:
+def stream_lines(file: IO[bytes], where: str) -> Iterator[str]:
     """The lines of a text file of any length, read as they are asked for, each with its ``\\n``.
 
     Args:
         file: at its beginning.
         where: what to call it in a message.
-        limit: characters of a line at most.
 
     Raises:
-        UsageError: if it is no text in UTF-8 or UTF-16, or a line is longer.
+        UsageError: if it is no text in UTF-8 or UTF-16, or a line is longer than :data:`LINE_LIMIT`.
     """
     part = file.read(_CHUNK)
     decoder = codecs.getincrementaldecoder("utf-16" if part.startswith(_UTF16) else "utf-8-sig")()
@@ -133,8 +137,10 @@ def stream_lines(file: IO[bytes], where: str, limit: int = LINE_LIMIT) -> Iterat
             pieces, length = [], 0
         pieces.append(rest)
         length += len(rest)
-        if length > limit:
-            raise UsageError(f"{where}: line {number + 1} is longer than {limit / 1e6:.0f} MB; is it the right file?")
+        if length > LINE_LIMIT:
+            raise UsageError(
+                f"{where}: line {number + 1} is longer than {LINE_LIMIT / 1e6:.0f} MB; is it the right file?"
+            )
         if not part:
             break
         if "\0" in text:

@@ -11,19 +11,9 @@ import torch
 from torch import Tensor
 
 from liftkit.checkpoint.source import open_regular
-from liftkit.checkpoint.text import read_text, stream_lines
 from liftkit.data import demo
-from liftkit.data.captions import (
-    CAPTION_LIMIT,
-    NOT_TAKEN,
-    Captions,
-    caption_in,
-    looks_like_captions,
-    metadata_kind,
-    plain_name,
-    read_metadata,
-    sidecars,
-)
+from liftkit.data.caption_files import CaptionFiles
+from liftkit.data.captions import plain_name
 from liftkit.data.hub import HubDataset
 from liftkit.data.images import check_folder, covered, no_pictures
 from liftkit.data.picture_files import scan
@@ -124,19 +114,18 @@ class CaptionedFolder(EncodedSource):
         if not self.files:
             raise UsageError(f"{path}: {no_pictures(found.tally)}")
         self.name = self.path.resolve().name
-        self._names = [self._plain(file) for file in self.files]
-        others = {self._plain(file): file for file in found.others}
-        beside, left = sidecars(self._names, others)
-        self._beside = {picture: others[text] for picture, text in beside.items()}
-        self._captions = Captions(self._names)
-        tables = [name for name in others if metadata_kind(name)]
-        for name in sorted(tables, key=lambda name: (name.count("/"), name)):
-            self._read_metadata(name, others[name])
-        files = Tally("caption files", used=len(set(beside.values())) + len(tables))
-        for name in others:
-            if name not in tables and name not in beside.values() and looks_like_captions(name):
-                files.leave_out(name, left.get(name, NOT_TAKEN))
-        self.texts = [self._captions.lines, files]
+        self._names = [plain_name(self.label(index)) for index in range(len(self.files))]
+        others = {plain_name(file.relative_to(self.path).as_posix()): file for file in found.others}
+        lines, files = self.texts = [Tally("lines of metadata"), Tally("caption files")]
+        self._captions = CaptionFiles(
+            self._names,
+            others,
+            lambda name: open_regular(others[name]),
+            lambda name: str(others[name]),
+            str,
+            lines,
+            files,
+        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -155,25 +144,8 @@ class CaptionedFolder(EncodedSource):
 
     def caption(self, index: int) -> str:
         """See :class:`CaptionedSource`."""
-        name = self._names[index]
-        beside = self._beside.get(name)
-        if beside is not None:
-            found = caption_in(read_text(beside, CAPTION_LIMIT), str(beside))
-            if not found and found is not None:
-                self.empty_caption(self._plain(beside))
-            if found is not None:
-                return found
-            self.without_caption(self._plain(beside))
-        return self._captions.get(name)
+        return self._captions.of(self._names[index])
 
     def describe(self) -> dict[str, Any]:
         """See :class:`CaptionedSource`."""
         return {"source": "folder", "name": self.name, "images": len(self)}
-
-    def _read_metadata(self, name: str, path: Path) -> None:
-        with open_regular(path) as file:
-            entries = read_metadata(metadata_kind(name) or "", stream_lines(file, str(path)), str(path))
-            self._captions.add(name.rpartition("/")[0], entries, name)
-
-    def _plain(self, path: Path) -> str:
-        return plain_name(path.relative_to(self.path).as_posix())

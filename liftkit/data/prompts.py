@@ -9,7 +9,8 @@ from typing import Any
 
 from liftkit.checkpoint.text import lines, read_text
 from liftkit.data import demo
-from liftkit.data.captions import CAPTION_KEYS, caption_of, csv_rows
+from liftkit.data.captions import CAPTION_KEYS, caption_of
+from liftkit.data.metadata import csv_rows
 from liftkit.errors import UsageError
 
 LINES = (".jsonl", ".ndjson")

@@ -18,19 +18,9 @@ from typing import IO, Any
 
 from liftkit.checkpoint.files import reason
 from liftkit.checkpoint.source import open_regular
-from liftkit.checkpoint.text import decode_text, stream_lines
 from liftkit.data.braces import expand_braces
-from liftkit.data.captions import (
-    CAPTION_LIMIT,
-    NOT_TAKEN,
-    Captions,
-    caption_in,
-    looks_like_captions,
-    metadata_kind,
-    plain_name,
-    read_metadata,
-    sidecars,
-)
+from liftkit.data.caption_files import CaptionFiles
+from liftkit.data.captions import looks_like_captions, plain_name, sidecars
 from liftkit.data.picture_files import HIDDEN, is_hidden, picture_ending
 from liftkit.data.picture_kinds import ENDINGS, HEAD, NOT_READ, TEXTS, format_of
 from liftkit.data.pictures import PictureError
@@ -55,16 +45,12 @@ class _Shard:
         path: of the file.
         pictures, others: places by plain name, in the order of the file.
         links: names of members that are no regular files, without pictures.
-        beside: the member that holds the caption, by picture.
-        captions: by metadata.
     """
 
     path: Path
     pictures: dict[str, Place] = field(default_factory=dict)
     others: dict[str, Place] = field(default_factory=dict)
     links: list[str] = field(default_factory=list)
-    beside: dict[str, str] = field(default_factory=dict)
-    captions: Captions = field(default_factory=lambda: Captions([]))
 
     def label(self, name: str) -> str:
         """What to call a member in messages."""
@@ -93,9 +79,10 @@ class WebDataset(EncodedSource):
         self.tally = Tally("images")
         lines, files = Tally("lines of metadata"), Tally("caption files")
         self.samples: list[tuple[_Shard, str]] = []
+        self._captions: dict[Path, CaptionFiles] = {}
         for tar in self.tars:
             shard = _index(tar, self.tally)
-            _find_captions(shard, lines, files)
+            self._captions[tar] = _captions(shard, lines, files)
             self.samples += [(shard, name) for name in shard.pictures]
         self.texts = [lines, files]
         if not self.samples:
@@ -128,19 +115,7 @@ class WebDataset(EncodedSource):
     def caption(self, index: int) -> str:
         """See :class:`CaptionedSource`: ``key.txt``, else ``text``, ``caption`` or ``prompt`` in ``key.json``."""
         shard, name = self.samples[index]
-        beside = shard.beside.get(name)
-        if beside is not None:
-            where = f"{shard.path}: {beside}"
-            if shard.others[beside][1] > CAPTION_LIMIT:
-                raise UsageError(f"{where}: larger than {CAPTION_LIMIT / 1e6:.0f} MB, too large for a caption")
-            with _member(shard.path, shard.others[beside]) as file:
-                found = caption_in(decode_text(file.read(CAPTION_LIMIT), where), where)
-            if not found and found is not None:
-                self.empty_caption(shard.label(beside))
-            if found is not None:
-                return found
-            self.without_caption(shard.label(beside))
-        return shard.captions.get(name)
+        return self._captions[shard.path].of(name)
 
     def describe(self) -> dict[str, Any]:
         """See :class:`CaptionedSource`."""
@@ -290,9 +265,9 @@ def _parts_of_samples(shard: _Shard) -> list[str]:
     return found
 
 
-def _find_captions(shard: _Shard, lines: Tally, files: Tally) -> None:
-    """Which members hold the captions of a shard's pictures."""
-    shard.beside, left = sidecars(shard.pictures, shard.others)
+def _captions(shard: _Shard, lines: Tally, files: Tally) -> CaptionFiles:
+    """The captions of a shard's pictures."""
+    beside, left = sidecars(shard.pictures, shard.others)
     short: dict[str, list[str]] = {}
     for name in shard.pictures:
         folder, slash, base = name.rpartition("/")
@@ -300,20 +275,19 @@ def _find_captions(shard: _Shard, lines: Tally, files: Tally) -> None:
     for text in list(left):
         # webdataset's own key, all up to the first dot: 0001.txt for 0001.image.jpg.
         pictures = short.get(text.rpartition(".")[0], [])
-        if len(pictures) == 1 and pictures[0] not in shard.beside:
-            shard.beside[pictures[0]] = text
+        if len(pictures) == 1 and pictures[0] not in beside:
+            beside[pictures[0]] = text
             del left[text]
-    shard.captions = Captions(list(shard.pictures), lines)
-    tables = [name for name in shard.others if metadata_kind(name)]
-    for name in sorted(tables, key=lambda name: (name.count("/"), name)):
-        with _member(shard.path, shard.others[name]) as file:
-            entries = read_metadata(
-                metadata_kind(name) or "", stream_lines(file, f"{shard.path}: {name}"), f"{shard.path}: {name}"
-            )
-            shard.captions.add(name.rpartition("/")[0], entries, shard.label(name))
-    files.use(len(set(shard.beside.values())) + len(tables))
-    used = {*shard.beside.values(), *tables}
-    for name in (name for name in shard.others if name not in used and looks_like_captions(name)):
-        files.leave_out(shard.label(name), left.get(name, NOT_TAKEN))
+    found = CaptionFiles(
+        list(shard.pictures),
+        shard.others,
+        lambda name: _member(shard.path, shard.others[name]),
+        lambda name: f"{shard.path}: {name}",
+        shard.label,
+        lines,
+        files,
+        (beside, left),
+    )
     for name in filter(looks_like_captions, shard.links):
         files.leave_out(shard.label(name), LINKS)
+    return found

@@ -10,7 +10,6 @@ from typing import IO, Any, Protocol
 
 from torch import Tensor
 
-from liftkit.data.captions import WITHOUT
 from liftkit.data.images import covered
 from liftkit.data.pictures import READER, PictureError, decoded, look
 from liftkit.tally import Tally
@@ -100,17 +99,6 @@ class EncodedSource(ABC):
     def has_captions(self) -> bool:
         """See :class:`CaptionedSource`."""
         return any(self.caption(index) for index in range(len(self)))
-
-    def empty_caption(self, name: str) -> None:
-        """Count a caption file that is empty: its image is trained with the empty prompt."""
-        self.texts[-1].remark(name, "empty")
-
-    def without_caption(self, name: str) -> None:
-        """Count a caption file that turned out to hold none."""
-        files = self.texts[-1]
-        if name not in files.left_out.get(WITHOUT, {}):
-            files.leave_out(name, WITHOUT)
-            files.use(-1)
 
     def key(self, index: int) -> str:
         """The reader's name and the SHA-256 of the file."""

@@ -23,7 +23,7 @@ from liftkit.checkpoint.lock import claim
 from liftkit.checkpoint.model import ModelFolder, read_json
 from liftkit.checkpoint.record import versions
 from liftkit.color import to_uint8
-from liftkit.data.captions import METADATA_LINES
+from liftkit.data.metadata import METADATA_LINES
 from liftkit.errors import UsageError
 from liftkit.models.sampling import Loaded, check_size, load_pipeline, sample, state_noise
 from liftkit.options import GenerateOptions
