@@ -64,18 +64,6 @@ def all_scenes() -> list[Scene]:
     return [Scene(*choice) for choice in product(range(len(DIGITS)), range(len(COLORS)), range(len(BACKGROUNDS)))]
 
 
-def scene_of(prompt: str) -> Scene:
-    """The scene that a prompt of the demo data asks for.
-
-    Raises:
-        ValueError: if the prompt is none of the 160.
-    """
-    for scene in all_scenes():
-        if scene.prompt == prompt:
-            return scene
-    raise ValueError(f"prompt {prompt!r} is none of the demo data's; one of them is {all_scenes()[0].prompt!r}")
-
-
 def scene_at(index: int, *, split: Split = "train", seed: int = 0) -> Scene:
     """The scene of image ``index`` without drawing it."""
     return _choose(_generator(index, split, seed))

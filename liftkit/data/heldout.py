@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from liftkit.data.captioned import DemoCaptioned
-from liftkit.data.images import BROKEN
+from liftkit.data.pictures import PictureError
 from liftkit.data.source import CaptionedSource, Size
 from liftkit.errors import UsageError
 
@@ -134,7 +134,7 @@ def _chosen(source: CaptionedSource, order: list[int], share: int) -> Iterator[i
 def _opens(source: CaptionedSource, index: int) -> bool:
     try:
         source.size(index)
-    except BROKEN:
+    except PictureError:
         return False
     return True
 
@@ -142,6 +142,6 @@ def _opens(source: CaptionedSource, index: int) -> bool:
 def _decodes(source: CaptionedSource, index: int) -> bool:
     try:
         source.image(index, (16, 16))
-    except BROKEN:
+    except PictureError:
         return False
     return True

@@ -206,27 +206,6 @@ def prefetch(
             pool.shutdown(cancel_futures=True)
 
 
-BROKEN = (PictureError,)
-"""What reading a picture raises."""
-
-
-def load_image(path: Path, resolution: int, multiple: int) -> Tensor:
-    """One image file as uint8 (3, S, S): see :func:`~liftkit.data.pictures.decoded`, shrunk (never enlarged) and
-    cropped about its center.
-
-    Args:
-        path: of the file.
-        resolution: the side at most.
-        multiple: the side is divisible by this.
-
-    Raises:
-        PictureError: if it cannot be read, or is smaller than ``multiple``.
-    """
-    name = str(path)
-    with open_picture_file(path, name) as file, decoded(file, name, resolution) as image:
-        return fitted(image, name, resolution, multiple)
-
-
 def fitted(image: Image, name: str, resolution: int, multiple: int) -> Tensor:
     """The largest square of whole tokens of an RGB picture, uint8 (3, S, S).
 

@@ -45,11 +45,6 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
     return (means + a.covariance.trace() + b.covariance.trace() - 2 * roots).clamp(min=0).item()
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """:func:`frechet` of two samples, (n, d) and (m, d)."""
-    return frechet(gaussian(a), gaussian(b))
-
-
 def patch_frechet(images: Tensor, reference: Tensor) -> float:
     """Frechet distance of mean-removed 8 x 8 patches, second-order statistics of detail.
 

@@ -179,10 +179,9 @@ def source_jacobian(
     color: ColorSpace,
     seed: int,
     observer: Observer,
-    images: int = JACOBIAN_IMAGES,
 ) -> torch.Tensor:
     """The mean Jacobian of decoder and color transform at the latents of a source's first images, (D, r)."""
-    count = min(images, len(source))
+    count = min(JACOBIAN_IMAGES, len(source))
     generator = torch.Generator().manual_seed(seed)
     total: torch.Tensor | None = None
     done = 0

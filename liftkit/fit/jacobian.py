@@ -25,6 +25,7 @@ from liftkit.options import ScaleRule
 from liftkit.tokens import patchify, unpatchify
 
 SPACING = 3
+"""Tokens from one probe to the next; small images take what fits."""
 DIRECTIONS = 16
 
 
@@ -33,7 +34,6 @@ def mean_jacobian(
     latents: Tensor,
     latent_patch: int,
     *,
-    spacing: int = SPACING,
     generator: torch.Generator | None = None,
     advance: Callable[[float], None] = lambda images: None,
 ) -> Tensor:
@@ -43,7 +43,6 @@ def mean_jacobian(
         decode: normalized latents (B, C, h, w) to colors (B, 3, H, W), differentiable.
         latents: where to differentiate, (B, C, h, w); sides divisible by ``latent_patch``.
         latent_patch: side of the latent patch of one token.
-        spacing: tokens from one probe to the next; small images take what fits.
         generator: of offsets and signs.
         advance: called with the number of images done.
 
@@ -54,7 +53,7 @@ def mean_jacobian(
     rank = latents.shape[1] * latent_patch**2
     total, probes = torch.zeros(0), 0
     for latent in latents.split(1):
-        mask, signs = _lattice(rows, columns, spacing, generator)
+        mask, signs = _lattice(rows, columns, generator)
         chosen = mask.nonzero()[:, 0]
         columns_of_j = []
         for directions in torch.arange(rank).split(DIRECTIONS):
@@ -121,10 +120,10 @@ def fit_jacobian(
     return Lift(basis, best, isqrt(dim // 3), latent_patch, space, {"kind": "jacobian", "scale_rule": "jacobian"})
 
 
-def _lattice(rows: int, columns: int, spacing: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def _lattice(rows: int, columns: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """A lattice of tokens at a random offset, (N,) bool, and random signs (N,) for them."""
-    down, across = (int(torch.randint(min(spacing, size), (1,), generator=generator)) for size in (rows, columns))
+    down, across = (int(torch.randint(min(SPACING, size), (1,), generator=generator)) for size in (rows, columns))
     mask = torch.zeros(rows, columns, dtype=torch.bool)
-    mask[down::spacing, across::spacing] = True
+    mask[down::SPACING, across::SPACING] = True
     signs = torch.randint(0, 2, (rows * columns,), generator=generator).float() * 2 - 1
     return mask.flatten(), signs

@@ -151,9 +151,9 @@ class TokenMoments:
         return moments
 
 
-def _add_gram(gram: Tensor, tokens: Tensor, blocks: int = 4) -> None:
+def _add_gram(gram: Tensor, tokens: Tensor) -> None:
     """``G += T^T T`` of tokens T (n, d), block by block: only those on and above the diagonal have to be computed."""
-    for columns in torch.arange(len(gram)).chunk(blocks):
+    for columns in torch.arange(len(gram)).chunk(4):
         first, end = int(columns[0]), int(columns[-1]) + 1
         gram[first:end, first:].addmm_(tokens[:, first:end].T, tokens[:, first:])
         gram[end:, first:end] = gram[first:end, end:].T

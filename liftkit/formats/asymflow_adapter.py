@@ -74,12 +74,11 @@ def is_asymflow_adapter(path: Path) -> bool:
         return False
 
 
-def read_asymflow_adapter(path: Path, base: str = "") -> Adapter:
+def read_asymflow_adapter(path: Path) -> Adapter:
     """An adapter in the authors' format as one of ours.
 
     Args:
         path: a folder with its weights, or the file of the weights.
-        base: name of the latent model that it is for.
 
     Returns:
         Its numbers as they are stored, A too: the network was trained with that very A.
@@ -106,7 +105,7 @@ def read_asymflow_adapter(path: Path, base: str = "") -> Adapter:
     tensors[OUTPUT] = tensors[OUTPUT][order].contiguous()
     provenance = {"imported": {"format": NAME, "config": stated}, **_sampling(path)}
     try:
-        return _same_alpha(Adapter(tensors, None, lift, CLASS, base, provenance))
+        return _same_alpha(Adapter(tensors, None, lift, CLASS, "", provenance))
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 

@@ -74,9 +74,9 @@ def load_component(folder: ModelFolder, name: str, dtype: torch.dtype | None = N
         return _load(part, dtype, device)
 
 
-def load_latent_vae(folder: ModelFolder, dtype: torch.dtype = torch.float32) -> Any:
-    """The VAE of the latent model: a latent folder's own, or what a converted one keeps of its source."""
-    return load_component(folder, LATENT_VAE if (folder.path / "latent").is_dir() else "vae", dtype)
+def load_latent_vae(folder: ModelFolder) -> Any:
+    """The VAE of the latent model, in float32: a latent folder's own, or what a converted one keeps of its source."""
+    return load_component(folder, LATENT_VAE if (folder.path / "latent").is_dir() else "vae", torch.float32)
 
 
 def load_vae(path: Path) -> Any:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from liftkit.report.charts import Axis, Line, bar_chart, line_chart
 from liftkit.report.data import Report, compare, picture_rows
-from liftkit.report.pictures import Row, basis_patches, data_uri, gallery_rows, grid
+from liftkit.report.pictures import PATCHES, Row, basis_patches, data_uri, gallery_rows, grid
 from liftkit.report.templating import render
 
 GLOSSARY = {
@@ -158,7 +158,9 @@ def alignment_page(report: Report, other: Report | None = None) -> str:
     lift, alignment = report.lift, report.alignment
     lead = f"Rank {lift.rank} of {lift.dim}, scale {lift.scale:.4f}, {lift.figures.get('kind', 'given')} fit in {lift.color.name}."
     rows = gallery_rows(lift)
-    patches = Row(f"Basis vectors: the {min(lift.rank, 32)} smoothest, each as a patch of pixels", basis_patches(lift))
+    patches = Row(
+        f"Basis vectors: the {min(lift.rank, PATCHES)} smoothest, each as a patch of pixels", basis_patches(lift)
+    )
     known = {key: value for key, value in report.to_dict().items() if key not in ("alignment", "proof")}
     if alignment:
         known["data"] = alignment.get("source")

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from liftkit.lift import Lift
 
 
+TILE = 112
+"""Pixels of an image's side at least, where people look at it."""
+PATCHES = 32
+"""Basis vectors that are shown, at most."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a grid.
@@ -49,7 +55,7 @@ def gallery_rows(lift: Lift) -> list[Row]:
     return [Row(label, to_signed(lift.pictures[name])) for name, label in ROWS.items() if name in lift.pictures]
 
 
-def basis_patches(lift: Lift, count: int = 32) -> Tensor:
+def basis_patches(lift: Lift) -> Tensor:
     """Basis vectors as patches of color, (n, 3, P, P) in [-1, 1]: the smoothest first.
 
     Each is shown on the mean color, as strong as the gamut bears.
@@ -58,7 +64,7 @@ def basis_patches(lift: Lift, count: int = 32) -> Tensor:
 
     # A smooth patch has a mean that its details do not cancel.
     order = torch.linalg.vector_norm(lift.basis.view(3, -1, lift.rank).mean(dim=1), dim=0).argsort(descending=True)
-    patches = lift.basis[:, order[:count]].T.reshape(-1, 3, lift.patch_size, lift.patch_size).float()
+    patches = lift.basis[:, order[:PATCHES]].T.reshape(-1, 3, lift.patch_size, lift.patch_size).float()
     strength = patches.abs().amax(dim=(1, 2, 3), keepdim=True)
     return lift.color.decode(1.5 * patches / strength)
 
@@ -78,11 +84,11 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Any:
     return canvas
 
 
-def labeled(rows: list[Row], *, title: str, tile: int = 112) -> Any:
-    """One picture: a title, and for each row its label above its images, enlarged without smoothing to ``tile``."""
+def labeled(rows: list[Row], *, title: str) -> Any:
+    """One picture: a title, and for each row its label above its images, enlarged without smoothing."""
     from PIL import Image, ImageDraw, ImageFont
 
-    gap, margin = 4, 20
+    gap, margin, tile = 4, 20, TILE
     columns = max(len(row.images) for row in rows)
     width = margin * 2 + columns * (tile + gap) - gap
     band = 26
@@ -105,13 +111,13 @@ def labeled(rows: list[Row], *, title: str, tile: int = 112) -> Any:
 def captioned(images: Tensor, captions: list[str], title: str, columns: int) -> Any:
     """Images (n, 3, H, W) in [-1, 1] with their captions under them and a title above, as a Pillow image.
 
-    Small images are enlarged without smoothing to 112 pixels; captions that are too long for two lines are cut.
+    Small images are enlarged without smoothing to :data:`TILE` pixels; captions that are too long for two lines are cut.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     tiles, gap, band = to_uint8(images), 4, 30
     columns = min(columns, len(tiles))
-    factor = max(1, -(-112 // tiles.shape[2]))
+    factor = max(1, -(-TILE // tiles.shape[2]))
     height, width = tiles.shape[1] * factor, tiles.shape[2] * factor
     rows = -(-len(tiles) // columns)
     canvas = Image.new("RGB", (columns * (width + gap) - gap, 22 + rows * (height + band)), (252, 252, 250))
