@@ -143,5 +143,18 @@ def masked(count: int, width: int = 24, mask: str = "prompt_attention_mask") -> 
     return {**prompts("prompt_embeds", 7, width, count=count), mask: ones, f"negative_{mask}": ones}
 
 
+def speller() -> Any:
+    """A tokenizer with a token for each letter, of a class that is saved and loaded."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "<s>": 1, "<pad>": 2, **{chr(32 + number): 3 + number for number in range(61)}}
+    letters = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=letters, unk_token="<unk>", bos_token="<s>", pad_token="<pad>", model_max_length=512
+    )
+
+
 MMDIT = {"attention_head_dim": 16, "num_attention_heads": 2, "joint_attention_dim": 24, "axes_dims_rope": (4, 4, 8)}
 """Sizes that transformers like FLUX.1's share."""
