@@ -29,6 +29,7 @@ from liftkit.models import registry
 from liftkit.models.autoencoder import Exact, PixelCode
 from liftkit.models.latents import LatentSpace
 from liftkit.models.spec import Architecture
+from liftkit.progress import Silent
 from tests.zoo import ZOO
 from tests.zoo.specimen import Part, Specimen
 
@@ -339,5 +340,10 @@ def test_a_conversion_is_finetuned(
     file = tmp_path / "recipe.yaml"
     names = {"model": converted(specimen), "output": tmp_path / "run", "cache": tmp_path / "cache"}
     file.write_text(RECIPE.format(**names))
-    done = finetune(load_recipe(file, ()))
+    notes: list[str] = []
+    observer = Silent()
+    monkeypatch.setattr(observer, "note", notes.append)
+    done = finetune(load_recipe(file, ()), observer=observer)
     assert done.trainer.step == 2
+    beside = liftkit.open_flow(done.trainer.trainee.transformer).channels_beside
+    assert bool(beside) == any("takes a picture beside the noise" in note for note in notes)

@@ -26,6 +26,7 @@ from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Outcome, Trainer
 from liftkit.formats.generations import for_latent_base
+from liftkit.models.flow import open_flow
 from liftkit.models.latents import LatentSpace
 from liftkit.progress import Observer, Silent
 from liftkit.tally import Tally
@@ -224,6 +225,11 @@ def training_data(
     """Training data and, where the recipe validates and there are enough images, held-out data; not prepared yet."""
     from liftkit.data.heldout import split
 
+    if open_flow(trainee.transformer).channels_beside:
+        observer.note(
+            f"{trainee.folder.name} takes a picture beside the noise, to fill or to follow, and the data has none: it is trained "
+            "with empty ones, and may forget what it did with others"
+        )
     choice = recipe.data
     sources = [(make_source(each), each.weight) for each in choice.sources]
     common: dict[str, Any] = {

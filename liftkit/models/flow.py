@@ -125,15 +125,19 @@ class FlowModel:
         cells = self.latent_patch // spec.cell(self.config)
         return F.pixel_shuffle(folded, cells) if cells > 1 else folded
 
-    def _filled(self, state: Any) -> Any:
-        """The state with zeros for the channels of clean images and masks that this model takes beside it."""
+    @property
+    def channels_beside(self) -> int:
+        """Channels of clean images and masks that ``forward`` takes beside the state's (Fill, Control)."""
         spec, size = self.architecture, self.architecture.block_size(self.config)
         if spec.state_channels is not None:
             count = spec.state_channels(self.config)
         else:
             count = max(self.config[key] for key in spec.channel_keys if self.config.get(key) is not None)
-        blocks = spec.inputs[0].blocks(count, size)
-        beside = sum(counts(blocks[1:], size))
+        return sum(counts(spec.inputs[0].blocks(count, size)[1:], size))
+
+    def _filled(self, state: Any) -> Any:
+        """The state with zeros for the channels of clean images and masks that this model takes beside it."""
+        spec, beside = self.architecture, self.channels_beside
         if not beside:
             return state
         many = state if isinstance(state, list) else [state]
