@@ -265,7 +265,7 @@ def main() -> None:
         return
     end = time.monotonic() + chosen.seconds
     threads = {"TORCHINDUCTOR_COMPILE_THREADS": "3", "OMP_NUM_THREADS": "2"}
-    running = {name: start(name, {**threads, **VARIANTS[name]}) for name in [*chosen.only, "proof"]}
+    running = {name: start(name, {**threads, **VARIANTS.get(name, {})}) for name in [*chosen.only, "proof"]}
     for name, (process, output) in running.items():
         try:
             process.wait(max(end - time.monotonic(), 0.1))
