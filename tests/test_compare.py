@@ -325,6 +325,8 @@ def test_the_command_prints_writes_and_claims_nothing(
     assert heads[:3] == ["&lt;mine&gt;", "real images", "real through the VAE"], "pixel models go first"
     assert not set(heads) & {"latent base, continued", "network from random weights"}
     assert "Frechet distance" not in text.partition("<h2>Figures</h2>")[2].partition("Provenance")[0]
+    assert 'href="#glossary"' in text
+    assert text.count('id="glossary"') == 1
     assert text.count("better: closer to 1</small>") == 4
     assert "16 real images that no setting was tuned on" in text
     assert "Spectra over those of real images" in text

@@ -41,7 +41,7 @@ def convert(
     Args:
         model: a diffusers folder or a Hub id.
         output: the folder to make.
-        options: see :class:`liftkit.conversion.plan.ConvertOptions`; or give its fields as keywords.
+        options: see :class:`liftkit.options.ConvertOptions`; or give its fields as keywords.
         observer: shows the progress.
 
     Raises:

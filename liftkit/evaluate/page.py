@@ -14,11 +14,14 @@ from liftkit.color import to_signed
 from liftkit.evaluate.comparison import Comparison, Row
 from liftkit.evaluate.figures import FIGURES
 from liftkit.report.charts import FAINT, INK, SERIES, chart, plain_label
+from liftkit.report.pages import GLOSSARY
 from liftkit.report.pictures import data_uri, grid
 from liftkit.report.templating import render
 
 SIDE = 256
 """Pixels of a shown image at most."""
+WORDS = ("tied noise", "A", "lift", "token, patch", "guidance")
+"""Explained below the figures."""
 DASHES = ["--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 1)), (0, (8, 3))]
 HOW_TO = {
     "continued": "what more training alone adds. Train the latent base on, on the same images and for as long as the pixel "
@@ -53,6 +56,7 @@ def compare_page(found: Comparison) -> str:
         lines=[line for name in FIGURES if (line := _figure_row(found, rows, name))],
         missing=[row for row in found.rows if row.score is None],
         how_to=HOW_TO,
+        glossary={word: GLOSSARY[word] for word in WORDS},
         charts=charts(found),
         provenance=json.dumps(_provenance(found), indent=2),
     )

@@ -22,8 +22,11 @@ GLOSSARY = {
     "A": "basis of the subspace, D x r, orthonormal columns",
     "s": "scale of the lift: pixels are `s A z`",
     "lift": "A and s together, with the color space",
+    "token, patch": "one patch of the image, as a row of numbers; its pixels",
+    "tied noise": "noise eps for the pixel model and `A^T eps` for the latent model, so that both start alike",
+    "guidance": "sampling with `u + g (c - u)` from a conditional and an unconditional prediction",
 }
-"""Symbols of the page, in the words of the glossary in docs/how-it-works.md."""
+"""Symbols and words of the pages, as the glossary in docs/how-it-works.md has them."""
 FIGURES = (
     ("energy_captured", "Pixel energy captured by A", "share of the pixels' energy inside the subspace, 0 to 1"),
     ("energy_best", "... by the best subspace of that rank", "PCA, the optimum"),
