@@ -7,6 +7,8 @@ scheduler makes the same grid and maps it so; a shift m becomes m * s.
 A scheduler may have a grid of its own instead, as the authors' models do: ``pixel_shift`` is a shift on the pixel side, for images
 of ``pixel_shift_side`` pixels squared, and in proportion to the square root of the number of pixels; the same for all where there
 is no side. ``clamp`` describes the color space of the states: the denoised estimate is then clamped to its gamut at every step.
+
+A lifted scheduler with ``lift_scale`` 1 serves a latent model: ``--solver`` gives one to pixel and latent models alike.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from liftkit.asymflow import lift_sigma
 from liftkit.color import ColorSpace, color_from_dict
 from liftkit.errors import UsageError
+from liftkit.models.solvers import FlowMatchHeunDiscreteScheduler, FlowMatchSDEDiscreteScheduler
 from liftkit.models.spec import HOME
 
 # Multistep solvers take the logarithm of 1 - sigma.
 NOT_QUITE_ONE = 1.0 - 1e-4
 ADDED = {"lift_scale": 1.0, "pixel_shift": None, "pixel_shift_side": None, "patch_size": 16, "clamp": None}
 """What a lifted scheduler's config has beside its stock class's, with the defaults."""
+MULTISTEP = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+"""What makes a multistep scheduler one of flows."""
 
 
 class LiftedScheduleMixin:
@@ -112,12 +117,13 @@ def tokens_of(mu: float, steps: int) -> int | None:
     return None
 
 
-def _lifted(stock: Any) -> Any:
+def _lifted(stock: Any, **more: Any) -> Any:
+    known = ADDED | more
     parameters = list(inspect.signature(stock.__init__).parameters.values())
-    parameters += [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=value) for n, value in ADDED.items()]
+    parameters += [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=value) for n, value in known.items()]
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        added = {name: kwargs.pop(name, value) for name, value in ADDED.items()}
+        added = {name: kwargs.pop(name, value) for name, value in known.items()}
         stock.__init__(self, *args, **kwargs)
         self.register_to_config(**added)
         if isinstance(self, FlowMatchEulerDiscreteScheduler):
@@ -132,12 +138,14 @@ def _lifted(stock: Any) -> Any:
         if self.config.pixel_shift is None:
             stock.set_timesteps(self, *args, **kwargs)
             self._lift_grid(bool(self.config.get("invert_sigmas")))
-            return
-        given = inspect.signature(stock.set_timesteps).bind(self, *args, **kwargs).arguments
-        sigmas = given.get("sigmas")
-        steps = len(sigmas) if sigmas is not None else given["num_inference_steps"]
-        stock.set_timesteps(self, steps, device=given.get("device"))
-        self._own_grid(sigmas, given.get("mu"), steps)
+        else:
+            given = inspect.signature(stock.set_timesteps).bind(self, *args, **kwargs).arguments
+            sigmas = given.get("sigmas")
+            steps = len(sigmas) if sigmas is not None else given["num_inference_steps"]
+            stock.set_timesteps(self, steps, device=given.get("device"))
+            self._own_grid(sigmas, given.get("mu"), steps)
+        if isinstance(self, FlowMatchHeunDiscreteScheduler):
+            self.repeated()
 
     @functools.wraps(stock.step)
     def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
@@ -162,11 +170,15 @@ def _lifted(stock: Any) -> Any:
 AsymFlowMatchEulerDiscreteScheduler = _lifted(FlowMatchEulerDiscreteScheduler)
 AsymUniPCMultistepScheduler = _lifted(UniPCMultistepScheduler)
 AsymDPMSolverMultistepScheduler = _lifted(DPMSolverMultistepScheduler)
-SCHEDULERS = (
-    "AsymFlowMatchEulerDiscreteScheduler",
-    "AsymUniPCMultistepScheduler",
-    "AsymDPMSolverMultistepScheduler",
-)
+AsymFlowMatchHeunDiscreteScheduler = _lifted(FlowMatchHeunDiscreteScheduler)
+AsymFlowMatchSDEDiscreteScheduler = _lifted(FlowMatchSDEDiscreteScheduler, eta=1.0)
+SOLVERS = {
+    "euler": AsymFlowMatchEulerDiscreteScheduler,
+    "heun": AsymFlowMatchHeunDiscreteScheduler,
+    "sde": AsymFlowMatchSDEDiscreteScheduler,
+    "unipc": AsymUniPCMultistepScheduler,
+}
+SCHEDULERS = (*(each.__name__ for each in SOLVERS.values()), "AsymDPMSolverMultistepScheduler")
 
 
 def authors_config(sampling: dict[str, Any], scale: float, patch: int, color: ColorSpace) -> dict[str, Any]:
@@ -179,7 +191,7 @@ def authors_config(sampling: dict[str, Any], scale: float, patch: int, color: Co
         color: of the states.
     """
     solver = str(sampling["solver"])
-    multistep = {"prediction_type": "flow_prediction", "use_flow_sigmas": True} if "Multistep" in solver else {}
+    multistep = MULTISTEP if "Multistep" in solver else {}
     return {
         "_class_name": f"Asym{solver}",
         "num_train_timesteps": 1000,
@@ -190,6 +202,27 @@ def authors_config(sampling: dict[str, Any], scale: float, patch: int, color: Co
         "patch_size": patch,
         "clamp": color.to_dict() if sampling["clamp"] else None,
     }
+
+
+def with_solver(scheduler: Any, solver: str, **changes: Any) -> Any:
+    """A scheduler on the noise levels of another that steps by another method.
+
+    Args:
+        scheduler: of a pixel or a latent model.
+        solver: of :data:`SOLVERS`.
+        changes: of its config, such as ``eta`` of the stochastic solver.
+
+    Raises:
+        UsageError: if the solver cannot count upward as the scheduler does.
+    """
+    kind, config = SOLVERS[solver], dict(scheduler.config)
+    flow_matching = issubclass(kind, FlowMatchEulerDiscreteScheduler)
+    if config.get("invert_sigmas") and not flow_matching:
+        raise UsageError(f"--solver {solver}: it has no noise levels that count upward, as this model's do; take another")
+    shift = config.get("flow_shift", config.get("shift", 1.0))
+    changes |= {"shift": shift} if flow_matching else {**MULTISTEP, "flow_shift": shift}
+    parameters = inspect.signature(kind.__init__).parameters
+    return kind(**{name: value for name, value in config.items() if name in parameters} | changes)
 
 
 def with_shift(scheduler: Any, shift: float) -> Any:
