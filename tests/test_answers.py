@@ -177,9 +177,8 @@ def test_pictures_and_self_generated_data(ask: Ask, monkeypatch: pytest.MonkeyPa
     pipeline = SimpleNamespace(default=lambda argument: None)
     monkeypatch.setattr("liftkit.models.sampling.load_pipeline", lambda *arguments, **choices: pipeline)
     monkeypatch.setattr("liftkit.models.sampling.check_size", lambda *arguments: None)
-    monkeypatch.setattr("liftkit.models.sampling.set_noise", lambda *arguments: None)
     monkeypatch.setattr(
-        "liftkit.models.sampling.sample", lambda pipeline, prompts, **choices: torch.zeros(len(prompts), 3, 8, 8)
+        "liftkit.models.sampling.sample", lambda pipeline, prompts, options, **more: torch.zeros(len(prompts), 3, 8, 8)
     )
     options = ("-n", 3, "--seed", 5, "--device", "cpu")
     _, answer = ask("sample", "x", "-p", "a", "-p", "b", *options, "-o", tmp_path / "grid.png")

@@ -26,7 +26,7 @@ from liftkit.evaluate.figures import FIGURES, Score
 from liftkit.evaluate.plan import prepare
 from liftkit.evaluate.real import open_real
 from liftkit.lift import Lift
-from liftkit.options import CompareOptions, Guidance
+from liftkit.options import CompareOptions, Guidance, SampleOptions
 from tests import tiny
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -37,19 +37,20 @@ class Painter:
     """Stands for pipelines: records who starts from what, and paints the noise itself, less of it in pixels."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, list[str], Tensor, dict[str, Any]]] = []
+        self.calls: list[tuple[str, list[str], Tensor, SampleOptions]] = []
         self.fail_after: int | None = None
 
     def load(self, folder: Any, device: str) -> str:
         return folder.name
 
-    def sample(self, loaded: str, prompts: list[str], *, noise: Tensor, height: int, **choices: Any) -> Tensor:
+    def sample(self, loaded: str, prompts: list[str], options: SampleOptions, noise: Tensor) -> Tensor:
         if self.fail_after is not None and len(self.calls) >= self.fail_after:
             raise KeyboardInterrupt
-        self.calls.append((loaded, prompts, noise, choices))
+        self.calls.append((loaded, prompts, noise, options))
         shade = torch.tensor([len(prompt) / 40 for prompt in prompts]).view(-1, 1, 1, 1)
         strength = 0.2 if noise.shape[1] == 3 else 0.4
-        return (shade + strength * torch.randn(len(prompts), 3, height, height)).clamp(-1, 1)
+        side = options.height or 1
+        return (shade + strength * torch.randn(len(prompts), 3, side, side)).clamp(-1, 1)
 
     def noise(self, channels: int) -> Tensor:
         """Of pixel models (3 channels), or of latent ones."""
@@ -173,8 +174,8 @@ def test_damaged_scores_are_made_again(painter: Painter, options: CompareOptions
 
 def test_steps_for_all_or_for_each(painter: Painter, options: CompareOptions) -> None:
     compare(replace(options, steps=(3, 7), guidance=Guidance(2.0)))
-    assert {(model, choices["steps"]) for model, _, _, choices in painter.calls} == {("flux2", 3), ("flux2", 7)}
-    assert {choices["guidance"] for _, _, _, choices in painter.calls} == {Guidance(2.0)}
+    assert {(model, chosen.steps) for model, _, _, chosen in painter.calls} == {("flux2", 3), ("flux2", 7)}
+    assert {chosen.guidance for _, _, _, chosen in painter.calls} == {Guidance(2.0)}
 
 
 def test_labels() -> None:
@@ -353,7 +354,7 @@ def test_the_demo_through_its_real_pipelines(cli: Cli, tmp_path: Path) -> None:
     code, _, err = cli("compare", "demo", tmp_path / "pixel", *arguments)
     assert code == 0, err
     found = json.loads(data.read_text())
-    assert found["settings"]["guidance"] == {"scale": 4.0, "start": 0.125, "stop": 1.0, "orthogonal": False}
+    assert {"scale": 4.0, "start": 0.125}.items() <= found["settings"]["guidance"].items()
     rows = {row["key"]: row["figures"] for row in found["rows"]}
     assert rows["base"]["color"] == 1.0
     assert rows["pixel-1"]["color"] < 0.9

@@ -21,7 +21,7 @@ from liftkit.embedded import TINY_KLEIN, TINY_PIXEL
 from liftkit.errors import UsageError
 from liftkit.models import load
 from liftkit.models.sampling import load_pipeline, sample
-from liftkit.options import ConvertOptions
+from liftkit.options import ConvertOptions, SampleOptions
 from tests import tiny
 
 WORDS = [
@@ -150,7 +150,9 @@ def test_sd3_without_t5_converts_samples_and_says_how_it_loads(sd3_without_t5: P
     assert "text_encoder_3=None" in plan.limits[0]
     assert "tokenizer_3=None" in plan.limits[0]
     output = convert(sd3_without_t5, tmp_path / "out")
-    images = sample(load_pipeline(find_model(str(output))), ["a red seven"], steps=1, height=16, width=16)
+    images = sample(
+        load_pipeline(find_model(str(output))), ["a red seven"], SampleOptions(steps=1, height=16, width=16)
+    )
     assert images.shape == (1, 3, 16, 16)
     assert audit(output).ok
 
@@ -314,7 +316,7 @@ def test_tokens_that_the_text_encoder_has_no_embedding_of_are_named(klein: Path)
     save_file(tensors, weights, {"format": "pt"})
     config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 20}))
     with pytest.raises(UsageError, match="embeddings of 20 tokens, and its tokenizer gives number"):
-        sample(load_pipeline(find_model(str(klein))), ["a red seven"], steps=1)
+        sample(load_pipeline(find_model(str(klein))), ["a red seven"], SampleOptions(steps=1))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.evaluate import generate as module
 from liftkit.evaluate.generate import generate
-from liftkit.options import GenerateOptions, Guidance
+from liftkit.options import GenerateOptions, Guidance, SampleOptions
 
 Cli = Callable[..., tuple[int, str, str]]
 PROMPTS = ["a red seven on flower petals", "a blue two on a temple roof", "ein weißer Bär"]
@@ -28,7 +28,7 @@ def _loaded_once() -> Any:
     """One pipeline for all tests of this file."""
     loaded = module.load_pipeline(find_model(str(TINY_KLEIN)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_pipeline", lambda model, device: loaded)
+        patch.setattr(module, "load_pipeline", lambda *given, **named: loaded)
         yield
 
 
@@ -74,7 +74,7 @@ def test_the_folder_is_a_captioned_source(whole: Path) -> None:
 
 def test_images_are_those_of_sample_from_the_same_seed(whole: Path) -> None:
     loaded = module.load_pipeline(find_model(str(TINY_KLEIN)), "cpu")
-    images = module.sample(loaded, PROMPTS[1:2], seed=1, height=32, width=32, steps=2)
+    images = module.sample(loaded, PROMPTS[1:2], SampleOptions(seed=1, height=32, width=32, steps=2))
     expected = module.to_uint8(images[0]).permute(1, 2, 0).numpy().astype(int)
     assert abs(pixels(whole)["000001.png"] - expected).max() <= 1
 
@@ -86,11 +86,11 @@ def test_an_interrupted_folder_is_gone_on_with(
     sampled: list[int] = []
     original = module.sample
 
-    def interrupted(loaded: Any, prompts: list[str], **more: Any) -> Any:
+    def interrupted(loaded: Any, prompts: list[str], *given: Any, **more: Any) -> Any:
         if len(sampled) == 1:
             raise KeyboardInterrupt
         sampled.append(len(prompts))
-        return original(loaded, prompts, **more)
+        return original(loaded, prompts, *given, **more)
 
     command = ["generate", "demo", "--prompts", tmp_path / "prompts.txt", "-n", 5, "-o", tmp_path / "out", "--steps", 2]
     command += ["--height", 32, "--width", 32, "--device", "cpu", "--batch-size", 2]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import liftkit
+from liftkit.asymflow import calibrate
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.models.guidance import guided
@@ -25,8 +26,9 @@ STEPS, SCALE = 6, 3.0
 CHOICES = {
     "nowhere": Guidance(SCALE, stop=0.0),
     "late": Guidance(SCALE, start=0.34),
-    "early, orthogonal": Guidance(SCALE, stop=0.5, orthogonal=True),
-    "orthogonal": Guidance(SCALE, orthogonal=True),
+    "early, orthogonal": Guidance(SCALE, stop=0.5, orthogonal=1.0),
+    "orthogonal": Guidance(SCALE, orthogonal=1.0),
+    "levels, half orthogonal": Guidance(SCALE, low=0.31, high=0.77, orthogonal=0.5),
 }
 each_guidance = pytest.mark.parametrize("guidance", CHOICES.values(), ids=CHOICES)
 
@@ -55,8 +57,11 @@ def by_hand(name: str, pipeline: Any, noise: torch.Tensor, guidance: Guidance) -
         if guidance.orthogonal:
             for d, x_0 in zip(push, denoised):
                 unit = x_0 / x_0.norm()
-                d -= (d * unit).sum() * unit
-        if math.floor(guidance.start * STEPS) <= step < math.floor(guidance.stop * STEPS):
+                d -= guidance.orthogonal * (d * unit).sum() * unit
+        told = float(calibrate(sigma, pipeline.transformer.config.get("lift_scale", 1.0))[1][0])
+        if guidance.low <= told <= guidance.high and math.floor(guidance.start * STEPS) <= step < math.floor(
+            guidance.stop * STEPS
+        ):
             denoised = denoised + (SCALE - 1.0) * push
         x = x + (after - now) * (x - denoised) / now
     return x
@@ -164,7 +169,7 @@ def test_reference_images_have_no_part_in_the_projection(converted: dict[str, Pa
     pixel.scheduler.step = lambda prediction, *args, **kwargs: (
         seen.append(prediction) or solve(prediction, *args, **kwargs)
     )
-    with guided(pixel, Guidance(SCALE, orthogonal=True)):
+    with guided(pixel, Guidance(SCALE, orthogonal=1.0)):
         pixel(**given, image=Image.new("RGB", (64, 64), (200, 40, 90)))
     (state, conditional), _ = answers
     assert state.shape[1] > painted
@@ -199,10 +204,34 @@ def test_the_transformer_is_as_it_was_afterwards(converted: dict[str, Path], hoo
     assert transformer.__dict__.get("forward") is (hook if hooked else None)
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0.5, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
-def test_no_interval(start: float, stop: float) -> None:
+@pytest.mark.parametrize("ends", [("start", "stop"), ("low", "high")])
+@pytest.mark.parametrize("interval", [(0.5, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
+def test_no_interval(ends: tuple[str, str], interval: tuple[float, float]) -> None:
     with pytest.raises(UsageError, match="no interval in 0 to 1"):
-        Guidance(start=start, stop=stop)
+        Guidance(**dict(zip(ends, interval)))
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
+def test_no_share_of_the_parallel_part(strength: float) -> None:
+    with pytest.raises(UsageError, match="--guidance-orthogonal"):
+        Guidance(orthogonal=strength)
+
+
+def test_both_ends_of_an_interval_of_levels_are_included(converted: dict[str, Path]) -> None:
+    """Of 50 even steps and a highest level of 0.88 the seventh is the first guided one, in both evaluations of Heun."""
+    from liftkit.models.guidance import _Guided
+    from liftkit.models.scheduler import SOLVERS
+
+    pixel = load(converted["sd3"])
+    pixel.scheduler = SOLVERS["heun"](lift_scale=pixel.transformer.config.lift_scale)
+    pixel.scheduler.set_timesteps(sigmas=torch.linspace(1.0, 0.0, 51)[:-1].tolist())
+    guide = _Guided(Guidance(SCALE, high=0.88, low=0.02), pixel, {})
+    wanted = []
+    for index in range(99):
+        pixel.scheduler.set_begin_index(index)
+        wanted.append(guide._wanted())
+    # Evaluations 2 k - 1 and 2 k are at level 1 - k / 50.
+    assert wanted == [index >= 11 for index in range(99)]
 
 
 def test_the_command_line_says_what_is_no_interval(cli: Cli, tmp_path: Path) -> None:
@@ -219,4 +248,4 @@ def test_the_command_line_says_what_is_no_interval(cli: Cli, tmp_path: Path) -> 
 def test_a_record_says_what_was_chosen() -> None:
     assert Guidance().record is None
     assert Guidance(4.0).record == 4.0
-    assert Guidance(4.0, start=0.5).record == {"scale": 4.0, "start": 0.5, "stop": 1.0, "orthogonal": False}
+    assert Guidance(4.0, start=0.5).record == {"scale": 4.0, "start": 0.5}

@@ -45,7 +45,7 @@ def error(name: str, steps: int, **config: Any) -> float:
 
 
 @pytest.mark.parametrize("config", [{}, {"lift_scale": 2.5}, {"invert_sigmas": True, "num_train_timesteps": 1}])
-@pytest.mark.parametrize("name, order", [("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2)])
 def test_halving_the_step_divides_the_error_by_two_to_the_order(name: str, order: int, config: dict[str, Any]) -> None:
     coarse, fine = (error(name, steps, **config) for steps in (32, 64))
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
@@ -157,7 +157,7 @@ def test_theorem_1_whatever_the_solver(
         monkeypatch.setattr(solvers, "randn_tensor", Tied(draw))
         found.append(states(architecture, pipeline, tie(noise), num_inference_steps=6))
     # The multistep solver begins at 1 - 1e-6, which float32 knows to some percent.
-    assert deviation(lift, *found) < (1e-3 if solver == "unipc" else 1e-4)
+    assert deviation(lift, found[0], found[1]) < (1e-3 if solver == "unipc" else 1e-4)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from liftkit.checkpoint.files import write_text
-from liftkit.options import Guidance
+from liftkit.options import Guidance, SampleOptions
 
 MUON = ("optimizer.name=muon", "optimizer.learning_rate=2e-3")
 ALL, ONE = (0, 1, 2), (0,)
@@ -69,9 +69,8 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     drawn = demo.images(1024, split="heldout", start=4000)[0]
     real = to_signed(torch.from_numpy(drawn).permute(0, 3, 1, 2))
     prompts = [scene.prompt for scene in scenes]
-    images = sample(
-        load_pipeline(find_model(str(folder))), prompts, steps=STEPS, guidance=Guidance(GUIDANCE), batch_size=32
-    )
+    options = SampleOptions(steps=STEPS, guidance=Guidance(GUIDANCE), batch_size=32)
+    images = sample(load_pipeline(find_model(str(folder))), prompts, options)
     found = Scorer(real, patch=8, scenes=scenes).score(images).figures
     # The scorer has no Frechet distance for so few samples; rows of one table, of equal number, can be ranked by it.
     found["patch_frechet"] = patch_frechet(images, real)

@@ -33,6 +33,7 @@ def generate(
     from liftkit.device import choose_device
     from liftkit.errors import UsageError
     from liftkit.evaluate.generate import generate as run
+    from liftkit.formats.adapters import open_adapter
 
     console.quiet_libraries()
     console.resumable()
@@ -41,7 +42,8 @@ def generate(
     texts = read_prompts(None if prompts == "demo" else Path(prompts))
     chosen, why = choose_device(options.device)
     model = find_model(folder)
-    done = run(model, texts, output, replace(options, device=chosen), console.Bars())
+    adapter = None if options.adapter is None else open_adapter(options.adapter)
+    done = run(model, texts, output, replace(options, device=chosen), console.Bars(), adapter)
     console.result(output=done.folder, new=done.new, found=done.found, device=chosen)
     if done.found:
         console.note(f"{done.found} images had been made by an earlier run")

@@ -40,27 +40,6 @@ def sample(
         ),
     ] = "samples.png",
     columns: Annotated[int | None, Option("Number of columns of the sheet.", min=1, default="by count")] = None,
-    adapter: Annotated[
-        str | None,
-        Option(
-            "Adapter to apply: a folder of liftkit finetune with save: adapter, or of the AsymFlow authors.",
-            "FOLDER",
-            default="none",
-        ),
-    ] = None,
-    negative: Annotated[str | None, Option("What no image should show.", default="the empty prompt")] = None,
-    shift: Annotated[
-        float | None,
-        Option("Shift of the noise levels, in the model's own space.", min=0.01, default="the scheduler's"),
-    ] = None,
-    clamp: Annotated[
-        bool | None,
-        Option(
-            "Keep the denoised estimate of a pixel model within the colors of sRGB at every step.",
-            flags=("--clamp/--no-clamp",),
-            default="the scheduler's",
-        ),
-    ] = None,
     *,
     options: SampleOptions,
 ) -> None:
@@ -73,7 +52,7 @@ def sample(
     from liftkit.checkpoint.model import find_model
     from liftkit.device import choose_device
     from liftkit.formats.adapters import open_adapter
-    from liftkit.models.sampling import check_size, load_pipeline, set_noise
+    from liftkit.models.sampling import check_size, load_pipeline
     from liftkit.models.sampling import sample as run
     from liftkit.report.saving import held_output, save_images
 
@@ -81,27 +60,13 @@ def sample(
     console.hold(held_output(output))
     chosen, why = choose_device(options.device)
     model = find_model(folder)
-    pipeline = load_pipeline(model, chosen, adapter=None if adapter is None else open_adapter(adapter))
-    set_noise(pipeline, shift, clamp)
+    adapter = None if options.adapter is None else open_adapter(options.adapter)
+    pipeline = load_pipeline(model, chosen, adapter=adapter)
     check_size(pipeline, options.height, options.width)
     prompts = [prompt[index % len(prompt)] for index in range(count)]
     with console.Bars().stage(f"sample: {model.index['_class_name']} on {chosen}", count, "images") as advance:
-        images = run(
-            pipeline,
-            prompts,
-            seed=options.seed,
-            height=options.height,
-            width=options.width,
-            steps=options.steps,
-            guidance=options.guidance,
-            negative=negative,
-            batch_size=options.batch_size,
-            advance=advance,
-        )
-    chosen_too = {"negative": negative, "shift": shift, "clamp": clamp}
-    settings = _settings(images, prompts, pipeline, options, {"model": model.name, "adapter": adapter})
-    for each in settings:
-        each |= {key: value for key, value in chosen_too.items() if value is not None}
+        images = run(pipeline, prompts, options, advance=advance)
+    settings = _settings(images, prompts, pipeline, options, {"model": model.name, "adapter": options.adapter})
     written = save_images(images, output, settings, columns)
     seeds = [made["seed"] for made in settings]
     console.result(output=output, files=written, count=count, prompts=prompts, seeds=seeds, device=chosen)
@@ -114,13 +79,13 @@ def _settings(
     images: Tensor, prompts: list[str], pipeline: Loaded, options: SampleOptions, origin: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """What made each image, for its metadata: choices that were left to the pipeline by their value."""
-    guidance = options.guidance.record
     shared = {
         **origin,
         "width": images.shape[-1],
         "height": images.shape[-2],
         "steps": options.steps or pipeline.default("num_inference_steps"),
-        "guidance": pipeline.default("guidance_scale") if guidance is None else guidance,
+        "guidance": pipeline.default("guidance_scale"),
+        **options.record,
         "liftkit": __version__,
     }
     return [{"prompt": prompt, "seed": options.seed + index, **shared} for index, prompt in enumerate(prompts)]

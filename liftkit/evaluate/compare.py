@@ -83,7 +83,14 @@ def _sets(work: Work, real: Real, cache: Path, observer: Observer) -> list[Set]:
     """Every row with its images, uint8 (n, 3, S, S); None for a control that was not given."""
     options = work.options
     settings = Settings(
-        real.prompts, work.size, options.seed, options.guidance, options.device, options.batch_size, cache
+        real.prompts,
+        work.size,
+        options.seed,
+        options.guidance,
+        options.solver,
+        options.device,
+        options.batch_size,
+        cache,
     )
 
     def painted(entry: Entry, key: str, label: str, role: Role, which: int) -> tuple[Row, Tensor]:

@@ -13,7 +13,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from liftkit.checkpoint.files import atomic_file, write_text
@@ -25,7 +24,9 @@ from liftkit.checkpoint.record import versions
 from liftkit.color import to_uint8
 from liftkit.data.metadata import METADATA_LINES
 from liftkit.errors import UsageError
-from liftkit.models.sampling import Loaded, check_size, load_pipeline, sample, state_noise
+from liftkit.evaluate.cache import digest, tensor_digest
+from liftkit.models.adapter import Adapter
+from liftkit.models.sampling import Loaded, check_size, load_pipeline, sample
 from liftkit.options import GenerateOptions
 from liftkit.progress import Observer, Silent
 
@@ -49,7 +50,12 @@ class Generated:
 
 
 def generate(
-    model: ModelFolder, prompts: list[str], output: Path, options: GenerateOptions, observer: Observer | None = None
+    model: ModelFolder,
+    prompts: list[str],
+    output: Path,
+    options: GenerateOptions,
+    observer: Observer | None = None,
+    adapter: Adapter | None = None,
 ) -> Generated:
     """Sample images into a folder that :class:`CaptionedFolder` and the Hub's ``imagefolder`` read.
 
@@ -62,6 +68,7 @@ def generate(
         output: the folder.
         options: how.
         observer: shows the progress.
+        adapter: the one that ``options.adapter`` names, opened.
 
     Raises:
         UsageError: if the folder holds other files or images of other settings, another run is making it, or the settings
@@ -71,17 +78,22 @@ def generate(
     _check_folder(output)
     with claim(output, inside=True):
         sweep_inside(output)
-        return _generate(model, prompts, output, options, observer or Silent())
+        return _generate(model, prompts, output, options, observer or Silent(), adapter)
 
 
 def _generate(
-    model: ModelFolder, prompts: list[str], output: Path, options: GenerateOptions, observer: Observer
+    model: ModelFolder,
+    prompts: list[str],
+    output: Path,
+    options: GenerateOptions,
+    observer: Observer,
+    adapter: Adapter | None,
 ) -> Generated:
-    settings = _settings(model, prompts, options, observer)
+    settings = _settings(model, prompts, options, observer, adapter)
     _check_record(output / RECORD, settings)
     missing = {index for index in range(options.count) if not _file(output, index).is_file()}
     if missing:
-        loaded = load_pipeline(model, options.device)
+        loaded = load_pipeline(model, options.device, adapter=adapter)
         check_size(loaded, options.height, options.width)
         _begin(output, {"schema": SCHEMA, "settings": settings, "device": options.device, "versions": versions()})
         if (output / METADATA_LINES).exists():
@@ -113,24 +125,34 @@ def _check_folder(output: Path) -> None:
         raise UsageError(f"{output}: holds files but no {RECORD}; choose another output")
 
 
-def _settings(model: ModelFolder, prompts: list[str], options: GenerateOptions, observer: Observer) -> dict[str, Any]:
+def _settings(
+    model: ModelFolder, prompts: list[str], options: GenerateOptions, observer: Observer, adapter: Adapter | None
+) -> dict[str, Any]:
     """All that an image depends on, its number aside."""
     parts = [path for name in sorted(model.components) if (path := model.path / name).is_dir()]
-    digest = hashlib.sha256(json.dumps(model.index, sort_keys=True).encode())
+    found = hashlib.sha256(json.dumps(model.index, sort_keys=True).encode())
     with observer.stage("generate: reading the model", sum(map(tree_size, parts)), "bytes") as advance:
         for part in parts:
-            digest.update(json.dumps(manifest(part, advance)).encode())
+            found.update(json.dumps(manifest(part, advance)).encode())
     return {
         "model": model.name,
-        "model_digest": digest.hexdigest(),
+        "model_digest": found.hexdigest(),
         "prompts": len(prompts),
         "prompts_digest": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "seed": options.seed,
         "steps": options.steps,
-        "guidance": options.guidance.record,
         "height": options.height,
         "width": options.width,
+        **options.record,
+        **({} if adapter is None else {"adapter": _digest(adapter)}),
     }
+
+
+def _digest(adapter: Adapter) -> str:
+    """Of all tensors of an adapter and its lift."""
+    found = {name: tensor_digest(tensor) for name, tensor in sorted(adapter.tensors.items())}
+    lift = None if adapter.lift is None else [tensor_digest(adapter.lift.basis), adapter.lift.scale]
+    return digest([found, adapter.alpha, lift, adapter.provenance.get("sampling")])
 
 
 def _check_record(path: Path, settings: dict[str, Any]) -> None:
@@ -140,12 +162,13 @@ def _check_record(path: Path, settings: dict[str, Any]) -> None:
     if record.get("schema") != SCHEMA or not isinstance(record.get("settings"), dict):
         raise UsageError(f"{path}: expected the schema {SCHEMA}, found {record.get('schema')!r}; choose another output")
     # A model may be called by another path; its digest says whether it is the same.
-    differing = [name for name in settings if name != "model" and record["settings"].get(name) != settings[name]]
+    there = record["settings"]
+    differing = [name for name in {**settings, **there} if name != "model" and there.get(name) != settings.get(name)]
     if differing:
         name = differing[0]
         raise UsageError(
-            f"{path.parent}: its images were made with other settings ({name}: {record['settings'].get(name)} there, "
-            f"{settings[name]} now); repeat those or choose another output"
+            f"{path.parent}: its images were made with other settings ({name}: {there.get(name)} there, "
+            f"{settings.get(name)} now); repeat those or choose another output"
         )
 
 
@@ -158,19 +181,8 @@ def _sample(
     loaded: Loaded, prompts: list[str], batch: range, part: list[int], output: Path, options: GenerateOptions
 ) -> None:
     """Sample the images of a batch's numbers and write those of ``part``, each file whole."""
-    height, width = options.height or loaded.size, options.width or loaded.size
-    factor = loaded.pipeline.vae_scale_factor
-    noise = torch.cat([state_noise(loaded.flow, 1, height, width, factor, options.seed + index) for index in batch])
-    images = sample(
-        loaded,
-        [prompts[index % len(prompts)] for index in batch],
-        noise=noise,
-        height=height,
-        width=width,
-        steps=options.steps,
-        guidance=options.guidance,
-        batch_size=options.batch_size,
-    )
+    texts = [prompts[index % len(prompts)] for index in batch]
+    images = sample(loaded, texts, options, seeds=[options.seed + index for index in batch])
     for index, image in zip(batch, to_uint8(images)):
         if index in part:
             _save(image, _file(output, index))

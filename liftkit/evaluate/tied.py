@@ -20,7 +20,7 @@ from liftkit.evaluate.cache import digest, tensor_digest
 from liftkit.evaluate.entries import Entry
 from liftkit.lift import Lift
 from liftkit.models.sampling import Loaded, sample
-from liftkit.options import Guidance
+from liftkit.options import Guidance, SampleOptions, Sampler, Solver
 from liftkit.progress import Observer
 
 
@@ -33,6 +33,7 @@ class Settings:
         size: side of the images in pixels.
         seed: of sample 0; sample i has ``seed + i``.
         guidance: of all models alike.
+        solver: of all models alike; their schedulers' own if None.
         device: to sample on.
         batch_size: samples at once.
         cache: a folder in which samples are kept, by what they follow from.
@@ -42,6 +43,7 @@ class Settings:
     size: int
     seed: int
     guidance: Guidance
+    solver: Solver | None
     device: str
     batch_size: int
     cache: Path
@@ -97,6 +99,7 @@ def _origin(entry: Entry, tie: Lift, steps: int | None, settings: Settings) -> d
         "size": settings.size,
         "steps": steps,
         "guidance": settings.guidance.record,
+        **({} if settings.solver is None else {"solver": settings.solver}),
         "device": torch.device(settings.device).type,
         "versions": versions(),
     }
@@ -109,12 +112,15 @@ def _sample(
     images = sample(
         loaded,
         [settings.prompts[index] for index in indices],
+        SampleOptions(
+            steps=steps,
+            guidance=settings.guidance,
+            sampler=Sampler(solver=settings.solver),
+            height=settings.size,
+            width=settings.size,
+            batch_size=settings.batch_size,
+        ),
         noise=noise if entry.lift is not None else tie.lower(noise),
-        height=settings.size,
-        width=settings.size,
-        steps=steps,
-        guidance=settings.guidance,
-        batch_size=settings.batch_size,
     )
     if not torch.isfinite(images).all():
         raise UsageError(f"{entry.source}: its samples hold values that are not finite; was its training cut short?")

@@ -1,8 +1,8 @@
 """Classifier-free guidance beyond its scale, in stock pipelines that know the scale alone.
 
-Guidance at the noisiest steps moves a whole image away from the data, at the last ones it mostly adds grain, so it can be
-kept to an interval of the steps (Kynkaanniemi et al. 2024, arXiv 2404.07724). Its part along the denoised estimate raises
-contrast alone and can be left out (Sadat et al. 2024, arXiv 2410.02416), as the AsymFlow authors sample.
+Guidance at the noisiest steps moves a whole image away from the data, at the last ones it mostly adds grain, so it can be kept
+to an interval of the steps or of the noise levels (Kynkaanniemi et al. 2024, arXiv 2404.07724). Its part along the denoised
+estimate raises contrast alone and can be left out (Sadat et al. 2024, arXiv 2410.02416), as the AsymFlow authors sample.
 
 A pipeline computes ``u + scale (c - u)`` from the conditional prediction c and the unconditional u. All of the above is another
 u: ``c - d`` with the difference d that is wanted, zero at the steps without guidance.
@@ -29,6 +29,9 @@ from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.scheduler import noise_level
 from liftkit.options import Guidance
 from liftkit.tokens import patchify, unpatchify
+
+ROUNDING = 1e-5
+"""Noise levels are compared with the ends of an interval up to this."""
 
 
 def rescales(pipeline: Any) -> bool:
@@ -92,9 +95,9 @@ class _Guided:
             if self.guidance == Guidance(self.guidance.scale):
                 return self.forward(**arguments)
             raise UsageError(
-                f"{type(self.pipeline).__name__} asks for no unconditional prediction here, so that --guidance-start, "
-                "--guidance-stop and --guidance-orthogonal would do nothing; leave them out, or give --guidance above 1 if "
-                "the model is not distilled"
+                f"{type(self.pipeline).__name__} asks for no unconditional prediction here, so that --guidance-start, -stop, "
+                "-low, -high and -orthogonal would do nothing; leave them out, or give --guidance above 1 if the model is not "
+                "distilled"
             )
         if arguments.get("skip_layers") is not None:  # SD3's skip-layer guidance: a term of its own
             return self.forward(**arguments)
@@ -153,29 +156,38 @@ class _Guided:
         scheduler = self.pipeline.scheduler
         return next((index for index in (scheduler.step_index, scheduler.begin_index) if index is not None), 0)
 
+    def _wanted(self) -> bool:
+        """True where this step is within the intervals of guidance, their ends included but for the last step's."""
+        guidance, scheduler = self.guidance, self.pipeline.scheduler
+        count, step = scheduler.num_inference_steps, self._step // scheduler.order
+        if not int(guidance.start * count) <= step < int(guidance.stop * count):
+            return False
+        level = torch.tensor(noise_level(scheduler, self._step))
+        told = calibrate(level, self.pipeline.transformer.config.get("lift_scale", 1.0))[1].item()
+        return guidance.low - ROUNDING <= told <= guidance.high + ROUNDING
+
     def _unconditional(self, arguments: dict[str, Any], conditional: Tensor, predict: Callable[[], Tensor]) -> Tensor:
         """What to answer in the place of ``predict()``, which is not called where it is not needed."""
-        guidance, scheduler, step = self.guidance, self.pipeline.scheduler, self._step
-        count = scheduler.num_inference_steps
-        if not int(guidance.start * count) <= step < int(guidance.stop * count):
+        if not self._wanted():
             return conditional
-        unconditional = predict()
-        if not guidance.orthogonal:
+        unconditional, strength = predict(), self.guidance.orthogonal
+        if not strength:
             return unconditional
+        level = noise_level(self.pipeline.scheduler, self._step)
         state = _half(arguments[self.architecture.state], len(conditional)).float()
-        denoised = state - self.architecture.sign * noise_level(scheduler, step) * conditional.float()
+        denoised = state - self.architecture.sign * level * conditional.float()
         difference = (conditional - unconditional).float()
         clean = self.architecture.clean_tokens(arguments)
         if clean is not None:  # reference images are given, not painted
             denoised, difference = (part.masked_fill(clean.unsqueeze(-1), 0.0) for part in (denoised, difference))
-        return conditional - _orthogonal(difference, denoised).to(conditional.dtype)
+        return conditional - _orthogonal(difference, denoised, strength).to(conditional.dtype)
 
 
-def _orthogonal(difference: Tensor, denoised: Tensor) -> Tensor:
-    """``d - <d, x> / |x|^2 x`` for each sample, (B, ...)."""
+def _orthogonal(difference: Tensor, denoised: Tensor, strength: float) -> Tensor:
+    """``d - strength <d, x> / |x|^2 x`` for each sample, (B, ...)."""
     d, x = difference.flatten(1), denoised.flatten(1)
     share = (d * x).sum(dim=1) / x.square().sum(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
-    return (d - share[:, None] * x).view_as(difference)
+    return (d - strength * share[:, None] * x).view_as(difference)
 
 
 def _half(state: Any, count: int) -> Tensor:

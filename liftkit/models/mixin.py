@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from liftkit.asymflow import recover_velocity
+from liftkit.asymflow import SIGMA_MIN, recover_velocity
 from liftkit.lift import SCALES
 from liftkit.models.spec import HOME, Architecture
 from liftkit.models.velocity import lifted_forward
@@ -31,6 +31,8 @@ class LiftHead(nn.Module):
     """Holds A in the transformer's own token order, (D, r) float32, whatever dtype the rest is cast to."""
 
     basis: Tensor
+    sigma_min: float = SIGMA_MIN
+    """Floor of the divisions by sigma."""
 
     def __init__(self, dim: int, rank: int) -> None:
         super().__init__()
@@ -39,7 +41,7 @@ class LiftHead(nn.Module):
     def forward(self, u_cal: Tensor, x_t: Tensor, sigma: Tensor, scale: float) -> Tensor:
         """Tokens in, the full velocity out, in float32 even under autocast."""
         with torch.autocast(x_t.device.type, enabled=False):
-            return recover_velocity(u_cal, x_t, sigma, self.basis, scale)
+            return recover_velocity(u_cal, x_t, sigma, self.basis, scale, self.sigma_min)
 
     def _apply(self, fn: Any, recurse: bool = True) -> LiftHead:
         kept = self.basis

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +21,10 @@ from liftkit.models.adapter import Adapter
 from liftkit.models.broken import broken
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.models.guidance import guided
+from liftkit.models.mixin import AsymMixin
 from liftkit.models.registry import architecture
-from liftkit.options import Guidance, SampleOptions
+from liftkit.models.scheduler import with_clamp, with_shift, with_solver
+from liftkit.options import SampleOptions, Sampler
 from liftkit.progress import Observer
 
 
@@ -102,33 +107,27 @@ WATCHED = {"prompt_embeds": "text_encoder", "pooled_prompt_embeds": "text_encode
 """Tensors of a pipeline, the first to be made first, and the component that makes them."""
 
 
-def state_noise(flow: FlowModel, count: int, height: int, width: int, factor: int, seed: int) -> Tensor:
-    """Standard normal states, image i from its own stream so that batches do not change it.
+def state_noise(flow: FlowModel, seeds: Sequence[int], height: int, width: int, factor: int) -> Tensor:
+    """Standard normal states, each from its own stream so that batches do not change it.
 
     Args:
-        flow: decides the state's shape: (count, 3, H, W) for pixels, (count, C, H / factor, W / factor) for latents.
+        flow: decides the state's shape: (n, 3, H, W) for pixels, (n, C, H / factor, W / factor) for latents.
+        seeds: of the n images.
         height, width: of the images.
         factor: the VAE's.
-        seed: of image 0; image i has ``seed + i``.
     """
     shape = (3, height, width) if flow.is_pixel else (flow.channels, height // factor, width // factor)
-    streams = (torch.Generator().manual_seed(seed + index) for index in range(count))
-    return torch.stack([torch.randn(shape, generator=stream) for stream in streams])
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 @torch.no_grad()
 def sample(
     model: Loaded,
     prompts: list[str],
+    options: SampleOptions | None = None,
     *,
+    seeds: Sequence[int] | None = None,
     noise: Tensor | None = None,
-    seed: int = SampleOptions.seed,
-    height: int | None = None,
-    width: int | None = None,
-    steps: int | None = None,
-    guidance: Guidance = Guidance(),
-    negative: str | None = None,
-    batch_size: int = SampleOptions.batch_size,
     advance: Any = lambda amount: None,
     **more: Any,
 ) -> Tensor:
@@ -137,11 +136,9 @@ def sample(
     Args:
         model: a stock pipeline over a latent or a lifted transformer.
         prompts: one image each.
-        noise: starting states, image-shaped (see :func:`state_noise`); drawn from ``seed`` if left out.
-        height, width: in pixels; the autoencoder's own size if left out.
-        steps: the pipeline's own default if left out.
-        guidance: the pipeline's own scale at all steps if left out.
-        negative: what guidance leads away from; the empty prompt if left out.
+        options: how; the device is the model's, and so is the adapter.
+        seeds: of each image; counting up from the options' own if left out.
+        noise: starting states, image-shaped (see :func:`state_noise`); drawn from the seeds if left out.
         advance: called with the number of images done.
         more: further arguments of the pipeline.
 
@@ -149,44 +146,53 @@ def sample(
         (n, 3, H, W) in [-1, 1], on the CPU.
 
     Raises:
-        UsageError: naming the component that gives numbers which are not finite.
+        UsageError: if the model cannot be sampled so; or naming the component that gives numbers which are not finite.
     """
-    check_prompts([*prompts, negative or ""])
+    options = options or SampleOptions()
+    check_prompts([*prompts, options.negative or ""])
     pipeline, flow = model.pipeline, model.flow
-    height, width = height or model.size, width or model.size
+    height, width = options.height or model.size, options.width or model.size
+    seeds = seeds if seeds is not None else range(options.seed, options.seed + len(prompts))
     if noise is None:
-        noise = state_noise(flow, len(prompts), height, width, pipeline.vae_scale_factor, seed)
+        noise = state_noise(flow, seeds, height, width, pipeline.vae_scale_factor)
     known = inspect.signature(pipeline.__call__).parameters
     spec = flow.architecture
     choices = {
-        "num_inference_steps": steps,
-        spec.guidance_argument: guidance.scale,
+        "num_inference_steps": options.steps,
+        spec.guidance_argument: options.guidance.scale,
         "max_sequence_length": model.text_length,
         **spec.call,
     }
-    arguments = {key: value for key, value in choices.items() if value is not None and key in known}
+    arguments = {key: value for key, value in choices.items() if value is not None and key in known} | more
     images = []
-    watch = _Watch(pipeline, more.pop("callback_on_step_end", None))
-    for start in range(0, len(prompts), batch_size):
-        part = slice(start, start + batch_size)
-        against = {} if negative is None else _negative(model, negative, len(prompts[part]))
-        with guided(pipeline, guidance, **{**arguments, **more}):
-            output = pipeline(
-                prompt=prompts[part],
-                height=height,
-                width=width,
-                latents=flow.pipeline_state(noise[part].to(pipeline.device)),
-                output_type="pt",
-                **watch.arguments,
-                **arguments,
-                **against,
-                **more,
-            )
-        if not torch.isfinite(output.images).all():
-            raise UsageError(broken(pipeline, "vae", "its decoder's picture"))
-        images.append(output.images.float().cpu() * 2.0 - 1.0)
-        advance(len(images[-1]))
+    watch = _Watch(pipeline, arguments.pop("callback_on_step_end", None))
+    with walked(model, options):
+        for start in range(0, len(prompts), options.batch_size):
+            part = slice(start, start + options.batch_size)
+            against = {} if options.negative is None else _negative(model, options.negative, len(prompts[part]))
+            if hasattr(pipeline.scheduler, "generators"):
+                pipeline.scheduler.generators = [_step_stream(seed) for seed in seeds[part]]
+            with guided(pipeline, options.guidance, **arguments):
+                output = pipeline(
+                    prompt=prompts[part],
+                    height=height,
+                    width=width,
+                    latents=flow.pipeline_state(noise[part].to(pipeline.device)),
+                    output_type="pt",
+                    **watch.arguments,
+                    **arguments,
+                    **against,
+                )
+            if not torch.isfinite(output.images).all():
+                raise UsageError(broken(pipeline, "vae", "its decoder's picture"))
+            images.append(output.images.float().cpu() * 2.0 - 1.0)
+            advance(len(images[-1]))
     return torch.cat(images)
+
+
+def _step_stream(seed: int) -> torch.Generator:
+    """Of the noise that a stochastic solver adds to an image: another stream than its starting state's."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0]))
 
 
 def _negative(model: Loaded, text: str, count: int) -> dict[str, Any]:
@@ -206,24 +212,45 @@ def _negative(model: Loaded, text: str, count: int) -> dict[str, Any]:
     return {"negative_prompt_embeds": found["encoder_hidden_states"]}
 
 
-def set_noise(model: Loaded, shift: float | None, clamp: bool | None) -> None:
-    """Give a pipeline's scheduler another shift, and let it clamp the denoised estimate or not; None leaves it as it is.
+@contextmanager
+def walked(model: Loaded, options: SampleOptions) -> Iterator[None]:
+    """Within it a pipeline walks from noise to image as the options' sampler says.
 
     Raises:
-        UsageError: if its scheduler has no shift, or a clamp is asked of a latent model.
+        UsageError: if its scheduler has no shift or cannot take the solver, or something of pixels is asked of a latent model.
     """
-    from liftkit.models.scheduler import LiftedScheduleMixin, with_clamp, with_shift
+    pipeline, sampler = model.pipeline, options.sampler
+    scheduler = pipeline.scheduler
+    heads = [each.lift for each in pipeline.components.values() if isinstance(each, AsymMixin)]
+    floors = [head.sigma_min for head in heads]
+    pipeline.scheduler = _scheduler(model, sampler, options.height or model.size, options.width or model.size)
+    for head in heads:
+        head.sigma_min = sampler.sigma_floor or head.sigma_min
+    try:
+        yield
+    finally:
+        pipeline.scheduler = scheduler
+        for head, floor in zip(heads, floors):
+            head.sigma_min = floor
 
-    pipeline = model.pipeline
+
+def _scheduler(model: Loaded, sampler: Sampler, height: int, width: int) -> Any:
+    pipeline, pixel = model.pipeline, model.flow.is_pixel
+    for flag, given, why in (
+        ("--clamp", sampler.clamp, "latents, which have no colors to clamp"),
+        ("--sigma-floor", sampler.sigma_floor, "latents, whose velocity is not recovered by a division"),
+    ):
+        if given and not pixel:
+            raise UsageError(f"{flag}: the model paints {why}; leave it out")
+    scheduler, shift = pipeline.scheduler, sampler.shift_for(height, width)
+    if sampler.solver is not None:
+        more = {} if sampler.eta is None else {"eta": sampler.eta}
+        scheduler = with_solver(scheduler, sampler.solver, **more)
     if shift is not None:
-        pipeline.scheduler = with_shift(pipeline.scheduler, shift)
-    if clamp is None:
-        return
-    if not isinstance(pipeline.scheduler, LiftedScheduleMixin):
-        if clamp:
-            raise UsageError("--clamp: the model paints latents, which have no colors to clamp; leave it out")
-        return
-    pipeline.scheduler = with_clamp(pipeline.scheduler, pipeline.vae.color.to_dict() if clamp else None)
+        scheduler = with_shift(scheduler, shift)
+    if sampler.clamp is not None and pixel:
+        scheduler = with_clamp(scheduler, pipeline.vae.color.to_dict() if sampler.clamp else None)
+    return scheduler
 
 
 @torch.no_grad()
@@ -245,15 +272,8 @@ def latent_samples(
         return {}
 
     with observer.stage("fit: sampling the latent model", len(prompts), "images") as advance:
-        sample(
-            loaded,
-            prompts,
-            seed=seed,
-            height=resolution,
-            width=resolution,
-            advance=advance,
-            callback_on_step_end=keep,
-        )
+        options = SampleOptions(seed=seed, height=resolution, width=resolution)
+        sample(loaded, prompts, options, advance=advance, callback_on_step_end=keep)
     return torch.cat(last)
 
 

@@ -218,7 +218,9 @@ def with_solver(scheduler: Any, solver: str, **changes: Any) -> Any:
     kind, config = SOLVERS[solver], dict(scheduler.config)
     flow_matching = issubclass(kind, FlowMatchEulerDiscreteScheduler)
     if config.get("invert_sigmas") and not flow_matching:
-        raise UsageError(f"--solver {solver}: it has no noise levels that count upward, as this model's do; take another")
+        raise UsageError(
+            f"--solver {solver}: it has no noise levels that count upward, as this model's do; take another"
+        )
     shift = config.get("flow_shift", config.get("shift", 1.0))
     changes |= {"shift": shift} if flow_matching else {**MULTISTEP, "flow_shift": shift}
     parameters = inspect.signature(kind.__init__).parameters

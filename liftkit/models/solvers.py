@@ -66,6 +66,9 @@ class FlowMatchHeunDiscreteScheduler(_Steps):
     """
 
     order = 2
+    sigmas: Tensor
+    timesteps: Tensor
+    _predicted: tuple[int, Tensor, Tensor]
 
     def repeated(self) -> None:
         """After ``set_timesteps``: the grid with both evaluations of each step."""
