@@ -50,9 +50,9 @@ def trainer_of(chosen: Any, batch: int, folder: Path, **changes: Any) -> tuple[A
     trainer = make_trainer(
         chosen, latent_transformer(chosen, device()), make_recipe(chosen, folder / "run", batch, **changes)
     )
-    given = batches(chosen, max(chosen.resolutions), batch)
+    given = trainer.ahead.each(batches(chosen, max(chosen.resolutions), batch), 0)
     trainer.model.train()
-    return trainer, given, next(given).to(trainer.accelerator.device)
+    return trainer, given, next(given).wait().batch
 
 
 def steps(chosen: Any, batch: int, folder: Path, options: dict[str, Any], say: Any, **changes: Any) -> None:
@@ -161,7 +161,7 @@ def guarded(variant: str) -> None:
 def pieces() -> None:
     """Milliseconds of what a step does, each waited for, and what the profiler counts in one."""
     import torch
-    from _gpu_model import device, timed
+    from _gpu_model import batches, device, timed
     from finetune import floor, whole
 
     from liftkit.finetune.step import draw
@@ -173,13 +173,14 @@ def pieces() -> None:
             floor(trainer, here)
             whole(trainer, given)
         batch = next(given)
+        host = next(batches(scale(1, 4), max(scale(1, 4).resolutions), 4))
         noise, _ = draw(tuple(x0.shape), trainer.recipe.noise, 0, 0)
         work = {
             "floor": lambda: floor(trainer, here),
             "whole": lambda: whole(trainer, given),
             "drawing noise": lambda: draw(tuple(x0.shape), trainer.recipe.noise, 0, 0),
             "copying noise": lambda: noise.to(device()),
-            "copying the batch": lambda: batch.to(device()),
+            "copying the batch": lambda: host.to(device()),
             "gradients": lambda: trainer._gradients(batch),
             "clip": trainer._clip,
             "optimizer": lambda: [optimizer.step() for optimizer in trainer.optimizers],

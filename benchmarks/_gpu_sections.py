@@ -256,8 +256,8 @@ def _steps(
         trainer = make_trainer(scale, latent, recipe)
         if compiled:
             compile_blocks(trainer.trainee.transformer, **compile_options())
-        given = batches(scale, side, batch)
-        here = next(given).to(trainer.accelerator.device)
+        given = trainer.ahead.each(batches(scale, side, batch), 0)
+        here = next(given).wait().batch
         begun = time.monotonic()
         for _ in range(2):
             trainer.model.train()

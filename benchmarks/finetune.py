@@ -85,8 +85,8 @@ def main() -> None:
         recipe = load_recipe("tiny-klein", [*overrides, *chosen.overrides])
         folder = RunFolder(recipe.output)
         trainer = prepare(recipe, folder, Silent())
-        batches = trainer.data.prefetch(0, 4 * chosen.rounds + 8, trainer._rows())
-        same = next(batches).to(trainer.accelerator.device)
+        batches = trainer.ahead.each(trainer.data.prefetch(0, 4 * chosen.rounds + 8, trainer._rows()), 0)
+        same = next(batches).wait().batch
         for _ in range(3):
             floor(trainer, same)
             whole(trainer, batches)

@@ -304,8 +304,8 @@ def test_gradients_that_are_not_finite_stop_the_run_before_the_weights_change(
     recipe = make("overflows", "checkpoints.every=1", "previews.every=0", "validation.every=0")
     clip = Trainer._clip
 
-    def spoiled(trainer: Trainer) -> float | None:
-        return clip(trainer) if trainer.step < 2 else float("inf")
+    def spoiled(trainer: Trainer) -> torch.Tensor:
+        return clip(trainer) if trainer.step < 2 else torch.tensor(float("inf"))
 
     monkeypatch.setattr(Trainer, "_clip", spoiled)
     with pytest.raises(

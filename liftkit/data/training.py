@@ -50,10 +50,21 @@ class Batch:
     indices: list[tuple[int, int]]
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
-        latents = self.latents.to(device) if self.latents is not None else None
-        prompts = {name: value.to(device) for name, value in self.prompts.items()}
-        return replace(self, images=self.images.to(device), latents=latents, prompts=prompts)
+        """The same on a device; copies from pinned memory may still be on their way."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
+
+    def pinned(self) -> Batch:
+        """The same in memory that a GPU copies from by itself."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def tensors(self) -> list[Tensor]:
+        """Images, latents and prompts."""
+        return [self.images, *([self.latents] if self.latents is not None else []), *self.prompts.values()]
+
+    def _each(self, work: Callable[[Tensor], Tensor]) -> Batch:
+        latents = work(self.latents) if self.latents is not None else None
+        prompts = {name: work(value) for name, value in self.prompts.items()}
+        return replace(self, images=work(self.images), latents=latents, prompts=prompts)
 
     def rows(self, part: slice) -> Batch:
         """Some of its rows."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from liftkit.errors import UsageError
+from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe import Optimizer as OptimizerRecipe
 
 BASE_RATE = "base_lr"
@@ -101,6 +101,34 @@ def set_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
             group["lr"] = group[BASE_RATE] * factor
 
 
+def step_scaled(optimizers: Sequence[Any], scaler: Any, norm: float) -> bool:
+    """One step of all optimizers, or of none where gradients overflowed, which then are to be computed again.
+
+    accelerate's own optimizers leave such a step out, and would then take the gradients of a second one for scaled.
+
+    Args:
+        optimizers: as accelerate prepared them.
+        scaler: of the loss, which has unscaled the gradients; None but in fp16.
+        norm: of the unscaled gradients.
+
+    Raises:
+        LiftkitError: if they are not finite and a smaller scale does not help.
+    """
+    if scaler is None:
+        for optimizer in optimizers:
+            optimizer.step()
+        return True
+    scale = scaler.get_scale()
+    finite = math.isfinite(norm)
+    if finite:
+        for optimizer in optimizers:
+            scaler.step(optimizer.optimizer)
+    scaler.update()
+    if not finite and (scaler.get_scale() >= scale or scale < 1.0):
+        raise LiftkitError("the gradients overflow in fp16 whatever their scale; use precision: bf16")
+    return finite
+
+
 class Average:
     """Running mean of parameters by Karras' power function: ``beta_t = (1 - 1 / t)^(gamma + 1)``.
 
@@ -119,8 +147,9 @@ class Average:
         """After step ``step`` (from 1)."""
         age = max(step - self.start, 1)
         kept = (1.0 - 1.0 / age) ** (self.gamma + 1.0)
-        for name, parameter in parameters.items():
-            self.values[name].lerp_(parameter.detach(), 1.0 - kept)
+        means, current = [self.values[name] for name in parameters], list(parameters.values())
+        # In a few kernels instead of one for each of some hundred tensors.
+        torch._foreach_lerp_([*map(_local, means)], [*map(_local, current)], weight=1.0 - kept)
 
     @torch.no_grad()
     def exchange(self, parameters: dict[str, nn.Parameter]) -> None:
@@ -129,3 +158,8 @@ class Average:
             current = parameter.detach().clone()
             parameter.copy_(self.values[name])
             self.values[name].copy_(current)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, others as they are."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from liftkit.data.training import Batch, TrainingData
 from liftkit.errors import LiftkitError
 from liftkit.finetune.adversary import Adversary
+from liftkit.finetune.ahead import Ahead, Prepared
 from liftkit.finetune.interrupt import Interrupt
 from liftkit.finetune.network import Reference, compile_blocks, connect
-from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, set_rate
+from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, set_rate, step_scaled
 from liftkit.finetune.perceptual import make_perceptual
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.resume import Resumption
@@ -36,7 +37,7 @@ from liftkit.finetune.state import (
     whole,
     write_checkpoint,
 )
-from liftkit.finetune.step import Objective, draw, step_seed, with_shift_of
+from liftkit.finetune.step import Objective, step_seed, with_shift_of
 from liftkit.finetune.trainee import COMPUTE, Trainee
 from liftkit.finetune.watch import preview, preview_prompts, validate
 from liftkit.models.broken import first_not_finite
@@ -121,6 +122,7 @@ class Trainer:
         adversary = Adversary(recipe, device) if recipe.objective.adversarial else None
         perceptual = make_perceptual(recipe.objective.perceptual, vae, str(device))
         self.objective = Objective(recipe, student, reference, lift, perceptual, adversary)
+        self.ahead = Ahead(self.lifted, self._rows(), device, lift is not None)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -136,10 +138,16 @@ class Trainer:
         self.speed.flops = 0.0 if recipe.compile else count_flops(self.objective, one, recipe)
         begun = time.monotonic()
         stop = self.step >= recipe.steps
-        with self.observer.stage("finetune", recipe.steps, "steps") as advance, Interrupt() as interrupt:
+        batches = self.data.prefetch(self.step, recipe.steps, self._rows())
+        ready = closing(self.ahead.each(batches, self.step))
+        with (
+            self.observer.stage("finetune", recipe.steps, "steps") as advance,
+            Interrupt() as interrupt,
+            ready as steps,
+        ):
             advance(self.step)
-            for batch in self.data.prefetch(self.step, recipe.steps, self._rows()):
-                self._step(batch)
+            for prepared in steps:
+                self._step(prepared)
                 advance(1)
                 stop = self._between(interrupt)
                 if stop:
@@ -151,42 +159,50 @@ class Trainer:
         share = self.recipe.batch_size // self.accelerator.num_processes
         return slice(self.accelerator.process_index * share, (self.accelerator.process_index + 1) * share)
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, prepared: Prepared) -> None:
         began = time.monotonic()
-        self._record(self.learn(batch), began)
+        self._record(self.learn(prepared), began)
 
-    def learn(self, batch: Batch) -> dict[str, Any]:
+    def learn(self, prepared: Prepared) -> dict[str, Any]:
         """One optimizer step on a batch; its figures.
+
+        In fp16 gradients may overflow; the step is then taken again with a smaller scale, so that no step is left out.
 
         Raises:
             LiftkitError: if loss or gradients are not finite; the weights are as they were.
         """
         recipe = self.recipe
-        self.model.train()
-        # For dropout; noise has generators of its own.
-        torch.manual_seed(step_seed(recipe.seed, self.step) + self.accelerator.process_index)
+        prepared = prepared.wait()
+        if not self.model.training:
+            self.model.train()
         set_rate(self.bare, rate_factor(recipe.optimizer, self.step, recipe.steps))
-        metrics = self._gradients(batch)
-        row = self._row(metrics, self._clip())
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        while True:
+            # For dropout; noise has generators of its own.
+            torch.manual_seed(step_seed(recipe.seed, self.step) + self.accelerator.process_index)
+            metrics = self._gradients(prepared)
+            row = self._row(metrics, self._clip())
+            if step_scaled(self.optimizers, self.accelerator.scaler, row["gradient_norm"]):
+                break
+            self._forget_gradients()
         if self.objective.adversary is not None:
             self.objective.adversary.step(rate_factor(recipe.optimizer, self.step, recipe.steps), self.accelerator)
+        self._forget_gradients()
         self.step += 1
         if self.average is not None:
             self.average.update(self.parameters, self.step)
         return row
 
-    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
+    def _forget_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        if self.objective.adversary is not None:
+            self.objective.adversary.optimizer.zero_grad(set_to_none=True)
+
+    def _gradients(self, prepared: Prepared) -> dict[str, Tensor]:
         """Gradients of this process's rows, in micro batches; the mean metrics."""
         recipe, device = self.recipe, self.accelerator.device
-        batch = batch.to(device)
+        batch, noise, sigma = prepared.batch, prepared.noise, prepared.sigma
         x0 = self.objective.state(batch)
-        # Drawn for the global batch, so that it does not matter how many processes share it.
-        noise, sigma = draw((recipe.batch_size, *x0.shape[1:]), self.lifted.noise, recipe.seed, self.step)
-        rows = self._rows()
-        noise, sigma = noise[rows].to(device), sigma[rows].to(device)
         size = min(recipe.micro_batch or len(x0), len(x0))
         total: dict[str, Tensor] = {}
         for start in range(0, len(x0), size):
@@ -202,8 +218,8 @@ class Trainer:
                 total[name] = total.get(name, torch.zeros((), device=device)) + share * value.float()
         return total
 
-    def _clip(self) -> float | None:
-        """Clip the gradients; their norm before, where it is known."""
+    def _clip(self) -> Tensor:
+        """Clip the gradients; their norm before, ()."""
         for parameter in self.parameters.values():
             # A layout that a checkpoint keeps: optimizer state is laid out as the first gradient was, and rounds by layout.
             if parameter.grad is not None and not parameter.grad.is_contiguous():
@@ -212,20 +228,21 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(
             list(self.parameters.values()), limit if limit is not None else math.inf
         )
-        return float(whole(norm)) if norm is not None else None
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
-    def _row(self, metrics: dict[str, Tensor], norm: float | None) -> dict[str, Any]:
+    def _row(self, metrics: dict[str, Tensor], norm: Tensor) -> dict[str, Any]:
         """The figures of a step, before its weights change; the run stops where they must not.
 
         Raises:
-            LiftkitError: if loss or gradients are not finite. In fp16 gradients may be: the scaler leaves such steps out.
+            LiftkitError: if loss or gradients are not finite. In fp16 gradients may overflow: see :func:`step_scaled`.
         """
-        names = sorted(metrics)
-        values = self.accelerator.reduce(torch.stack([metrics[name] for name in names]), "mean").tolist()
+        names = [*sorted(metrics), "gradient_norm"]
+        # All at once: each look at a number waits for the device. It is the only one in a step.
+        here = torch.stack([*(metrics[name] for name in names[:-1]), norm.float()])
+        values = self.accelerator.reduce(here, "mean").tolist()
         row: dict[str, Any] = {"step": self.step + 1, **dict(zip(names, values))}
-        row["gradient_norm"] = math.nan if norm is None else norm
-        for what, value in (("loss", row["loss"]), ("gradient's norm", norm)):
-            if value is None or math.isfinite(value) or (what != "loss" and self.recipe.precision == "fp16"):
+        for what, value in (("loss", row["loss"]), ("gradient's norm", row["gradient_norm"])):
+            if math.isfinite(value) or (what != "loss" and self.accelerator.scaler is not None):
                 continue
             found = checkpoints(self.folder.checkpoints)
             last = f"the last good checkpoint is {found[-1][1]}" if found else "there is no checkpoint yet"
@@ -278,6 +295,9 @@ class Trainer:
         said = [False, interrupt.heard, bool(self.data.lost)]
         if self.accelerator.is_main_process:
             said[0], said[1] = self.folder.asked("save"), self.folder.asked("stop") or said[1]
+        if self.accelerator.num_processes == 1:
+            # Nobody to ask: a look at the device would wait for the step to end there.
+            return said[0], said[1], said[2]
         said_here = torch.tensor(said, dtype=torch.float32, device=self.accelerator.device)
         save, stop, lost = self.accelerator.reduce(said_here, "sum").tolist()
         return save > 0, stop > 0, lost > 0
