@@ -34,37 +34,39 @@ VAE = {
 }
 
 
+FLUX2 = {
+    "patch_size": 1,
+    "in_channels": RANK,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "timestep_guidance_channels": 32,
+    "axes_dims_rope": (4, 4, 4, 4),
+    "guidance_embeds": False,
+}
+SD3 = {
+    "sample_size": 8,
+    "patch_size": LATENT_PATCH,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_layers": 2,
+    "attention_head_dim": 8,
+    "num_attention_heads": 4,
+    "joint_attention_dim": 24,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": 16,
+    "pos_embed_max_size": 12,
+}
+
+
 def flux2_transformer(**changes: Any) -> Flux2Transformer2DModel:
-    config = {
-        "patch_size": 1,
-        "in_channels": RANK,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 24,
-        "timestep_guidance_channels": 32,
-        "axes_dims_rope": (4, 4, 4, 4),
-        "guidance_embeds": False,
-    }
-    return _alive(Flux2Transformer2DModel(**{**config, **changes}))
+    return _alive(Flux2Transformer2DModel(**{**FLUX2, **changes}))
 
 
 def sd3_transformer(**changes: Any) -> SD3Transformer2DModel:
-    config = {
-        "sample_size": 8,
-        "patch_size": LATENT_PATCH,
-        "in_channels": CHANNELS,
-        "out_channels": CHANNELS,
-        "num_layers": 2,
-        "attention_head_dim": 8,
-        "num_attention_heads": 4,
-        "joint_attention_dim": 24,
-        "caption_projection_dim": 32,
-        "pooled_projection_dim": 16,
-        "pos_embed_max_size": 12,
-    }
-    return _alive(SD3Transformer2DModel(**{**config, **changes}))
+    return _alive(SD3Transformer2DModel(**{**SD3, **changes}))
 
 
 TRANSFORMERS: dict[str, Callable[..., Any]] = {

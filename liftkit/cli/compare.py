@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def compare(
     *,
     options: CompareOptions,
-    html: Annotated[
-        Path | None, Option("File for one page with pictures, which opens offline.", "FILE", default="none")
-    ] = None,
+    html: console.Html = None,
     json: Annotated[
         Path | None, Option("File for the figures; docs/compare.md has the schema.", "FILE", default="none")
     ] = None,
@@ -33,25 +31,15 @@ def compare(
 
     Example: liftkit compare demo pixel-klein --html compare.html --cache build/compare
     """
-    from liftkit.checkpoint.files import output_file, write_text
     from liftkit.evaluate.compare import execute
+    from liftkit.evaluate.page import compare_page
     from liftkit.evaluate.plan import prepare
 
-    for target, ending in ((html, ".html"), (json, ".json")):
-        console.hold(output_file(target, ending))
+    console.hold_report(html, json)
     console.quiet_libraries()
     found = execute(prepare(options), console.Bars())
     print_comparison(found)
-    if html is not None:
-        from liftkit.evaluate.page import compare_page
-
-        write_text(html, compare_page(found))
-        console.out.print(f"page: {html} (opens offline)")
-    if json is not None:
-        from json import dumps
-
-        write_text(json, dumps(found.to_dict(), indent=2) + "\n")
-        console.out.print(f"figures: {json}")
+    console.write_report(html, lambda: compare_page(found), json, found.to_dict())
 
 
 def print_comparison(found: Comparison) -> None:

@@ -7,15 +7,18 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from rich.table import Table
 from rich.text import Text
 
+from liftkit.checkpoint.files import output_file, write_text
 from liftkit.checkpoint.text import printable
 from liftkit.cli import bars
 from liftkit.cli.bars import size as size
 from liftkit.cli.terminal import SafeConsole
+from liftkit.options import Option
 from liftkit.tally import Tally
 
 
@@ -136,6 +139,30 @@ def tallies(found: Iterable[Tally]) -> None:
     result(tallies=[tally.to_json() for tally in counted])
     for summary in filter(None, (tally.summary() for tally in counted)):
         note(summary)
+
+
+Html = Annotated[Path | None, Option("File for one page with pictures, which opens offline.", "FILE", default="none")]
+
+
+def hold_report(html: Path | None, json: Path | None) -> None:
+    """Hold the page and the file of figures that a command will write."""
+    for target, ending in ((html, ".html"), (json, ".json")):
+        hold(output_file(target, ending))
+
+
+def write_report(html: Path | None, page: Callable[[], str], data: Path | None, figures: dict[str, Any]) -> None:
+    """Write what was asked for, and say where it is.
+
+    Args:
+        html: file for the page; ``page`` makes it.
+        data: file for the figures.
+    """
+    if html is not None:
+        write_text(html, page())
+        out.print(f"page: {html} (opens offline)")
+    if data is not None:
+        write_text(data, json.dumps(figures, indent=2) + "\n")
+        out.print(f"figures: {data}")
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> None:

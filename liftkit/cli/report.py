@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 def report(
     path: Annotated[Path, typer.Argument(metavar="FOLDER", help="Converted folder, or a lift (.safetensors).")],
-    html: Annotated[
-        Path | None, Option("File for the report as one page, which opens offline.", "FILE", default="none")
-    ] = None,
+    html: console.Html = None,
     json: Annotated[
         Path | None, Option("File for the figures; docs/report.md has the schema.", "FILE", default="none")
     ] = None,
@@ -33,27 +31,17 @@ def report(
 
     Example: liftkit report klein-pixel --html report.html
     """
-    from liftkit.checkpoint.files import output_file, write_text
     from liftkit.report.data import read_report
+    from liftkit.report.pages import alignment_page
 
-    for target, ending in ((html, ".html"), (json, ".json")):
-        console.hold(output_file(target, ending))
+    console.hold_report(html, json)
     found = read_report(path)
     other = read_report(compare) if compare is not None else None
     console.result(report=found.to_dict(), other=other and other.to_dict(), angles=None)
     _print(found)
     if other is not None:
         _print_comparison(found, other)
-    if html is not None:
-        from liftkit.report.pages import alignment_page
-
-        write_text(html, alignment_page(found, other))
-        console.out.print(f"page: {html} (opens offline)")
-    if json is not None:
-        from json import dumps
-
-        write_text(json, dumps(found.to_dict(), indent=2) + "\n")
-        console.out.print(f"figures: {json}")
+    console.write_report(html, lambda: alignment_page(found, other), json, found.to_dict())
 
 
 def _print(found: Report) -> None:

@@ -26,7 +26,7 @@ from liftkit.tally import Tally
 __all__ = ["CaptionedFolder", "CaptionedSource", "DemoCaptioned", "HubDataset", "WebDataset"]
 
 
-class DemoCaptioned:
+class DemoCaptioned(CaptionedSource):
     """The embedded demo data, drawn when asked for.
 
     Args:
@@ -46,14 +46,6 @@ class DemoCaptioned:
     def __len__(self) -> int:
         return self.count
 
-    def label(self, index: int) -> str:
-        """See :class:`CaptionedSource`."""
-        return self.key(index)
-
-    def stamp(self, index: int) -> None:  # noqa: ARG002
-        """See :class:`CaptionedSource`."""
-        return
-
     def key(self, index: int) -> str:
         """See :class:`CaptionedSource`."""
         return f"demo/{self.seed}/{self.split}/{index}"
@@ -61,10 +53,6 @@ class DemoCaptioned:
     def size(self, index: int) -> Size:  # noqa: ARG002
         """See :class:`CaptionedSource`."""
         return demo.SIZE, demo.SIZE
-
-    def remark(self, index: int) -> str:  # noqa: ARG002
-        """See :class:`CaptionedSource`."""
-        return ""
 
     def image(self, index: int, size: Size) -> Tensor:
         """See :class:`CaptionedSource`."""
@@ -78,10 +66,6 @@ class DemoCaptioned:
     def caption(self, index: int) -> str:
         """See :class:`CaptionedSource`."""
         return demo.scene_at(index, split=self.split, seed=self.seed).prompt
-
-    def has_captions(self) -> bool:
-        """See :class:`CaptionedSource`."""
-        return True
 
     def describe(self) -> dict[str, Any]:
         """See :class:`CaptionedSource`."""

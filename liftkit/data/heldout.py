@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,7 @@ FEW = 8
 """Held-out images up to which each has to be a good one."""
 
 
-class Part:
+class Part(CaptionedSource):
     """Some images of a source.
 
     Args:
@@ -103,7 +103,7 @@ def split(sources: Weighted, count: int | None, seed: int) -> tuple[Weighted, We
         readable = len(source)
         # Of a large source a few broken files make no difference.
         if 10 * share > readable:
-            order = [index for index in order if _opens(source, index)]
+            order = [index for index in order if _is_sound(source, index)]
             readable = len(order)
         if count is None:
             share = min(share, readable // 10)
@@ -116,7 +116,9 @@ def split(sources: Weighted, count: int | None, seed: int) -> tuple[Weighted, We
                 f"validation.images: {share} of the {readable} images of {source.name} would be held out, half at most; "
                 "leave it out to hold out a tenth, take fewer, or set validation.every: 0"
             )
-        chosen = set(_chosen(source, order, share))
+        # Of a handful each has to be a good one.
+        sound = (index for index in order if _is_sound(source, index, decode=share <= FEW))
+        chosen = set(islice(sound, share))
         train.append((Part(source, [index for index in range(len(source)) if index not in chosen]), weight))
         if chosen:
             apart.append((Part(source, sorted(chosen)), weight))
@@ -125,23 +127,10 @@ def split(sources: Weighted, count: int | None, seed: int) -> tuple[Weighted, We
     return train, apart, notes
 
 
-def _chosen(source: CaptionedSource, order: list[int], share: int) -> Iterator[int]:
-    """The first images of an order that can be opened; of a handful, those that can be decoded."""
-    can_be_read = _decodes if share <= FEW else _opens
-    yield from islice((index for index in order if can_be_read(source, index)), share)
-
-
-def _opens(source: CaptionedSource, index: int) -> bool:
+def _is_sound(source: CaptionedSource, index: int, *, decode: bool = False) -> bool:
+    """Whether an image can be opened, or decoded."""
     try:
-        source.size(index)
-    except PictureError:
-        return False
-    return True
-
-
-def _decodes(source: CaptionedSource, index: int) -> bool:
-    try:
-        source.image(index, (16, 16))
+        source.image(index, (16, 16)) if decode else source.size(index)
     except PictureError:
         return False
     return True

@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 
-class CaptionedSource(Protocol):
+class CaptionedSource(ABC):
     """Images with captions, at random access. A picture that cannot be used raises
     :class:`~liftkit.data.pictures.PictureError` from ``stamp``, ``key``, ``size``, ``remark`` or ``image``.
 
@@ -30,33 +30,25 @@ class CaptionedSource(Protocol):
     """
 
     name: str
+    tally: Tally
+    texts: list[Tally]
 
-    @property
-    def tally(self) -> Tally: ...
-
-    @property
-    def texts(self) -> list[Tally]: ...
-
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def label(self, index: int) -> str:
-        """What to call an image in messages."""
-
-    def stamp(self, index: int) -> str | None:
-        """Cheap, and another one wherever the content may be another; None where it cannot change nor be broken."""
-
+    @abstractmethod
     def key(self, index: int) -> str:
         """The content's identity: another content, another key, wherever it lies; another reader, another key."""
 
+    @abstractmethod
     def size(self, index: int) -> Size:
         """Height and width of the upright picture, without decoding it."""
 
-    def remark(self, index: int) -> str:
-        """What people may want to know of how a picture is read; empty if nothing."""
-
+    @abstractmethod
     def image(self, index: int, size: Size) -> Tensor:
         """The picture resized to cover ``size`` and cropped about its center: uint8 (3, height, width)."""
 
+    @abstractmethod
     def caption(self, index: int) -> str:
         """Its caption; empty where it has none.
 
@@ -64,18 +56,29 @@ class CaptionedSource(Protocol):
             UsageError: if the text that holds it cannot be read.
         """
 
-    def has_captions(self) -> bool:
-        """Whether any image of it has a caption."""
-
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Plain data for reports."""
 
+    def label(self, index: int) -> str:
+        """What to call an image in messages."""
+        return self.key(index)
 
-class EncodedSource(ABC):
-    """Pictures as encoded files: subclasses say where their bytes are."""
+    def stamp(self, index: int) -> str | None:  # noqa: ARG002
+        """Cheap, and another one wherever the content may be another; None where it cannot change nor be broken."""
+        return None
 
-    tally: Tally
-    texts: list[Tally]
+    def remark(self, index: int) -> str:  # noqa: ARG002
+        """What people may want to know of how a picture is read; empty if nothing."""
+        return ""
+
+    def has_captions(self) -> bool:
+        """Whether any image of it has a caption."""
+        return any(self.caption(index) for index in range(len(self)))
+
+
+class EncodedSource(CaptionedSource):
+    """Pictures as encoded files: subclasses say where their bytes are, and what to call them."""
 
     @abstractmethod
     def open(self, index: int) -> AbstractContextManager[IO[bytes]]:
@@ -84,21 +87,6 @@ class EncodedSource(ABC):
         Raises:
             PictureError: if it cannot be read.
         """
-
-    @abstractmethod
-    def label(self, index: int) -> str:
-        """See :class:`CaptionedSource`."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def caption(self, index: int) -> str:
-        """See :class:`CaptionedSource`."""
-
-    def has_captions(self) -> bool:
-        """See :class:`CaptionedSource`."""
-        return any(self.caption(index) for index in range(len(self)))
 
     def key(self, index: int) -> str:
         """The reader's name and the SHA-256 of the file."""

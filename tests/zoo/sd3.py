@@ -8,19 +8,7 @@ from tests.zoo.specimen import Specimen, prompts
 SPECIMENS = (
     Specimen(
         "SD3Transformer2DModel",
-        {
-            "sample_size": 8,
-            "patch_size": 2,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 2,
-            "attention_head_dim": 8,
-            "num_attention_heads": 4,
-            "joint_attention_dim": 24,
-            "caption_projection_dim": 32,
-            "pooled_projection_dim": 16,
-            "pos_embed_max_size": 16,
-        },
+        {**tiny.SD3, "pos_embed_max_size": 16},
         pipeline="StableDiffusion3Pipeline",
         vae=vaes.kl,
         call=lambda count: {
