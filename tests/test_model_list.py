@@ -10,7 +10,7 @@ import pytest
 
 import liftkit
 from liftkit.errors import UsageError
-from liftkit.models.catalogue import FILE, PROOFS, catalogue, supported
+from liftkit.models.catalog import FILE, PROOFS, catalog, supported
 from liftkit.models.registry import architecture
 from tools.model_table import BEGIN, END, PAGES, listing
 
@@ -24,7 +24,7 @@ def test_the_list_and_its_tables_are_current() -> None:
 
 
 def test_the_list_holds_every_architecture_and_says_of_each_proof_how_or_why_not() -> None:
-    found = {each.name: each for each in catalogue()}
+    found = {each.name: each for each in catalog()}
     assert set(found) == set(liftkit.architectures())
     for each in found.values():
         assert "bare" in each.proved
@@ -36,14 +36,14 @@ def test_the_list_holds_every_architecture_and_says_of_each_proof_how_or_why_not
 def test_models_are_listed_and_shown(cli: Cli) -> None:
     code, out, _ = cli("models")
     assert code == 0
-    assert all(each.name in out for each in catalogue())
+    assert all(each.name in out for each in catalog())
     code, out, _ = cli("models", "AsymFlux2Transformer2DModel")
     assert code == 0
     assert "Flux2KleinPipeline" in out
     assert "128 / 16 / 768" in out
     code, out, _ = cli("--json", "models")
     answer = json.loads(out)["models"]
-    assert [each["name"] for each in answer] == [each.name for each in catalogue()]
+    assert [each["name"] for each in answer] == [each.name for each in catalog()]
     assert answer[0]["proved"]["bare"].startswith("float64")
 
 

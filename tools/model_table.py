@@ -14,7 +14,7 @@ from typing import Any
 
 import diffusers
 
-from liftkit.models.catalogue import FILE, PROOFS, Supported
+from liftkit.models.catalog import FILE, PROOFS, Supported
 from liftkit.models.spec import Architecture
 from tests.zoo import ZOO
 from tests.zoo.specimen import Specimen

@@ -36,8 +36,8 @@ def copy_file(
         stamp = stamp_of(file)
     origins = {name: header.payload + entry.start for name, entry in header.tensors.items()} if header else {}
     parts = parts_of(header, origins) if header else [Part("", 0, stamp.size, 0)]
-    with writing(source, stamp, target, stamp.size, parts, ledger) as (original, written, tell):
-        copy_range(original, 0, stamp.size, written, 0, fan_out(progress, tell))
+    with writing(source, stamp, target, stamp.size, parts, ledger) as (original, written, reached):
+        copy_range(original, 0, stamp.size, written, 0, fan_out(progress, reached))
 
 
 def link_file(source: Path, target: Path, header: Header | None = None, ledger: Ledger | None = None) -> bool:
@@ -109,7 +109,7 @@ def copy_range(
 def writing(
     source: Path, stamp: Stamp | None, target: Path, size: int, parts: list[Part], ledger: Ledger | None
 ) -> Iterator[tuple[IO[bytes], IO[bytes], Callable[[int], None]]]:
-    """The source, a new file, and whom to tell how far that is written."""
+    """The source, a new file, and what is called with how far that is written."""
     with open_regular(source, stamp) as original, atomic_file(target, sync=ledger is None) as file:
         follower = None
         if ledger is not None:

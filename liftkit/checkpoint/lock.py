@@ -106,7 +106,7 @@ def _acquire(output: Path, lock: Path, waiting: Callable[[str], None] | None, ma
     Args:
         made: takes the folders that have to be made again; None where the lock file lies beside the output.
     """
-    said = False
+    announced = False
     while True:
         try:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | _NO_LINK, 0o666)
@@ -131,11 +131,11 @@ def _acquire(output: Path, lock: Path, waiting: Callable[[str], None] | None, ma
                 f"{output}: another run (process {holder['process']}) is making it, on {holder['host']} since "
                 f"{holder['since']}; wait for it or choose another output"
             )
-        if not said:
+        if not announced:
             waiting(
                 f"{output}: waits for process {holder['process']} on {holder['host']}, at it since {holder['since']}"
             )
-            said = True
+            announced = True
         time.sleep(POLL_SECONDS)
 
 

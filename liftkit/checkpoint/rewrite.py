@@ -69,21 +69,21 @@ def rewrite_file(
     lead = encode_header(entries, source.metadata or {"format": "pt"})
     parts = _parts(source, Header(target, entries, {}, len(lead)), changed.keys())
     size = max((part.end for part in parts), default=len(lead))
-    with writing(source.path, source.stamp, target, size, parts, ledger) as (original, file, tell):
+    with writing(source.path, source.stamp, target, size, parts, ledger) as (original, file, reached):
         write_at(file, 0, lead)
-        tell(len(lead))
+        reached(len(lead))
         for piece in _pieces(parts):
             if isinstance(piece, Part) and piece.name in changed:
                 _write_tensor(file, piece.start, changed[piece.name])
-                tell(piece.end)
+                reached(piece.end)
                 progress(piece.end - piece.start)
             elif isinstance(piece, Part):
                 for raw, at in _cast_chunks(original, source.path, piece, progress):
                     write_at(file, at, raw)
-                    tell(at + len(raw))
+                    reached(at + len(raw))
             else:
                 start, end, origin = piece
-                copy_range(original, origin, end - start, file, start, fan_out(progress, tell))
+                copy_range(original, origin, end - start, file, start, fan_out(progress, reached))
 
 
 def compare_files(source: Header, target: Header, changed: Container[str]) -> None:

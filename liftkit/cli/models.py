@@ -9,7 +9,7 @@ import typer
 from liftkit.cli import console
 
 if TYPE_CHECKING:
-    from liftkit.models.catalogue import Supported
+    from liftkit.models.catalog import Supported
 
 
 def models(
@@ -30,9 +30,9 @@ def models(
 
     Example: liftkit models FluxTransformer2DModel
     """
-    from liftkit.models.catalogue import catalogue, supported
+    from liftkit.models.catalog import catalog, supported
 
-    found = catalogue() if name is None else [supported(name)]
+    found = catalog() if name is None else [supported(name)]
     console.result(models=[each.to_dict() for each in found])
     if name is not None:
         console.table(found[0].name, _rows(found[0]))

@@ -22,15 +22,15 @@ class Interrupt:
         self._before: dict[int, Any] = {}
 
     @property
-    def heard(self) -> bool:
+    def arrived(self) -> bool:
         """Whether there was a signal."""
         return self.number is not None
 
     def __enter__(self) -> Interrupt:
-        self._before = self._stack.enter_context(listening(self._hear))
+        self._before = self._stack.enter_context(listening(self._receive))
         return self
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.number is None:
             self.number = number
             return

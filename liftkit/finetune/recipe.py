@@ -175,7 +175,7 @@ class Recipe(Section):
         ),
     ] = None
     output: Annotated[File, Field(description="The run folder.")]
-    seed: Annotated[int, Field(ge=0, lt=2**63, description="Of data order, noise and new weights.")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="Seed of data order, noise and new weights.")] = 0
     init: Annotated[
         Literal["pretrained", "random"], Field(description="Random: the same network from random weights, a control.")
     ] = "pretrained"
@@ -199,7 +199,7 @@ class Recipe(Section):
     optimizer: Annotated[Optimizer, Field(description="How it learns.")] = Optimizer()
     noise: Annotated[Noise, Field(description="Noise levels in training.")] = Noise()
     objective: Annotated[Objective, Field(description="What is minimized.")] = Objective()
-    ema: Annotated[Ema, Field(description="A running mean of the weights.")] = Ema()
+    ema: Annotated[Ema, Field(description="Running mean of the weights.")] = Ema()
     checkpoints: Annotated[Checkpoints, Field(description="States to go on from.")] = Checkpoints()
     previews: Annotated[Previews, Field(description="Pictures along the way.")] = Previews()
     validation: Annotated[Validation, Field(description="Held-out loss.")] = Validation()

@@ -71,7 +71,9 @@ class Section(BaseModel):
 
 class _Source(Section):
     kind: str
-    weight: Annotated[float, Field(gt=0, description="Share of the samples, relative to the other sources.")] = 1.0
+    weight: Annotated[
+        float, Field(gt=0, description="Share of the samples that come from here, relative to the other sources.")
+    ] = 1.0
 
 
 class DemoSource(_Source):
@@ -140,9 +142,9 @@ class Trainable(Section):
     mode: Annotated[
         Literal["lora", "full"], Field(description="LoRA beside frozen weights, or every weight of the network.")
     ] = "lora"
-    rank: Annotated[int, Field(ge=1, description="Of the LoRA matrices.")] = 256
+    rank: Annotated[int, Field(ge=1, description="Rank of the LoRA matrices.")] = 256
     alpha: Annotated[float | None, Field(gt=0, description="The LoRA counts alpha / rank; null: alpha = rank.")] = None
-    dropout: Annotated[float, Field(ge=0, lt=1, description="On the LoRA's input.")] = 0.05
+    dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout on the LoRA's input.")] = 0.05
     targets: Annotated[
         Names | None,
         Field(
@@ -170,9 +172,9 @@ class Optimizer(Section):
         Literal["adamw", "adamw8bit", "muon"],
         Field(description="AdamW, its 8-bit kind, or Muon for matrices with AdamW for the rest."),
     ] = "adamw"
-    learning_rate: Annotated[float, Field(gt=0, description="At its highest, after warm-up.")] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0, description="Learning rate at its highest, after warm-up.")] = 1e-4
     betas: Annotated[tuple[Beta, Beta], _LISTED, Field(description="Momenta of AdamW.")] = (0.9, 0.95)
-    weight_decay: Annotated[float, Field(ge=0, description="Decoupled.")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, description="Decoupled weight decay.")] = 0.0
     multipliers: Annotated[
         dict[Text, Annotated[float, Field(gt=0)]],
         Field(description="Factors on the learning rate by module, such as `proj_out: 10`."),
@@ -190,10 +192,10 @@ class Optimizer(Section):
 class Noise(Section):
     """Noise levels in training: a logit-normal, shifted by sigma -> shift sigma / (1 + (shift - 1) sigma)."""
 
-    mean: Annotated[float, Field(description="Of the normal.")] = 0.0
-    std: Annotated[float, Field(gt=0, description="Of the normal.")] = 1.0
+    mean: Annotated[float, Field(description="Mean of the normal distribution.")] = 0.0
+    std: Annotated[float, Field(gt=0, description="Standard deviation of the normal distribution.")] = 1.0
     shift: Annotated[
-        float, Field(gt=0, description="Of the pixel sigma: the latent model's, times the lift's scale.")
+        float, Field(gt=0, description="Shift of the pixel sigma: the latent model's, times the lift's scale.")
     ] = 17.0
     latent_shift: Annotated[
         float | None,
@@ -209,13 +211,13 @@ class Objective(Section):
 
     loss: Annotated[
         Literal["asymflow", "flow"],
-        Field(description="With variance reduction by the frozen model, or the plain flow loss."),
+        Field(description="The paper's loss, with variance reduction by the frozen model, or the plain flow loss."),
     ] = "asymflow"
     kappa: Annotated[
         float | None,
         Field(ge=0, description="How soon the plain loss returns as noise falls; null: full reduction at every level."),
     ] = 0.3
-    weight: Annotated[float, Field(gt=0, description="Of the flow loss.")] = 5.0
+    weight: Annotated[float, Field(gt=0, description="Weight of the flow loss.")] = 5.0
     sigma_floor: Annotated[float, Field(gt=0, le=1, description="Smallest sigma that the loss divides by.")] = 0.05
     perceptual: Annotated[
         str,
@@ -225,7 +227,7 @@ class Objective(Section):
             "of your own."
         ),
     ] = "none"
-    perceptual_weight: Annotated[float, Field(ge=0, description="Of the perceptual term.")] = 1.0
+    perceptual_weight: Annotated[float, Field(ge=0, description="Weight of the perceptual term.")] = 1.0
     adversarial: Annotated[float, Field(ge=0, description="Weight of an adversarial term; 0: none.")] = 0.0
     terms: Annotated[
         dict[Text, float],
@@ -236,33 +238,37 @@ class Objective(Section):
 class Ema(Section):
     """A running mean of what learns, by Karras' power function."""
 
-    enabled: Annotated[bool, Field(description="Keep one, and write it as the result.")] = True
-    gamma: Annotated[float, Field(gt=0, description="Of the power function; a larger one forgets sooner.")] = 7.0
-    start: Annotated[int, Field(ge=0, description="Step at which it begins.")] = 100
+    enabled: Annotated[bool, Field(description="Keep a running mean, and write it as the result.")] = True
+    gamma: Annotated[float, Field(gt=0, description="Exponent of the power function; a larger one forgets sooner.")] = (
+        7.0
+    )
+    start: Annotated[int, Field(ge=0, description="Step at which the running mean begins.")] = 100
 
 
 class Checkpoints(Section):
     """States to go on from."""
 
-    every: Annotated[int, Field(ge=0, description="Steps between them; 0: only at the end.")] = 500
-    keep: Annotated[int, Field(ge=1, description="How many; older ones go when a newer one is safe.")] = 2
+    every: Annotated[int, Field(ge=0, description="Steps between checkpoints; 0: only at the end.")] = 500
+    keep: Annotated[
+        int, Field(ge=1, description="Number of checkpoints that stay; older ones go when a newer one is safe.")
+    ] = 2
 
 
 class Previews(Section):
     """Pictures along the way, from the same noise each time; of pixel models alone."""
 
-    every: Annotated[int, Field(ge=0, description="Steps between them; 0: never.")] = 0
+    every: Annotated[int, Field(ge=0, description="Steps between previews; 0: never.")] = 0
     prompts: Annotated[Names | None, Field(description="What to paint, in turns; null: captions of the data.")] = None
-    count: Annotated[int, Field(ge=1, description="Images.")] = 8
+    count: Annotated[int, Field(ge=1, description="Number of images.")] = 8
     steps: Annotated[int | None, Field(ge=1, description="Denoising steps; null: 24.")] = None
     guidance: Annotated[float | None, Field(ge=0, description="Guidance scale; null: 4.")] = None
-    seed: Annotated[int, Field(ge=0, description="Of the noise.")] = 0
+    seed: Annotated[int, Field(ge=0, description="Seed of the noise.")] = 0
 
 
 class Validation(Section):
     """The loss on held-out images, by noise level."""
 
-    every: Annotated[int, Field(ge=0, description="Steps between them; 0: never.")] = 0
+    every: Annotated[int, Field(ge=0, description="Steps between validations; 0: never.")] = 0
     images: Annotated[
         int | None,
         Field(

@@ -279,7 +279,7 @@ class Trainer:
         """Whatever is due after a step; whether to stop."""
         recipe, step = self.recipe, self.step
         last = step == recipe.steps
-        save, stop, lost = self._told(interrupt)
+        save, stop, lost = self._asked(interrupt)
         if lost:
             self._name_lost()
         if _due(recipe.previews.every, step) or (recipe.previews.every and last):
@@ -290,16 +290,16 @@ class Trainer:
             self.save()
         return stop
 
-    def _told(self, interrupt: Interrupt) -> tuple[bool, bool, bool]:
+    def _asked(self, interrupt: Interrupt) -> tuple[bool, bool, bool]:
         """Whether anybody asks for a checkpoint or the end, or lost an image; all processes learn the same."""
-        said = [False, interrupt.heard, bool(self.data.lost)]
+        asked = [False, interrupt.arrived, bool(self.data.lost)]
         if self.accelerator.is_main_process:
-            said[0], said[1] = self.folder.asked("save"), self.folder.asked("stop") or said[1]
+            asked[0], asked[1] = self.folder.asked("save"), self.folder.asked("stop") or asked[1]
         if self.accelerator.num_processes == 1:
             # Nobody to ask: a look at the device would wait for the step to end there.
-            return said[0], said[1], said[2]
-        said_here = torch.tensor(said, dtype=torch.float32, device=self.accelerator.device)
-        save, stop, lost = self.accelerator.reduce(said_here, "sum").tolist()
+            return asked[0], asked[1], asked[2]
+        here = torch.tensor(asked, dtype=torch.float32, device=self.accelerator.device)
+        save, stop, lost = self.accelerator.reduce(here, "sum").tolist()
         return save > 0, stop > 0, lost > 0
 
     def _name_lost(self) -> None:

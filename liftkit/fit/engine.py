@@ -218,7 +218,7 @@ def _choose_color(collection: Collection, options: FitOptions) -> tuple[str, str
             (1 - residual / energy).item(),
             (1 - linear_map(moments).residual(moments).sum() / energy).item(),
         )
-    said = ", ".join(
+    found = ", ".join(
         f"{name}: {lift:.3f} by the lift, {linear:.3f} at most" for name, (lift, linear) in ceilings.items()
     )
     # Oklab's distances are closer to what is seen, and it finetunes better than its R^2 suggests; so sRGB has to be
@@ -226,7 +226,7 @@ def _choose_color(collection: Collection, options: FitOptions) -> tuple[str, str
     better = ceilings["srgb"][0] > ceilings["oklab"][0] + SRGB_MARGIN
     chosen = "srgb" if better else "oklab"
     why = "clearly better" if better else f"sRGB is not better by more than {SRGB_MARGIN}"
-    return chosen, f"R^2 of pixels in {said}; {why}"
+    return chosen, f"R^2 of pixels in {found}; {why}"
 
 
 SRGB_MARGIN = 0.15

@@ -50,7 +50,7 @@ def load_pixel_pipeline(base: Any, adapter: Adapter) -> Any:
 
 
 def check_class(adapter: Adapter, found: str) -> bool:
-    """Whether an adapter is for a transformer class; if so, whether that has to be lifted first.
+    """Raise unless an adapter is for a transformer class; say whether that has to be lifted first.
 
     Raises:
         UsageError: if it is not.

@@ -54,8 +54,8 @@ def _limited(apply: Callable[..., Any], where: Path, seconds: float) -> Callable
             AttributeError,
             RecursionError,
         ) as error:
-            said = " ".join(str(error).split())[:300]
-            raise UsageError(f"{where}: its chat template fails ({type(error).__name__}: {said})") from error
+            text = " ".join(str(error).split())[:300]
+            raise UsageError(f"{where}: its chat template fails ({type(error).__name__}: {text})") from error
         except MemoryError as error:
             raise UsageError(f"{where}: its chat template makes more text than memory holds") from error
 

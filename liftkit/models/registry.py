@@ -14,7 +14,7 @@ from typing import Any
 
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.models import families
-from liftkit.models.catalogue import unknown
+from liftkit.models.catalog import unknown
 from liftkit.models.spec import Architecture
 
 GROUP = "liftkit.architectures"

@@ -92,7 +92,7 @@ class PictureRow:
 def picture_rows(pictures: dict[str, Any]) -> list[PictureRow]:
     """The figures of ``alignment.pictures``, row by row. Lifts of earlier versions lack spreads and ``psnr_vae``."""
 
-    def said(figure: str, name: str, digits: int, unit: str = "") -> str:
+    def shown(figure: str, name: str, digits: int, unit: str = "") -> str:
         value = (pictures.get(figure) or {}).get(name)
         spread = (pictures.get("spread") or {}).get(figure, {}).get(name)
         if value is None:
@@ -100,7 +100,7 @@ def picture_rows(pictures: dict[str, Any]) -> list[PictureRow]:
         return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "") + unit
 
     return [
-        PictureRow(name, said("psnr", name, 1, " dB"), said("psnr_vae", name, 1, " dB"), said("patch_grid", name, 2))
+        PictureRow(name, shown("psnr", name, 1, " dB"), shown("psnr_vae", name, 1, " dB"), shown("patch_grid", name, 2))
         for name in pictures["patch_grid"]
     ]
 

@@ -54,7 +54,7 @@ class Supported:
         return {**asdict(self), "pipelines": list(self.pipelines)}
 
 
-def catalogue() -> list[Supported]:
+def catalog() -> list[Supported]:
     """All supported classes, by name: those of the list, then those registered from outside, of which nothing is proved."""
     from liftkit.models.registry import architectures
 
@@ -73,7 +73,7 @@ def supported(name: str) -> Supported:
     Raises:
         UsageError: if it is not supported; names the nearest, and where to read how one is added.
     """
-    known = {each.name: each for each in catalogue()}
+    known = {each.name: each for each in catalog()}
     found = known.get(name) or known.get(name.removeprefix("Asym"))
     if found is None:
         raise UsageError(unknown(name, known))
