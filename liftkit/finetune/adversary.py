@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.sharding import share_gradients
 from liftkit.finetune.state import load_parameters
 
 LOOKS_BELOW = 0.3
@@ -62,21 +63,11 @@ class Adversary:
 
     def step(self, factor: float, accelerator: Any) -> None:
         """Update the discriminators, alike in all processes; ``factor`` scales their learning rate."""
-        if accelerator.num_processes > 1:
-            self._share_gradients(accelerator)
+        share_gradients(accelerator, self.networks.parameters())
         for group in self.optimizer.param_groups:
             group["lr"] = LEARNING_RATE * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-    def _share_gradients(self, accelerator: Any) -> None:
-        """The mean over processes, where one that had nothing to judge counts as zero."""
-        parameters = list(self.networks.parameters())
-        here = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in here]), "mean")
-        if mean.any():  # otherwise nobody had
-            for parameter, gradient in zip(parameters, mean.split([p.numel() for p in parameters])):
-                parameter.grad = gradient.view_as(parameter)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, the power iterations' vectors and the optimizer's state, by name."""

@@ -138,6 +138,7 @@ def _learns(recipe: Recipe, trainee: Trainee, data: TrainingData, count: int) ->
     rows = [("model", f"{trainee.folder.name} ({type(trainee.transformer).__name__})")]
     rows.append(("numbers", f"{sum(counts.values()):,} learn ({parts}), {frozen:,} are frozen"))
     rows += [("LoRA on", f"{len(lora)} modules, {lora[0]} ... {lora[-1]}")] if lora else []
+    rows += _head_row(trainee, data)
     seen = recipe.steps * recipe.batch_size
     tokens = _tokens(trainee, data)
     times = f"{seen / count:.0f}" if seen >= 10 * count else f"{seen / count:.1f}"
@@ -147,6 +148,17 @@ def _learns(recipe: Recipe, trainee: Trainee, data: TrainingData, count: int) ->
         ("tokens a step", f"{recipe.batch_size} x {tokens} = {recipe.batch_size * tokens:,}, {micro} images at once")
     )
     return rows
+
+
+def _head_row(trainee: Trainee, data: TrainingData) -> Rows:
+    """What a detail head adds to a forward of the network, both counted as products of weights."""
+    head = trainee.head
+    if head is None:
+        return []
+    numbers = sum(parameter.numel() for parameter in head.parameters())
+    weights = sum(parameter.numel() for parameter in trainee.transformer.parameters()) - numbers
+    share = head.operations(math.prod(data.sizes[0])) / (2 * weights * _tokens(trainee, data))
+    return [("detail head", f"{numbers:,} numbers, {100 * share:.2g} % of a forward's operations")]
 
 
 def _needs(recipe: Recipe, trainee: Trainee, data: TrainingData, count: int) -> Rows:

@@ -22,7 +22,7 @@ from liftkit.asymflow import calibrate
 from liftkit.finetune.objective import Velocity
 from liftkit.lift import Lift
 from liftkit.models.flow import FlowModel
-from liftkit.models.mixin import LIFT_KEYS, channels_for
+from liftkit.models.mixin import ADDED_KEYS, channels_for
 from liftkit.models.registry import is_lifted
 from liftkit.tokens import patchify, unpatchify
 
@@ -92,7 +92,7 @@ class LatentView:
                 ours._modules[name] = originals[here]
             elif here in own:
                 self._share(ours.get_submodule(name), module, here, own, originals)
-            elif name in ours._modules:  # the lift is not
+            elif name in ours._modules:  # lift and detail head are not
                 ours._modules[name] = module
 
     def model(self) -> Any:
@@ -124,7 +124,7 @@ def _empty(live: Any, *, latent: bool) -> Any:
     kind = getattr(diffusers, spec.name) if latent else type(live)
     channels = channels_for(spec, config, latent=latent)
     with init_empty_weights():
-        return kind.from_config({key: value for key, value in channels.items() if not (latent and key in LIFT_KEYS)})
+        return kind.from_config({key: value for key, value in channels.items() if not (latent and key in ADDED_KEYS)})
 
 
 def _remembering(latent: nn.Module, pixel: nn.Module) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe import Optimizer as OptimizerRecipe
+from liftkit.models.detail_head import in_head
 
 BASE_RATE = "base_lr"
 """Key of a parameter group: its learning rate at its highest."""
@@ -34,7 +35,11 @@ def make_optimizers(
     matrices = {}
     if recipe.name == "muon":
         outer = tuple(f"{path}." for path in projections)
-        matrices = {name: p for name, p in parameters.items() if p.ndim == 2 and not name.startswith(outer)}
+        matrices = {
+            name: p
+            for name, p in parameters.items()
+            if p.ndim == 2 and not name.startswith(outer) and not in_head(name)
+        }
     rest = {name: p for name, p in parameters.items() if name not in matrices}
     result: list[torch.optim.Optimizer] = []
     if matrices:
@@ -63,13 +68,13 @@ def _adamw(recipe: OptimizerRecipe) -> Any:
 
 
 def _groups(parameters: dict[str, nn.Parameter], recipe: OptimizerRecipe) -> list[dict[str, Any]]:
-    """One group per learning rate."""
-    by_factor: dict[float, list[nn.Parameter]] = {}
+    """One group per learning rate, and others for the detail head: where the network is sharded, it is not."""
+    grouped: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         factors = [factor for module, factor in recipe.multipliers.items() if _within(name, module)]
-        by_factor.setdefault(math.prod(factors), []).append(parameter)
-    rates = {factor: recipe.learning_rate * factor for factor in by_factor}
-    return [{"params": each, "lr": rates[factor], BASE_RATE: rates[factor]} for factor, each in by_factor.items()]
+        grouped.setdefault((math.prod(factors), in_head(name)), []).append(parameter)
+    rates = [(recipe.learning_rate * factor, each) for (factor, _), each in grouped.items()]
+    return [{"params": each, "lr": rate, BASE_RATE: rate} for rate, each in rates]
 
 
 def _within(name: str, module: str) -> bool:

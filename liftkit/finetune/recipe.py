@@ -117,6 +117,11 @@ RULES = (
         "trainable.open is about pixels; space latent takes 0",
     ),
     Rule(
+        ("trainable.head", "space"),
+        lambda head, space: head is None or space == "pixel",
+        "trainable.head works on pixels; space latent takes null",
+    ),
+    Rule(
         ("precision", "optimizer.name"),
         lambda precision, name: precision != "fp16" or name != "muon",
         "precision fp16 takes one optimizer, and muon is two; take bf16, or adamw",

@@ -136,6 +136,13 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0, description="Threads that decode images; 0: none beside the trainer.")] = 2
 
 
+class Head(Section):
+    """A convolutional network after the recovery of the velocity, which sees across the borders of patches."""
+
+    channels: Annotated[int, Field(ge=1, description="Between its convolutions.")] = 48
+    depth: Annotated[int, Field(ge=2, description="Convolutions of 3 x 3, at half resolution.")] = 4
+
+
 class Trainable(Section):
     """What learns."""
 
@@ -163,6 +170,13 @@ class Trainable(Section):
             "from where that part is learned slowly.",
         ),
     ] = 0.0
+    head: Annotated[
+        Head | None,
+        Field(
+            description="Add a detail head, which begins as if it were not there, for borders of patches; null: none is added, and "
+            "one that the model has learns on."
+        ),
+    ] = None
 
 
 class Optimizer(Section):

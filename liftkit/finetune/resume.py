@@ -24,7 +24,10 @@ from liftkit.finetune.result import base_record
 from liftkit.finetune.run_folder import RunFolder, resume_command, run_record
 from liftkit.finetune.state import RECORD, find_checkpoint, read_record
 
-FIXED = ("space", "trainable.mode", "trainable.rank", "ema.enabled")
+FIXED = (
+    "space", "trainable.mode", "trainable.rank", "trainable.head", "trainable.head.channels", "trainable.head.depth",
+    "ema.enabled",
+)  # fmt: skip
 """Keys that say which tensors there are: a run cannot change them."""
 ASIDE = ("output", "data.", "checkpoints.", "previews.", "validation.", "trackers", "threads", "save")
 """Keys that leave the weights as they are; of the data there is a digest."""

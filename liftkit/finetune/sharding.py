@@ -1,7 +1,8 @@
-"""What accelerate's FSDP2 has to know of a lifted network."""
+"""What the processes of a run share, and what accelerate's FSDP2 has to know of a lifted network."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +11,26 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from liftkit.errors import UsageError
+from liftkit.models.detail_head import HEAD
+
+
+def keep_apart(network: nn.Module, module: nn.Module) -> None:
+    """Let accelerate leave the gradients of a network's module alone, which runs outside of the network's forward."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    apart = [names[id(parameter)] for parameter in module.parameters()]
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, apart)
+
+
+def share_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> None:
+    """The mean over processes, where one that has no gradient counts as zero; a gradient that nobody has stays None."""
+    each = list(parameters)
+    if accelerator.num_processes == 1 or not each:
+        return
+    here = [p.grad if p.grad is not None else torch.zeros_like(p) for p in each]
+    mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in here]), "mean")
+    if mean.any():
+        for parameter, gradient in zip(each, mean.split([p.numel() for p in each])):
+            parameter.grad = gradient.view_as(parameter)
 
 
 def set_sharding(accelerator: Any, transformer: nn.Module, dtype: torch.dtype) -> None:
@@ -26,6 +47,9 @@ def set_sharding(accelerator: Any, transformer: nn.Module, dtype: torch.dtype) -
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
         return
+    head = getattr(transformer, HEAD, None)
+    if head is not None:
+        plugin.ignored_modules = [head.to(accelerator.device)]
     if plugin.fsdp_version != 2:
         raise UsageError(f"FSDP {plugin.fsdp_version}: expected FSDP 2; launch with --fsdp_version 2")
     # Every process reads the files itself: broadcasting from the first takes buffers for parameters and fails at the basis.

@@ -20,6 +20,7 @@ from liftkit.finetune.network import Network, original_modules
 from liftkit.finetune.opening import opening_columns
 from liftkit.finetune.recipe import Recipe
 from liftkit.lift import Lift
+from liftkit.models.detail_head import HEAD, DetailHead, add_head, in_head
 from liftkit.models.load import load_component
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
@@ -47,6 +48,11 @@ class Trainee:
     lift: Lift | None
     network: Network
     learns: dict[str, list[str]]
+
+    @property
+    def head(self) -> DetailHead | None:
+        """The transformer's detail head, if it has one."""
+        return getattr(self.transformer, HEAD, None)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -100,6 +106,8 @@ def make_trainee(
         if recipe.trainable.mode == "full":
             # Base weights that learn cannot be shared with what must not change.
             frozen = copy.deepcopy(transformer).to(COMPUTE[recipe.precision]).eval()
+            frozen.detail_head = None
+    _give_head(recipe, transformer)
     pretrained = dict(transformer.named_modules())
     learns = _choose(recipe, spec, transformer)
     if originals is not None and frozen is None:
@@ -111,6 +119,24 @@ def make_trainee(
     trainee = Trainee(folder, spec, transformer, lift, Network(transformer, originals, frozen), learns)
     open_complement(trainee, recipe.trainable.open, recipe.seed)
     return trainee
+
+
+def _give_head(recipe: Recipe, transformer: Any) -> None:
+    """The detail head of a recipe, unless the transformer has it already.
+
+    Raises:
+        UsageError: if it has another one, or can have none.
+    """
+    wanted, there = recipe.trainable.head, getattr(transformer, HEAD, None)
+    if wanted is None:
+        return
+    if there is None:
+        add_head(transformer, wanted.channels, wanted.depth, recipe.seed)
+    elif there.shape != wanted.model_dump():
+        raise UsageError(
+            f"trainable.head: {wanted.model_dump()}: the model has one already, of {there.shape}; leave trainable.head out, and "
+            "that one learns on"
+        )
 
 
 @torch.no_grad()
@@ -172,10 +198,12 @@ def _choose(recipe: Recipe, spec: Architecture, transformer: nn.Module) -> dict[
         return {"full": [""], "lora": []}
     modules = dict(transformer.named_modules())
     full = list(chosen.modules or default_modules(spec))
+    if getattr(transformer, HEAD, None) is not None and HEAD not in full:
+        full.append(HEAD)
     for path in full:
         if path not in modules:
             raise UsageError(f"trainable.modules: {path}: no such module in {spec.name}{_near(path, modules)}")
-    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear) and not in_head(name)]
     targets = match_targets(list(chosen.targets or spec.adapters), linear, spec.name)
     twice = [name for name in targets if any(name == path or name.startswith(f"{path}.") for path in full)]
     if twice:

@@ -24,7 +24,7 @@ from liftkit.finetune.perceptual import make_perceptual
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.resume import Resumption
 from liftkit.finetune.run_folder import RunFolder
-from liftkit.finetune.sharding import set_sharding
+from liftkit.finetune.sharding import keep_apart, set_sharding, share_gradients
 from liftkit.finetune.speed import Speed, count_flops
 from liftkit.finetune.state import (
     abandon_after,
@@ -108,6 +108,9 @@ class Trainer:
         if recipe.compile:
             compile_blocks(trainee.transformer)
         set_sharding(self.accelerator, trainee.transformer, COMPUTE[recipe.precision])
+        self.head = list(trainee.head.parameters()) if trainee.head is not None else []
+        if trainee.head is not None:
+            keep_apart(trainee.network, trainee.head)
         self.model, *self.optimizers = self.accelerator.prepare(trainee.network, *optimizers)
         self.bare = [getattr(each, "optimizer", each) for each in self.optimizers]
         # Sharding may have put other tensors in the places of parameters.
@@ -216,6 +219,7 @@ class Trainer:
                     found.adversary.backward()
             for name, value in {"loss": found.student.detach(), **found.metrics}.items():
                 total[name] = total.get(name, torch.zeros((), device=device)) + share * value.float()
+        share_gradients(self.accelerator, self.head)
         return total
 
     def _clip(self) -> Tensor:

@@ -37,6 +37,7 @@ from liftkit.color import ColorSpace, Oklab
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.models.adapter import LORA_A, LORA_B, Adapter, check_numbers
+from liftkit.models.detail_head import HEAD
 from liftkit.models.families.flux2 import FLUX2
 from liftkit.tokens import token_order
 
@@ -61,6 +62,7 @@ COMFYUI = frozenset(
     + [f"single_transformer_blocks.{n}.attn.to_out" for n in range(24)]
     + [f"time_guidance_embed.timestep_embedder.linear_{n}" for n in (1, 2)]
 )
+WITHOUT_HEAD = "train without trainable.head"
 SAMPLING = {"solver": "UniPCMultistepScheduler", "shift": 17.0, "shift_side": 1024, "clamp": True}
 """How the authors sample: UniPC, the shift 17 for 1024 x 1024 pixels and in proportion to the square root of their number, the
 denoised estimate clamped to the gamut at every step."""
@@ -223,6 +225,8 @@ def export_problem(transformer: str, color: ColorSpace, full: Sequence[str]) -> 
     if transformer != CLASS:
         return f"it holds adapters for {CLASS}"
     known = (INPUT.removesuffix(".weight"), OUTPUT.removesuffix(".weight"), "norm_out")
+    if HEAD in full:
+        return f"it has no place for a detail head; {WITHOUT_HEAD}"
     other = [path for path in full if path.split(".")[0] not in known]
     if other:
         return f"it has no place for {other[0] or 'a network'} trained in full; train with LoRA"
@@ -244,6 +248,11 @@ def check_exportable(adapter: Adapter) -> Lift:
     missing = [name for name in FULL if name not in adapter.full]
     if missing:
         raise UsageError(f"--format {NAME}: it holds {missing[0]}, the adapter does not: give --base, the latent model")
+    if adapter.head is not None:
+        raise UsageError(
+            f"--format {NAME}: it has no place for a detail head, without which this would paint other images; export to "
+            f"--format adapter, or {WITHOUT_HEAD}"
+        )
     norm = NORM.removesuffix("linear.weight")
     other = [name for name in adapter.full if name not in FULL and not name.startswith(norm)]
     if other:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -11,13 +12,14 @@ from torch import Tensor
 from liftkit.checkpoint.components import Component, read_components
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.folder import RECORD, copy_tree
-from liftkit.checkpoint.model import ModelFolder, Weights
+from liftkit.checkpoint.model import ModelFolder, Weights, read_json
 from liftkit.checkpoint.rewrite import rewrite_file
 from liftkit.checkpoint.weights import read_known
 from liftkit.formats.generations import MERGED, history_of
 from liftkit.lift import Lift
 from liftkit.models.adapted import check_same_lift
 from liftkit.models.adapter import LIFT, Adapter
+from liftkit.models.detail_head import KEY
 from liftkit.models.surgery import BASIS
 from liftkit.progress import Observer
 
@@ -55,13 +57,30 @@ def write_merged(
     _bring_component(parts["transformer"], target, bring, without=names.values())
     history = history_of(folder)
     # Where every weight learned, there is no smaller account of what was learned than the weights themselves.
-    if history is not None and set(adapter.full) != set(weights.where) - {BASIS}:
+    if history is not None and not set(adapter.full) >= set(weights.where) - {BASIS}:
         history.then(adapter).save(building)
+    added = adapter.added(weights.where)
+    if added:
+        _register_head(adapter, target, added, next(iter(names.values())))
     total = sum(header.path.stat().st_size for header in weights.headers.values())
     with observer.stage("write: transformer", total, "bytes") as advance:
-        for name, header in weights.headers.items():
-            here = [key for key in adapter.shapes if weights.where[key] == name]
+        for number, (name, header) in enumerate(weights.headers.items()):
+            here = [key for key in adapter.shapes if weights.where.get(key) == name]
+            here += list(added) if number == 0 else []
             rewrite_file(header, target / names[name], _Changes(adapter, weights, here), progress=advance)
+
+
+def _register_head(adapter: Adapter, target: Path, added: Mapping[str, Tensor], file: str) -> None:
+    """Let config and index of a transformer's folder know the detail head that its weights get, in one of its files."""
+    place = target / "config.json"
+    write_text(place, json.dumps({**read_json(place), KEY: adapter.head}, indent=2) + "\n")
+    for index in target.glob("*.safetensors.index.json"):
+        content = read_json(index)
+        content["weight_map"] |= dict.fromkeys(added, file)
+        size = sum(4 * tensor.numel() for tensor in added.values())
+        if isinstance(content.get("metadata"), dict) and "total_size" in content["metadata"]:
+            content["metadata"]["total_size"] += size
+        write_text(index, json.dumps(content, indent=2) + "\n")
 
 
 def _bring_component(
@@ -93,7 +112,13 @@ class _Changes(Mapping[str, Tensor]):
         if name not in self.names:
             raise KeyError(name)
         if self._last is None or self._last[0] != name:
-            self._last = name, self.adapter.apply_to(name, read_known(self.weights, name))
+            known = name in self.weights.where
+            own = (
+                self.adapter.apply_to(name, read_known(self.weights, name))
+                if known
+                else self.adapter.full[name].float()
+            )
+            self._last = name, own
         return self._last[1]
 
     def __contains__(self, name: object) -> bool:

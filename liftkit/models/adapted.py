@@ -14,6 +14,7 @@ from liftkit.lift import Lift
 from liftkit.models import scheduler
 from liftkit.models.adapter import LIFT, Adapter
 from liftkit.models.autoencoder import PixelAutoencoder
+from liftkit.models.detail_head import add_head
 from liftkit.models.registry import architecture
 from liftkit.models.surgery import check_lift, convert_transformer, native_basis
 from liftkit.models.vaes import vae_geometry
@@ -84,6 +85,9 @@ def apply(transformer: Any, adapter: Adapter) -> None:
     """
     state = transformer.state_dict()
     adapter.check({name: tuple(tensor.shape) for name, tensor in state.items()})
+    if adapter.added(state) and adapter.head is not None:
+        add_head(transformer, **adapter.head)
+        state = transformer.state_dict()
     for name in adapter.shapes:
         state[name].copy_(adapter.apply_to(name, state[name]))
 

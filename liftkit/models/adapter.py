@@ -1,4 +1,4 @@
-"""Adapters: what a finetune learned, alone. Projections, output norm, the lift and LoRA; megabytes beside gigabytes.
+"""Adapters: what a finetune learned, alone. Projections, output norm, the lift, LoRA and a detail head; megabytes beside gigabytes.
 
 A folder of ``adapter.safetensors`` (modules trained in full under their own names, ``<module>.lora_A.weight`` and
 ``<module>.lora_B.weight`` for the rest), ``lift.safetensors``, ``liftkit.json`` and a card. It applies to the latent model
@@ -8,7 +8,7 @@ that it came from, which becomes a pixel model in memory, or to any conversion o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
 from liftkit.checkpoint.record import read_record
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
+from liftkit.models.detail_head import head_shape, in_head
 
 FORMAT, VERSION = "liftkit.adapter", 1
 TENSORS, LIFT = "adapter.safetensors", "lift.safetensors"
@@ -83,6 +84,24 @@ class Adapter:
         products = {f"{module}{WEIGHT}": (up.shape[0], down.shape[1]) for module, (down, up) in self.pairs.items()}
         return products | {name: tuple(tensor.shape) for name, tensor in self.full.items()}
 
+    @property
+    def head(self) -> dict[str, int] | None:
+        """Channels and depth of the detail head that it holds; None where it holds none.
+
+        Raises:
+            UsageError: if some of its tensors are missing.
+        """
+        return head_shape({name: tuple(tensor.shape) for name, tensor in self.full.items()})
+
+    def added(self, there: Container[str]) -> dict[str, Tensor]:
+        """The tensors that a transformer with tensors of these names gets beside its own: those of a detail head, if it has none.
+
+        Raises:
+            UsageError: if some of them are missing.
+        """
+        new = {name: tensor for name, tensor in self.full.items() if in_head(name) and name not in there}
+        return new if self.head is not None and len(new) == sum(map(in_head, self.full)) else {}
+
     def factor(self, rank: int) -> float:
         """What a LoRA product of a rank is multiplied by."""
         return 1.0 if self.alpha is None else self.alpha / rank
@@ -91,12 +110,12 @@ class Adapter:
         """Raise unless it fits a transformer.
 
         Args:
-            shapes: of the transformer's tensors, by name.
+            shapes: of the transformer's tensors, by name. It may be without the adapter's detail head.
 
         Raises:
             UsageError: naming the tensor that does not.
         """
-        for name in self.shapes:
+        for name in self.shapes.keys() - self.added(shapes).keys():
             self._check_one(name, shapes.get(name))
 
     def _check_one(self, name: str, found: tuple[int, ...] | None) -> None:

@@ -2,7 +2,8 @@
 
 ``Asym<Stock>`` is a subclass of the stock class. Its forward scales the state by k, passes tau for the time, calls
 the stock forward and recovers the velocity in float32 (:mod:`liftkit.models.velocity`). State-dict keys, LoRA, offloading,
-checkpointing and compilation are the stock class's own; the only addition is the buffer ``lift.basis``.
+checkpointing and compilation are the stock class's own; the only additions are the buffer ``lift.basis`` and, where the config
+has one, a :mod:`detail head <liftkit.models.detail_head>`.
 
 On disk the config keeps the *latent* channel counts beside ``lift_rank`` and ``lift_dim``: the stock class then
 refuses the folder by a shape mismatch instead of making wrong images from it.
@@ -14,6 +15,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import isqrt
 from typing import Any, ClassVar
 
 import torch
@@ -21,10 +23,13 @@ from torch import Tensor, nn
 
 from liftkit.asymflow import SIGMA_MIN, recover_velocity
 from liftkit.lift import SCALES
+from liftkit.models.detail_head import HEAD, KEY, DetailHead, check_patch
 from liftkit.models.spec import HOME, Architecture
 from liftkit.models.velocity import lifted_forward
 
 LIFT_KEYS = ("lift_rank", "lift_dim", "lift_scale")
+ADDED_KEYS = (*LIFT_KEYS, KEY)
+"""Entries of the config that the stock class does not know."""
 
 
 class LiftHead(nn.Module):
@@ -70,6 +75,7 @@ class AsymMixin(LoadsInFullPrecision):
     architecture: ClassVar[Architecture]
     _forward_names: ClassVar[tuple[str, ...]]
     lift: LiftHead
+    detail_head: DetailHead | None
     config: Any
     _pixel: Any = None
     dtype: torch.dtype
@@ -86,7 +92,8 @@ class AsymMixin(LoadsInFullPrecision):
 
     def through(self, call: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         """This model's :func:`~liftkit.models.velocity.lifted_forward` with ``call`` for its network, such as a wrapped one."""
-        return lifted_forward(self.architecture, self._pixel or self.config, self.lift, self.dtype, call, arguments)
+        config = self._pixel or self.config
+        return lifted_forward(self.architecture, config, self.lift, self.dtype, call, arguments, self.detail_head)
 
     def to_json_string(self) -> str:
         """The config as it is stored: with latent channel counts, so that the stock class refuses it."""
@@ -127,14 +134,22 @@ def channels_for(spec: Architecture, config: dict[str, Any], *, latent: bool) ->
 
 
 def make_class(spec: Architecture) -> type:
-    """The Asym class of an architecture: stock signature plus ``lift_rank``, ``lift_dim`` and ``lift_scale``."""
+    """The Asym class of an architecture: stock signature plus ``lift_rank``, ``lift_dim``, ``lift_scale`` and ``lift_head``."""
     import diffusers
     from diffusers.loaders import PeftAdapterMixin
 
     stock = getattr(diffusers, spec.name)
     bases = (AsymMixin, stock) if issubclass(stock, PeftAdapterMixin) else (AsymMixin, PeftAdapterMixin, stock)
 
-    def __init__(self: Any, *args: Any, lift_rank: int, lift_dim: int, lift_scale: float, **kwargs: Any) -> None:
+    def __init__(
+        self: Any,
+        *args: Any,
+        lift_rank: int,
+        lift_dim: int,
+        lift_scale: float,
+        lift_head: Mapping[str, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         number = isinstance(lift_scale, int | float) and not isinstance(lift_scale, bool)
         if not number or not SCALES[0] <= lift_scale <= SCALES[1]:
             raise ValueError(f"lift_scale is {lift_scale!r}, expected a number from {SCALES[0]:g} to {SCALES[1]:g}")
@@ -144,12 +159,17 @@ def make_class(spec: Architecture) -> type:
         added = {"lift_rank": lift_rank, "lift_dim": lift_dim, "lift_scale": lift_scale}
         pixel = channels_for(spec, {**names, **added}, latent=False)
         stock.__init__(self, **{key: pixel[key] for key in names})
-        self.register_to_config(**added)
+        self.register_to_config(**added, lift_head=lift_head)
         self.lift = LiftHead(lift_dim, lift_rank)
+        self.detail_head = None
+        if lift_head is not None:
+            check_patch(isqrt(lift_dim // 3))
+            self.detail_head = DetailHead(**lift_head)
 
     parameters = list(inspect.signature(stock.__init__).parameters.values())
     for name, annotation in zip(LIFT_KEYS, (int, int, float)):
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation))
+    parameters.append(inspect.Parameter(KEY, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=dict | None))
     __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
     # Each class has a forward of its own, wrapped, because callers read its signature.
@@ -157,8 +177,8 @@ def make_class(spec: Architecture) -> type:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return AsymMixin.forward(self, *args, **kwargs)
 
-    in_full_precision = [*(stock._keep_in_fp32_modules or []), "lift"]
-    uncast = [*(stock._skip_layerwise_casting_patterns or []), "lift", *(p.path for p, _ in spec.projections)]
+    in_full_precision = [*(stock._keep_in_fp32_modules or []), "lift", HEAD]
+    uncast = [*(stock._skip_layerwise_casting_patterns or []), "lift", HEAD, *(p.path for p, _ in spec.projections)]
     return type(
         spec.lifted_name,
         bases,

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from liftkit.errors import UsageError
 from liftkit.models.layout import Layout
 from liftkit.tokens import TokenOrder
 
@@ -110,6 +111,29 @@ def _no_clean_tokens(arguments: Mapping[str, Any]) -> Tensor | None:
     return None
 
 
+def grid_of_ids(ids: Tensor) -> tuple[int, int, int]:
+    """Pictures, rows and columns of tokens whose ids (N, axes) count rows and then columns behind the first axis: row by row.
+
+    Raises:
+        UsageError: if the ids were rounded, so that rows cannot be told apart.
+    """
+    first = ids[:, 1] == ids[0, 1]
+    columns = int(first.sum())
+    # A second row of the same number would begin at the first column again.
+    if bool(ids[first][:, 2].diff().lt(0).any()) or len(ids) % columns:
+        raise UsageError(
+            f"position ids in {ids.dtype} do not tell the rows of {len(ids)} tokens, and a detail head needs them; paint fewer "
+            "pixels, or let the pipeline compute in float32"
+        )
+    return 1, len(ids) // columns, columns
+
+
+def _grid_of_image_ids(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    ids = arguments["img_ids"]
+    ids = ids[0] if ids.ndim == 3 else ids
+    return grid_of_ids(ids[ids[:, 0] == ids[0, 0]])
+
+
 def _same_time(tau: Tensor, tokens: int) -> Tensor:
     return tau
 
@@ -154,6 +178,8 @@ class Architecture:
             have to come last. Rows of the output beyond the state's are left alone, at the front.
         clean_tokens: a mask (B, N) or (N,) of the noise-free reference tokens among the state's, from the
             arguments of a call; they carry ``x_0 / s`` whatever the time.
+        token_grid: pictures, rows and columns of the packed tokens that are denoised, from the arguments of a call. They are the
+            state's last ones, but for those of ``clean_tokens``. By default ``img_ids`` tell.
         clean_inputs: names of further arguments that hold clean latents, as tensors or lists of them; scaled by ``1 / s``.
         config: entries that a conversion changes beside the channels, from the config.
         refuse: the reason why a model of this config cannot be lifted, one line; None if it can.
@@ -199,6 +225,7 @@ class Architecture:
     arguments: Callable[[Grid, Mapping[str, Any]], dict[str, Any]] = _as_given
     sequence: Callable[[Tensor, Mapping[str, Any]], Tensor] = _state_alone
     clean_tokens: Callable[[Mapping[str, Any]], Tensor | None] = _no_clean_tokens
+    token_grid: Callable[[Mapping[str, Any]], tuple[int, int, int]] = _grid_of_image_ids
     clean_inputs: tuple[str, ...] = ()
     config: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})
     refuse: Callable[[Config], str | None] = _welcome

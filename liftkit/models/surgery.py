@@ -17,6 +17,7 @@ from torch import Tensor
 
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
+from liftkit.models.detail_head import HEAD
 from liftkit.models.layout import Layout
 from liftkit.models.registry import architecture, lifted_class
 from liftkit.models.spec import LIFTED, Architecture, Blocks, Config, Projection, counts
@@ -279,6 +280,7 @@ def convert_transformer(transformer: Any, lift: Lift) -> Any:
 
 
 def held_in_full(spec: Architecture, names: Iterable[str]) -> list[str]:
-    """The tensors of a transformer that an adapter holds in full: of the projections and the output norm."""
-    paths = tuple(f"{path}." for path in (*(projection.path for projection, _ in spec.projections), *spec.reference))
+    """The tensors of a transformer that an adapter holds in full: of the projections, the output norm and a detail head."""
+    modules = (*(projection.path for projection, _ in spec.projections), *spec.reference, HEAD)
+    paths = tuple(f"{path}." for path in modules)
     return [name for name in names if name.startswith(paths)]

@@ -16,6 +16,7 @@ from torch import Tensor
 from liftkit.asymflow import at_least_float32, calibrate
 from liftkit.errors import UsageError
 from liftkit.models.layout import Layout
+from liftkit.models.planes import Refine, refined, refined_tokens
 from liftkit.models.spec import LIFTED, Architecture, Config, counts
 from liftkit.tokens import patchify, unpatchify
 
@@ -29,6 +30,7 @@ def lifted_forward(
     dtype: torch.dtype,
     call: Callable[..., Any],
     arguments: Mapping[str, Any],
+    refine: Refine | None = None,
 ) -> Any:
     """One call of a pixel model.
 
@@ -39,6 +41,7 @@ def lifted_forward(
         dtype: that the network computes in.
         call: the network with the surgery's projections.
         arguments: of the stock forward, with the state in pixels and the time of sigma.
+        refine: changes the velocity as images in the color space: see :mod:`liftkit.models.detail_head`.
 
     Returns:
         What ``call`` returns, its sample replaced by the full velocity: float32 or float64, with the stock class's sign.
@@ -56,9 +59,14 @@ def lifted_forward(
     clocked = spec.clock.time(spec.network_time(tau, _tokens(spec, config, x_t)))
     changed[spec.time] = clocked[:, None].expand(-1, time.shape[1]) if time.ndim == 2 else clocked
     output = call(**{**arguments, **changed})
-    if isinstance(output, Tensor):  # Kandinsky 5 without return_dict
-        return _velocity(spec, config, recover, output, x_t, sigma)
-    velocity = _velocity(spec, config, recover, output[0], x_t, sigma)
+    alone = isinstance(output, Tensor)  # Kandinsky 5 without return_dict
+    answer = output if alone else output[0]
+    if spec.layout is Layout.TOKENS:
+        velocity = _velocity_of_tokens(spec, config, recover, refine, answer, sigma, arguments)
+    else:
+        velocity = _velocity(spec, config, recover, refine, answer, x_t, sigma)
+    if alone:
+        return velocity
     if isinstance(output, tuple):
         return (velocity, *output[1:])
     output.sample = velocity
@@ -115,25 +123,44 @@ def _tokens(spec: Architecture, config: Config, x_t: Any) -> int:
     return int(first.numel() // (channels * spec.cell(config) ** 2))
 
 
-def _velocity(spec: Architecture, config: Config, recover: Recover, output: Any, x_t: Any, sigma: Tensor) -> Any:
+def _velocity(
+    spec: Architecture, config: Config, recover: Recover, refine: Refine | None, output: Any, x_t: Any, sigma: Tensor
+) -> Any:
     """The velocity in place of the first block of the network's answer; further blocks stay."""
     scale, size = config["lift_scale"], spec.block_size(config)
-    if spec.layout is Layout.TOKENS:
-        # Text or reference tokens may come first, in the answer or in the state.
-        rows = min(output.shape[1], x_t.shape[1])
-        answer = output[:, -rows:, :size]
-        velocity = spec.sign * recover(spec.sign * answer, x_t[:, -rows:, :size], sigma, scale)
-        return _replaced(output, velocity, -rows)
     patch, parts = spec.cell(config), []
     answers, states = spec.layout.split(output), spec.layout.split(x_t)
     levels = [sigma] if spec.layout is Layout.IMAGE else sigma
     for answer, state, level in zip(answers, states, levels):
+        noise = level.reshape(-1).expand(len(state))
         tokens = patchify(spec.sign * answer[:, :size], patch), patchify(state[:, :size], patch)
-        recovered = unpatchify(recover(*tokens, level.reshape(-1).expand(len(state)), scale), patch, *state.shape[-2:])
+        recovered = unpatchify(recover(*tokens, noise, scale), patch, *state.shape[-2:])
+        if refine is not None:
+            recovered = refined(spec, config, refine, (state[:, :size], recovered), noise)
         beyond = answer[:, size:]
         recovered = spec.sign * recovered
         parts.append(torch.cat([recovered, beyond], 1) if beyond.shape[1] else recovered)
     return spec.layout.join(parts)
+
+
+def _velocity_of_tokens(
+    spec: Architecture,
+    config: Config,
+    recover: Recover,
+    refine: Refine | None,
+    output: Tensor,
+    sigma: Tensor,
+    arguments: Mapping[str, Any],
+) -> Tensor:
+    """:func:`_velocity` for packed tokens."""
+    x_t, size = arguments[spec.state], spec.block_size(config)
+    # Text or reference tokens may come first, in the answer or in the state.
+    rows = min(output.shape[1], x_t.shape[1])
+    answer, state = output[:, -rows:, :size], x_t[:, -rows:, :size]
+    velocity = recover(spec.sign * answer, state, sigma, config["lift_scale"])
+    if refine is not None:
+        velocity = refined_tokens(spec, config, refine, (state, velocity), sigma, arguments)
+    return _replaced(output, spec.sign * velocity, -rows)
 
 
 def _replaced(output: Tensor, velocity: Tensor, start: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from liftkit.errors import UsageError
 from liftkit.models.flux_like import image_ids, to_length, two_by_two
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Grid, Projection, random
+from liftkit.models.spec import Architecture, Clock, Grid, Projection, grid_of_ids, random
 from liftkit.models.vaes import BatchNorm
 
 PADDING, IMAGE, TEXT, FIRST_PLACE = -1, 2, 3, 65536
@@ -43,6 +43,10 @@ def _sequence(tokens: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     return torch.cat([tokens.new_zeros(len(tokens), before, tokens.shape[2]), tokens], dim=1)
 
 
+def _token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    return grid_of_ids(arguments["position_ids"][0][arguments["indicator"][0] == IMAGE])
+
+
 def _prompts(pipeline: Any, texts: list[str], length: int | None) -> dict[str, Tensor]:
     length = length or 512
     try:
@@ -64,6 +68,7 @@ IDEOGRAM4 = Architecture(
     conditioning=random(encoder_hidden_states=(7, "llm_features_dim"), text_mask=(7,)),
     arguments=_arguments,
     sequence=_sequence,
+    token_grid=_token_grid,
     latent_statistics=BatchNorm(order="pqc"),
     companions=("unconditional_transformer",),
     call={"guidance_schedule": None},

@@ -12,12 +12,16 @@ import torch
 
 from liftkit.models.flux_like import image_ids, text_ids, two_by_two
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Grid, Projection, encoded, random
+from liftkit.models.spec import Architecture, Grid, Projection, encoded, grid_of_ids, random
 
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
     text = text_ids(grid, given["encoder_hidden_states"].shape[1])
     return {"position_ids": torch.cat([text, image_ids(grid)]), **given}
+
+
+def _token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    return grid_of_ids(arguments["position_ids"][-arguments["hidden_states"].shape[1] :])
 
 
 KREA2 = Architecture(
@@ -29,6 +33,7 @@ KREA2 = Architecture(
     channel_keys=("in_channels",),
     conditioning=random(encoder_hidden_states=(7, "num_text_layers", "text_hidden_dim"), encoder_attention_mask=(7,)),
     arguments=_arguments,
+    token_grid=_token_grid,
     guidance_from="conditional",
     adapters=(
         "transformer_blocks.*.ff.gate",

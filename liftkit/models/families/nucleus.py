@@ -21,6 +21,10 @@ def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"img_shapes": [(1, grid.rows, grid.columns)] * grid.batch, **given}
 
 
+def _token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    return arguments["img_shapes"][0]  # type: ignore[no-any-return]
+
+
 def _prompts(pipeline: Any, texts: list[str], length: int | None) -> dict[str, Tensor]:
     length = length or 512
     embeds, masks = [], []
@@ -44,6 +48,7 @@ NUCLEUS = Architecture(
     sign=-1,
     conditioning=random(encoder_hidden_states=(7, "joint_attention_dim"), encoder_hidden_states_mask=(7,)),
     arguments=_arguments,
+    token_grid=_token_grid,
     rescale=_rescale,
     reference=("norm_out",),
     adapters=(

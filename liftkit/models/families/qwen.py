@@ -27,12 +27,20 @@ def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _references(arguments: Mapping[str, Any]) -> Tensor | None:
     """The tokens behind the first shape's; of Layered, which names no color in ``additional_t_cond``, those of the last shape."""
-    shapes = arguments["img_shapes"][0]
-    if len(shapes) == 1:
+    state, noisy = arguments["hidden_states"], _noisy(arguments)
+    if len(noisy) == len(arguments["img_shapes"][0]):
         return None
-    noisy = shapes[:-1] if arguments.get("additional_t_cond") is not None else shapes[:1]
-    state = arguments["hidden_states"]
     return torch.arange(state.shape[1], device=state.device) >= sum(prod(shape) for shape in noisy)
+
+
+def _noisy(arguments: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    shapes = list(arguments["img_shapes"][0])
+    return shapes[:-1] if arguments.get("additional_t_cond") is not None and len(shapes) > 1 else shapes[:1]
+
+
+def _token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    frames, rows, columns = _noisy(arguments)[0]
+    return frames * len(_noisy(arguments)), rows, columns
 
 
 def _rescale(guided: Tensor, conditional: Tensor, call: Mapping[str, Any]) -> Tensor:
@@ -58,6 +66,7 @@ QWEN_IMAGE = Architecture(
     conditioning=random(encoder_hidden_states=(7, "joint_attention_dim"), encoder_hidden_states_mask=(7,)),
     arguments=_arguments,
     clean_tokens=_references,
+    token_grid=_token_grid,
     reference=("norm_out",),
     adapters=(
         "transformer_blocks.*.img_mlp.net.0.proj",

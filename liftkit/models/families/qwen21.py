@@ -41,6 +41,10 @@ def _references(arguments: Mapping[str, Any]) -> Tensor | None:
     return torch.arange(state.shape[1], device=state.device) < count if count else None
 
 
+def _token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    return arguments["img_shapes"][0][-1]  # type: ignore[no-any-return]
+
+
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     embeds, mask, _ = pipeline.encode_prompt(prompts, device=pipeline.device)
     rows = list(embeds) if mask is None else [row[on] for row, on in zip(embeds, mask.bool())]
@@ -56,6 +60,7 @@ QWEN_IMAGE_21 = Architecture(
     conditioning=random(encoder_hidden_states=(7, "context_in_dim"), encoder_hidden_states_mask=(7,)),
     arguments=_arguments,
     clean_tokens=_references,
+    token_grid=_token_grid,
     reference=("norm_out",),
     adapters=(
         "transformer_blocks.*.img_mlp.proj",
