@@ -27,6 +27,7 @@ from liftkit.finetune.network import Network, connect, original_modules
 from liftkit.finetune.trainee import default_modules, match_targets
 from liftkit.models import registry
 from liftkit.models.autoencoder import Exact, PixelCode
+from liftkit.models.detail_head import add_head
 from liftkit.models.latents import LatentSpace
 from liftkit.models.spec import Architecture
 from liftkit.progress import Silent
@@ -83,6 +84,25 @@ def models(specimen: Specimen, scale: float = 1.7) -> tuple[Any, Any, liftkit.Li
 @pytest.mark.parametrize("scale", [0.4, 2.4])
 def test_theorem_1_holds(specimen: Specimen, scale: float) -> None:
     assert deviation(specimen, *models(specimen, scale)) < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@specimens()
+def test_a_fresh_detail_head_changes_no_bit_and_a_learned_one_is_given_the_image(specimen: Specimen) -> None:
+    latent, twin, _ = models(specimen)
+    flow = liftkit.open_flow(twin)
+    conditioning = specimen.spec.conditioning(latent.config, 2, torch.Generator().manual_seed(0))
+    x = torch.randn(2, 3, *(each * flow.token_side for each in specimen.spec.proof_grid), dtype=latent.dtype)
+    sigma = torch.tensor([0.3, 0.8], dtype=latent.dtype)
+    with torch.no_grad():
+        bare = flow.velocity(x, sigma, **conditioning)
+        head = add_head(twin, 8, 3).to(latent.dtype)
+        assert torch.equal(flow.velocity(x, sigma, **conditioning), bare)
+        nn.init.normal_(head.layers[-1].weight)
+        nn.init.normal_(head.film.weight)
+        wanted = head(x, bare, sigma)
+        assert relative(flow.velocity(x, sigma, **conditioning), wanted) < 1e-6
+        assert relative(bare, wanted) > 0.1
 
 
 @specimens("save")

@@ -181,7 +181,7 @@ def test_micro_batches_add_up_to_the_whole_batch(make) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(how: str, make, tmp_path: Path) -> None:
-    quick = ("steps=3", "previews.every=0", "validation.every=0", "trainable.dropout=0")
+    quick = ("steps=3", "previews.every=0", "validation.every=0", "trainable.dropout=0", "trainable.head={channels: 8}")
     quick += ("optimizer.name=adamw",) if how == "fsdp2" else ()
     alone = finetune(make("alone", *quick))
     make("both")

@@ -24,6 +24,8 @@ def reference() -> str:
     for name, section in sections.items():
         held = schema["$defs"][_name(section)]
         parts += [f"### {name}\n", f"{held['description']}\n", _table(held)]
+        for inner, member in _optional(schema, held).items():
+            parts += [f"#### {name}.{inner}\n", f"{member['description']}\n", _table(member)]
         if name == "data":
             for kind, source in SOURCES.items():
                 member = schema["$defs"][source.__name__]
@@ -35,6 +37,14 @@ def reference() -> str:
 def write() -> None:
     """Bring the page up to date."""
     PAGE.write_text(PAGE.read_text().partition(MARK)[0] + MARK + "\n" + reference())
+
+
+def _optional(schema: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
+    """The sections within a section, by name."""
+    references = {
+        name: each for name, key in section["properties"].items() for each in key.get("anyOf", ()) if "$ref" in each
+    }
+    return {name: schema["$defs"][_name(each)] for name, each in references.items()}
 
 
 def _name(reference: dict[str, Any]) -> str:
@@ -57,6 +67,8 @@ def _values(key: dict[str, Any]) -> str:
     """Type and range in words."""
     if "anyOf" in key:
         return " or ".join(map(_values, key["anyOf"]))
+    if "$ref" in key:
+        return "section"
     if "oneOf" in key.get("items", {}):
         return "list of sources"
     if "enum" in key:

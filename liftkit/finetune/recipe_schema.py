@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -84,10 +84,16 @@ def fields_at(location: Location, root: Node) -> Mapping[str, FieldInfo]:
     section: type[BaseModel] = Recipe
     for part in location:
         field = section.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        inner = [each for each in _kinds(field) if isinstance(each, type) and issubclass(each, BaseModel)]
+        if not inner:
             return {}
-        section = field.annotation
+        section = inner[0]
     return section.model_fields
+
+
+def _kinds(field: FieldInfo | None) -> tuple[Any, ...]:
+    """The types that a value may have: several where a section may be null."""
+    return () if field is None else get_args(field.annotation) or (field.annotation,)
 
 
 def is_table(location: Location) -> bool:
