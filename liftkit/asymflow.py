@@ -86,13 +86,14 @@ def recover_velocity(
             f"basis' pixel dimension, {basis.shape[0]}"
         )
     u_cal, x_t, sigma = at_least_float32(u_cal), at_least_float32(x_t), at_least_float32(sigma)
-    basis = basis.to(torch.promote_types(u_cal.dtype, basis.dtype))
+    dtype = torch.float64 if torch.float64 in (u_cal.dtype, x_t.dtype, sigma.dtype, basis.dtype) else torch.float32
+    basis = basis.to(dtype)
     sigma = sigma.reshape(sigma.shape + (1,) * (x_t.ndim - sigma.ndim))
     gain, _ = calibrate(sigma, scale)
     floored = sigma.clamp(min=sigma_min)
     outside = (x_t + scale * u_cal) / floored
     inside = gain * (scale * u_cal + (1.0 - scale) * (sigma / floored) * x_t)
-    return outside + ((inside - outside) @ basis) @ basis.T
+    return outside + ((inside - outside).to(dtype) @ basis) @ basis.T
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ values have roughly zero mean and unit scale.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _LAB_FROM_LMS = (
     (1.9779984951, -2.4285922050, 0.4505937099),
     (0.0259040371, 0.7827717662, -0.8086757660),
 )
+Matrix = tuple[tuple[float, ...], ...]
 LEAST, LARGEST = 1e-7, 1e3
 """Bounds of a normalization: colors lie in [-1, 1] before it."""
 
@@ -102,7 +104,7 @@ class ColorSpace:
         return cls(mean.tolist(), max(variance, 1e-12) ** 0.5)
 
     def _mean_like(self, values: Tensor) -> Tensor:
-        return torch.tensor(self.mean, dtype=values.dtype, device=values.device).view(3, 1, 1)
+        return _constant(self.mean, values.dtype, values.device).view(3, 1, 1)
 
     @staticmethod
     def _from_srgb(images: Tensor) -> Tensor:
@@ -213,14 +215,21 @@ def _power(values: Tensor, exponent: float) -> Tensor:
     return torch.log(values).mul_(exponent).exp_()
 
 
-def _mix(images: Tensor, matrix: Sequence[Sequence[float]]) -> Tensor:
+@lru_cache(maxsize=128)
+def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on a device; made once, because a GPU and the processor wait for one another while they are copied."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
+
+
+def _mix(images: Tensor, matrix: Matrix) -> Tensor:
     """Multiply the channels of (B, 3, H, W) by a 3 x 3 matrix."""
-    weight = torch.tensor(matrix, dtype=images.dtype, device=images.device)
+    weight = _constant(matrix, images.dtype, images.device)
     return (weight @ images.flatten(2)).view_as(images)
 
 
-def _inverse(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
-    return torch.linalg.inv(torch.tensor(matrix, dtype=torch.float64)).tolist()
+def _inverse(matrix: Matrix) -> Matrix:
+    return tuple(map(tuple, torch.linalg.inv(torch.tensor(matrix, dtype=torch.float64)).tolist()))
 
 
 def to_signed(images: Tensor) -> Tensor:

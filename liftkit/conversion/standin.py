@@ -80,7 +80,7 @@ class ToyNetwork:
             self.unit = sum(weight.square().sum(1).mean().item() for weight, _, _ in self._inputs) ** 0.5
 
     def velocity(self, x_t: Tensor, sigma: Tensor, **_: Any) -> Tensor:
-        """u = eps - x_0 of a state (B, C, H, W) in float32; other conditioning is ignored."""
+        """u = eps - x_0 of a state (B, C, H, W) in float64; other conditioning is ignored."""
         folded = F.pixel_unshuffle(x_t, self.fold) if self.fold > 1 else x_t
         height, width = folded.shape[-2:]
         gain, tau = calibrate(sigma, self.scale) if self.basis is not None else (torch.ones_like(sigma), sigma)
@@ -118,7 +118,7 @@ class ToyNetwork:
         assert weight is not None
         raw = RawChannels(self.spec, projection, side, self.patch)
         size = self.rank if self.basis is None else len(self.basis)
-        weight, bias = weight.float(), None if bias is None else bias.float()
+        weight, bias = weight.double(), None if bias is None else bias.double()
         weight = weight.flatten(1)
         width = raw.width(weight.shape)
         blocks = zip(raw.blocks(width, size), raw.places(width, size))

@@ -100,7 +100,8 @@ class FlowModel:
         arguments[spec.state] = spec.sequence(self._filled(packed), arguments)
         time = sigma.to(torch.promote_types(sigma.dtype, torch.float32))
         # The pixel twin finds the network's time by itself.
-        time = time if self.is_pixel else spec.network_time(time, rows * columns)
+        if not self.is_pixel:
+            time = spec.network_time(time, rows * columns).to(torch.promote_types(dtype, torch.float32))
         arguments[spec.time] = spec.clock.time(time)
         output = self.call(**arguments, return_dict=False)
         output = spec.sign * self._unpacked(output if isinstance(output, Tensor) else output[0], rows, columns)

@@ -35,7 +35,7 @@ def image_ids(grid: Grid, plane: int = 0, origin: int = 0) -> Tensor:
     Whole numbers, which no cast to a lower precision rounds; the transformers turn them into float32 themselves.
     """
     rows, columns = (torch.arange(n, device=grid.device) + origin for n in (grid.rows, grid.columns))
-    return torch.cartesian_prod(torch.tensor([plane], device=grid.device), rows, columns)
+    return torch.cartesian_prod(torch.full((1,), plane, device=grid.device), rows, columns)
 
 
 def text_ids(grid: Grid, length: int, *, counted: bool = False) -> Tensor:

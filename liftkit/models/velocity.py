@@ -57,6 +57,7 @@ def lifted_forward(
     }
     changed[spec.state] = _state(spec, config, x_t, gain, spec.clean_tokens(arguments), dtype)
     clocked = spec.clock.time(spec.network_time(tau, _tokens(spec, config, x_t)))
+    clocked = clocked.to(torch.promote_types(dtype, torch.float32))
     changed[spec.time] = clocked[:, None].expand(-1, time.shape[1]) if time.ndim == 2 else clocked
     output = call(**{**arguments, **changed})
     alone = isinstance(output, Tensor)  # Kandinsky 5 without return_dict

@@ -15,13 +15,12 @@ from liftkit.models.spec import Architecture, Config, Grid, Projection, randn
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
     """Ids (t, h, w, l): image tokens count rows and columns, text tokens their place in the sequence."""
-    image = torch.cartesian_prod(*(torch.arange(n) for n in (1, grid.rows, grid.columns, 1)))
-    text = torch.cartesian_prod(*(torch.arange(n) for n in (1, 1, 1, given["encoder_hidden_states"].shape[1])))
-    return {
-        "img_ids": image.to(grid.device).expand(grid.batch, -1, -1),
-        "txt_ids": text.to(grid.device).expand(grid.batch, -1, -1),
-        **given,
-    }
+    # Made on the device: copying them there would have the processor wait for it at every step.
+    image, text = (
+        torch.cartesian_prod(*(torch.arange(n, device=grid.device) for n in counts))
+        for counts in ((1, grid.rows, grid.columns, 1), (1, 1, 1, given["encoder_hidden_states"].shape[1]))
+    )
+    return {"img_ids": image.expand(grid.batch, -1, -1), "txt_ids": text.expand(grid.batch, -1, -1), **given}
 
 
 def _reference_tokens(arguments: Mapping[str, Any]) -> Tensor | None:
