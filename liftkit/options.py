@@ -16,6 +16,8 @@ from liftkit.errors import UsageError
 
 LAST_SEED = 2**62
 """Of image 0; the others count up from it."""
+STRENGTH = 0.6
+"""Of a start image."""
 Auto = Literal["auto"]
 FitKind = Literal["procrustes", "pca", "jacobian"]
 ScaleRule = Literal["norm", "lsq"]
@@ -315,6 +317,51 @@ class Sampler:
         return self.shift * math.sqrt(height * width) / self.shift_side
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What sampling begins from, and what it looks at.
+
+    Raises:
+        UsageError: if the strength is not in (0, 1], or there is no picture that it is of.
+    """
+
+    image: Annotated[
+        Path | None,
+        Option("Picture to start from instead of noise alone.", "FILE", ("--image",), default="none"),
+    ] = None
+    strength: Annotated[
+        float | None,
+        Option(
+            "Share of the steps that are taken from --image, noised as far: 1 forgets it, little keeps it.",
+            flags=("--strength",),
+            default=f"{STRENGTH:g}",
+        ),
+    ] = None
+    references: Annotated[
+        tuple[Path, ...],
+        Option(
+            "Pictures that the model edits or takes up, for models that can: one or several files, or the option again.",
+            "FILE...",
+            ("--reference",),
+            default="none",
+        ),
+    ] = ()
+
+    def __post_init__(self) -> None:
+        if self.strength is None:
+            return
+        if self.image is None:
+            raise UsageError(f"--strength {self.strength:g}: goes with --image; give both")
+        if not 0.0 < self.strength <= 1.0:
+            raise UsageError(f"--strength {self.strength:g}: expected a number above 0, at most 1")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As plain data, without what was left out."""
+        start = {} if self.image is None else {"image": str(self.image), "strength": self.strength or STRENGTH}
+        return start | ({"references": [str(path) for path in self.references]} if self.references else {})
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
     """Choices of whatever samples images."""
@@ -329,6 +376,7 @@ class SampleOptions:
     guidance: Guidance = Guidance()
     negative: Annotated[str | None, Option("What no image should show.", default="the empty prompt")] = None
     sampler: Sampler = Sampler()
+    pictures: Pictures = Pictures()
     adapter: Annotated[
         str | None,
         Option(
@@ -338,10 +386,22 @@ class SampleOptions:
         ),
     ] = None
     height: Annotated[
-        int | None, Option("Height of the images in pixels.", min=1, max=65_536, default="the autoencoder's size")
+        int | None,
+        Option(
+            "Height of the images in pixels.",
+            min=1,
+            max=65_536,
+            default="the autoencoder's, in the shape of a picture that is given",
+        ),
     ] = None
     width: Annotated[
-        int | None, Option("Width of the images in pixels.", min=1, max=65_536, default="the autoencoder's size")
+        int | None,
+        Option(
+            "Width of the images in pixels.",
+            min=1,
+            max=65_536,
+            default="the autoencoder's, in the shape of a picture that is given",
+        ),
     ] = None
     device: Device = "auto"
     batch_size: Annotated[int, Option("Number of images that are sampled at once.", min=1)] = 8
@@ -349,7 +409,12 @@ class SampleOptions:
     @property
     def record(self) -> dict[str, Any]:
         """What decides how an image looks beside model, prompt and seed, as plain data; without what was left out."""
-        how = {"guidance": self.guidance.record, "negative": self.negative, **chosen(self.sampler)}
+        how = {
+            "guidance": self.guidance.record,
+            "negative": self.negative,
+            **chosen(self.sampler),
+            **self.pictures.record,
+        }
         return {name: value for name, value in how.items() if value is not None}
 
 

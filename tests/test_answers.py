@@ -176,7 +176,8 @@ def test_pictures_and_self_generated_data(ask: Ask, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("liftkit.checkpoint.model.find_model", lambda folder: model)
     pipeline = SimpleNamespace(default=lambda argument: None)
     monkeypatch.setattr("liftkit.models.sampling.load_pipeline", lambda *arguments, **choices: pipeline)
-    monkeypatch.setattr("liftkit.models.sampling.check_size", lambda *arguments: None)
+    monkeypatch.setattr("liftkit.models.editing.check_pictures", lambda *arguments: None)
+    monkeypatch.setattr("liftkit.models.sampling.check_options", lambda *arguments: None)
     monkeypatch.setattr(
         "liftkit.models.sampling.sample", lambda pipeline, prompts, options, **more: torch.zeros(len(prompts), 3, 8, 8)
     )

@@ -34,6 +34,7 @@ def generate(
     from liftkit.errors import UsageError
     from liftkit.evaluate.generate import generate as run
     from liftkit.formats.adapters import open_adapter
+    from liftkit.models.editing import check_pictures
 
     console.quiet_libraries()
     console.resumable()
@@ -42,6 +43,7 @@ def generate(
     texts = read_prompts(None if prompts == "demo" else Path(prompts))
     chosen, why = choose_device(options.device)
     model = find_model(folder)
+    check_pictures(model, options.pictures)
     adapter = None if options.adapter is None else open_adapter(options.adapter)
     done = run(model, texts, output, replace(options, device=chosen), console.Bars(), adapter)
     console.result(output=done.folder, new=done.new, found=done.found, device=chosen)

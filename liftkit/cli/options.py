@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import partial, wraps
@@ -16,6 +17,8 @@ from typer.models import ParameterInfo
 
 from liftkit.options import Argument, Option
 
+PICTURE = re.compile(r"\.[a-zA-Z]{3,5}$")
+"""The end of a file's name that is no folder's, and no model's."""
 WORDS = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
 
 
@@ -28,6 +31,15 @@ class Command(TyperCommand):
             vars(each)["_get_number_range_help_str"] = partial(_bounds, each)
             if each.param_type_name == "argument":
                 vars(each)["display_type_rich"] = lambda ctx: None  # its metavar says it
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Options of several files may be given once: ``--reference a.png b.png``."""
+        many = {flag for each in self.params if str(each.metavar).endswith("...") for flag in each.opts}
+        given: list[str] = []
+        for word in args:
+            follows = len(given) > 1 and given[-2] in many and PICTURE.search(word) and not word.startswith("-")
+            given += [given[-2], word] if follows else [word]
+        return super().parse_args(ctx, given)
 
 
 def _bounds(parameter: Any) -> str | None:

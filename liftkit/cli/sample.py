@@ -52,7 +52,8 @@ def sample(
     from liftkit.checkpoint.model import find_model
     from liftkit.device import choose_device
     from liftkit.formats.adapters import open_adapter
-    from liftkit.models.sampling import check_size, load_pipeline
+    from liftkit.models.editing import check_pictures
+    from liftkit.models.sampling import check_options, load_pipeline
     from liftkit.models.sampling import sample as run
     from liftkit.report.saving import held_output, save_images
 
@@ -60,9 +61,10 @@ def sample(
     console.hold(held_output(output))
     chosen, why = choose_device(options.device)
     model = find_model(folder)
+    check_pictures(model, options.pictures)
     adapter = None if options.adapter is None else open_adapter(options.adapter)
     pipeline = load_pipeline(model, chosen, adapter=adapter)
-    check_size(pipeline, options.height, options.width)
+    check_options(pipeline, options)
     prompts = [prompt[index % len(prompt)] for index in range(count)]
     with console.Bars().stage(f"sample: {model.index['_class_name']} on {chosen}", count, "images") as advance:
         images = run(pipeline, prompts, options, advance=advance)

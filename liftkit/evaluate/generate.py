@@ -26,7 +26,7 @@ from liftkit.data.metadata import METADATA_LINES
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, tensor_digest
 from liftkit.models.adapter import Adapter
-from liftkit.models.sampling import Loaded, check_size, load_pipeline, sample
+from liftkit.models.sampling import Loaded, check_options, load_pipeline, sample
 from liftkit.options import GenerateOptions
 from liftkit.progress import Observer, Silent
 
@@ -94,7 +94,7 @@ def _generate(
     missing = {index for index in range(options.count) if not _file(output, index).is_file()}
     if missing:
         loaded = load_pipeline(model, options.device, adapter=adapter)
-        check_size(loaded, options.height, options.width)
+        check_options(loaded, options)
         _begin(output, {"schema": SCHEMA, "settings": settings, "device": options.device, "versions": versions()})
         if (output / METADATA_LINES).exists():
             # A killed run may have left half a line, on which nothing can follow.

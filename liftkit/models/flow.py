@@ -65,6 +65,16 @@ class FlowModel:
         # Pipelines that take lists of images make them by themselves.
         return folded if spec.layout is Layout.LIST else self._packed(folded)
 
+    def running_state(self, state: Tensor, like: Tensor) -> Tensor:
+        """An image-shaped state as a pipeline's running latents have it, shaped like ``like``: inverse of
+        :meth:`state_of_pipeline`."""
+        folded = F.pixel_unshuffle(state, self.fold) if self.fold > 1 else state
+        if like.ndim == 3:
+            return patchify(folded, self.latent_patch, self.architecture.state_order)
+        if folded.shape[-2] > like.shape[-2]:  # FLUX.2's tokens as images
+            folded = F.pixel_unshuffle(folded, folded.shape[-2] // like.shape[-2])
+        return folded.reshape(like.shape)
+
     def state_of_pipeline(self, latents: Tensor, height: int, width: int) -> Tensor:
         """A pipeline's running ``latents`` as a state (B, C, height, width); of a pixel model's, folded on the VAE's grid."""
         spec = self.architecture

@@ -159,7 +159,8 @@ class _Guided:
     def _wanted(self) -> bool:
         """True where this step is within the intervals of guidance, their ends included but for the last step's."""
         guidance, scheduler = self.guidance, self.pipeline.scheduler
-        count, step = scheduler.num_inference_steps, self._step // scheduler.order
+        count = scheduler.num_inference_steps
+        step = (self._step + getattr(scheduler, "skipped", 0)) // scheduler.order
         if not int(guidance.start * count) <= step < int(guidance.stop * count):
             return False
         level = torch.tensor(noise_level(scheduler, self._step))

@@ -19,12 +19,13 @@ from liftkit.models import load
 from liftkit.models.adapted import check_needs, load_pixel_pipeline
 from liftkit.models.adapter import Adapter
 from liftkit.models.broken import broken
+from liftkit.models.editing import reference_arguments, size_for, start_from
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.models.guidance import guided
 from liftkit.models.mixin import AsymMixin
 from liftkit.models.registry import architecture
-from liftkit.models.scheduler import with_clamp, with_shift, with_solver
-from liftkit.options import SampleOptions, Sampler
+from liftkit.models.scheduler import with_clamp, with_shift, with_solver, with_start
+from liftkit.options import STRENGTH, SampleOptions, Sampler
 from liftkit.progress import Observer
 
 
@@ -46,6 +47,12 @@ class Loaded:
     def flow(self) -> FlowModel:
         """The transformer as a :class:`FlowModel`."""
         return open_flow(self.pipeline.transformer)
+
+    @property
+    def multiple(self) -> int:
+        """Pixels of which the sides of an image are made: those of one token."""
+        flow = self.flow
+        return flow.token_side if flow.is_pixel else flow.token_side * int(self.pipeline.vae_scale_factor)
 
     def default(self, argument: str) -> Any:
         """The value that the pipeline gives an argument by itself; None where it has none of that name."""
@@ -151,7 +158,7 @@ def sample(
     options = options or SampleOptions()
     check_prompts([*prompts, options.negative or ""])
     pipeline, flow = model.pipeline, model.flow
-    height, width = options.height or model.size, options.width or model.size
+    height, width = size_for(options, model.size, model.multiple)
     seeds = seeds if seeds is not None else range(options.seed, options.seed + len(prompts))
     if noise is None:
         noise = state_noise(flow, seeds, height, width, pipeline.vae_scale_factor)
@@ -164,11 +171,14 @@ def sample(
         **spec.call,
     }
     arguments = {key: value for key, value in choices.items() if value is not None and key in known} | more
+    pictures = reference_arguments(options.pictures.references, known, height, width)
+    # Not all pipelines share reference images among the prompts of a batch.
+    batch_size = 1 if pictures else options.batch_size
     images = []
     watch = _Watch(pipeline, arguments.pop("callback_on_step_end", None))
-    with walked(model, options):
-        for start in range(0, len(prompts), options.batch_size):
-            part = slice(start, start + options.batch_size)
+    with walked(model, options, height, width):
+        for start in range(0, len(prompts), batch_size):
+            part = slice(start, start + batch_size)
             against = {} if options.negative is None else _negative(model, options.negative, len(prompts[part]))
             if hasattr(pipeline.scheduler, "generators"):
                 pipeline.scheduler.generators = [_step_stream(seed) for seed in seeds[part]]
@@ -182,6 +192,7 @@ def sample(
                     **watch.arguments,
                     **arguments,
                     **against,
+                    **pictures,
                 )
             if not torch.isfinite(output.images).all():
                 raise UsageError(broken(pipeline, "vae", "its decoder's picture"))
@@ -213,8 +224,8 @@ def _negative(model: Loaded, text: str, count: int) -> dict[str, Any]:
 
 
 @contextmanager
-def walked(model: Loaded, options: SampleOptions) -> Iterator[None]:
-    """Within it a pipeline walks from noise to image as the options' sampler says.
+def walked(model: Loaded, options: SampleOptions, height: int, width: int) -> Iterator[None]:
+    """Within it a pipeline walks from noise or a start image to an image of a size in pixels as the options say.
 
     Raises:
         UsageError: if its scheduler has no shift or cannot take the solver, or something of pixels is asked of a latent model.
@@ -223,7 +234,11 @@ def walked(model: Loaded, options: SampleOptions) -> Iterator[None]:
     scheduler = pipeline.scheduler
     heads = [each.lift for each in pipeline.components.values() if isinstance(each, AsymMixin)]
     floors = [head.sigma_min for head in heads]
-    pipeline.scheduler = _scheduler(model, sampler, options.height or model.size, options.width or model.size)
+    chosen, pictures = _scheduler(model, sampler, height, width), options.pictures
+    if pictures.image is not None:
+        start = start_from(pipeline, model.flow, pictures.image, height, width)
+        chosen = with_start(chosen, start, pictures.strength or STRENGTH)
+    pipeline.scheduler = chosen
     for head in heads:
         head.sigma_min = sampler.sigma_floor or head.sigma_min
     try:
@@ -277,14 +292,14 @@ def latent_samples(
     return torch.cat(last)
 
 
-def check_size(model: Loaded, height: int | None, width: int | None) -> None:
-    """Raise unless an image size is made of whole tokens.
+def check_options(model: Loaded, options: SampleOptions) -> None:
+    """Raise unless a model can be sampled as the options say: in whole tokens, by a scheduler that it can have.
 
     Raises:
         UsageError: naming the flag.
     """
-    flow = model.flow
-    side = flow.token_side if flow.is_pixel else flow.token_side * model.pipeline.vae_scale_factor
-    for flag, value in (("--height", height), ("--width", width)):
+    side, sizes = model.multiple, (("--height", options.height), ("--width", options.width))
+    for flag, value in sizes:
         if value is not None and value % side:
             raise UsageError(f"{flag} {value}: not a multiple of the {side} pixels of one token")
+    _scheduler(model, options.sampler, side, side)

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 
 from liftkit.asymflow import lift_sigma
 from liftkit.color import ColorSpace, color_from_dict
@@ -40,8 +42,35 @@ class LiftedScheduleMixin:
     config: Any
     sigmas: Any
     timesteps: Any
+    order: int
+    num_inference_steps: Any
     step_index: int | None
+    _step_index: int | None
     _init_step_index: Any
+    start: Callable[[Any], Any] | None = None
+    """Gives the clean state of a start image, of the noise in whatever layout the pipeline has it."""
+    strength: float = 1.0
+    """Share of the steps that are taken where there is a start image."""
+    skipped: int = 0
+    """Evaluations at the front of the grid that are left out."""
+
+    def _begin_late(self) -> None:
+        """Cut the grid where a start image takes over.
+
+        Pipelines hand over noise, and the level at which the image is to be noised follows from the grid that they ask for. So the
+        grid keeps one evaluation before that level, whose step goes to the noised image, whatever the network says.
+        """
+        steps = self.num_inference_steps
+        first = int(max(steps - min(steps * self.strength, steps), 0)) if self.start is not None else 0
+        self.skipped = max(first * self.order - 1, 0)
+        self.sigmas, self.timesteps = self.sigmas[self.skipped :], self.timesteps[self.skipped :]
+
+    def _noised(self, noise: Any) -> Any:
+        """The start image at the second level of the grid."""
+        assert self.start is not None
+        level = noise_level(self, 1)
+        self._step_index = 1
+        return (1.0 - level) * self.start(noise).to(noise) + level * noise
 
     def _lift_grid(self, inverted: bool) -> None:
         """Map the grid.
@@ -146,9 +175,13 @@ def _lifted(stock: Any, **more: Any) -> Any:
             self._own_grid(sigmas, given.get("mu"), steps)
         if isinstance(self, FlowMatchHeunDiscreteScheduler):
             self.repeated()
+        self._begin_late()
 
     @functools.wraps(stock.step)
     def step(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.skipped and not self.step_index:
+            state = self._noised(sample.float()).to(model_output.dtype)
+            return (state,) if kwargs.get("return_dict") is False else FlowMatchEulerDiscreteSchedulerOutput(state)
         if self.config.clamp is not None:
             model_output = self._clamped(model_output, timestep, sample)
         return stock.step(self, model_output, timestep, sample, *args, **kwargs)
@@ -225,6 +258,16 @@ def with_solver(scheduler: Any, solver: str, **changes: Any) -> Any:
     changes |= {"shift": shift} if flow_matching else {**MULTISTEP, "flow_shift": shift}
     parameters = inspect.signature(kind.__init__).parameters
     return kind(**{name: value for name, value in config.items() if name in parameters} | changes)
+
+
+def with_start(scheduler: Any, start: Callable[[Any], Any], strength: float) -> Any:
+    """A scheduler like another, pixel or latent, that begins at a start image; see :class:`LiftedScheduleMixin`."""
+    kind = type(scheduler)
+    if not isinstance(scheduler, LiftedScheduleMixin):
+        kind = globals()[f"Asym{kind.__name__}"]
+    late = kind.from_config(scheduler.config)
+    late.start, late.strength = start, strength
+    return late
 
 
 def with_shift(scheduler: Any, shift: float) -> Any:

@@ -68,6 +68,7 @@ class FlowMatchHeunDiscreteScheduler(_Steps):
     order = 2
     sigmas: Tensor
     timesteps: Tensor
+    skipped: int
     _predicted: tuple[int, Tensor, Tensor]
 
     def repeated(self) -> None:
@@ -77,7 +78,7 @@ class FlowMatchHeunDiscreteScheduler(_Steps):
 
     def _after(self, x: Tensor, u: Tensor, index: int, generator: Any) -> Tensor:
         scale = self.config.lift_scale
-        corrects = index % 2 == 1
+        corrects = (index + self.skipped) % 2 == 1
         gain, _ = calibrate(self._level(index), scale)
         # The velocity of z_tau = k x_t, eps - x_0 / s, by the state and the velocity in pixels.
         v = (1.0 - 1.0 / scale) * x + u / (scale * gain)

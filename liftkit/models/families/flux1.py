@@ -57,6 +57,7 @@ FLUX1 = Architecture(
     channel_keys=("out_channels", "in_channels"),
     arguments=grid_ids,
     clean_tokens=references,
+    references={"FluxKontextPipeline": range(2)},
     reference=("norm_out",),
     adapters=BLOCKS,
     guidance_argument="true_cfg_scale",

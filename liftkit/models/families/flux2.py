@@ -86,6 +86,7 @@ FLUX2 = Architecture(
     conditioning=_conditioning,
     arguments=_arguments,
     clean_tokens=_reference_tokens,
+    references={"Flux2KleinPipeline": range(11), "Flux2Pipeline": range(11)},
     pipeline_latents=lambda state: F.pixel_unshuffle(state, 2),
     reference=("norm_out",),
     adapters=(

@@ -48,6 +48,7 @@ JOY_IMAGE = Architecture(
     conditioning=random(encoder_hidden_states=(7, "text_dim"), text_mask=(7,)),
     arguments=_arguments,
     clean_tokens=_references,
+    references={"JoyImageEditPipeline": range(1, 2)},
     adapters=(
         "double_blocks.*.img_mlp.net.0.proj",
         "double_blocks.*.img_mlp.net.2",

@@ -67,6 +67,7 @@ QWEN_IMAGE = Architecture(
     arguments=_arguments,
     clean_tokens=_references,
     token_grid=_token_grid,
+    references={"QwenImageEditPipeline": range(1, 2), "QwenImageEditPlusPipeline": range(1, 4)},
     reference=("norm_out",),
     adapters=(
         "transformer_blocks.*.img_mlp.net.0.proj",
