@@ -13,7 +13,8 @@ from liftkit.color import to_signed
 from liftkit.data import demo
 from liftkit.data.images import ImageFolder, batches, fitted
 from liftkit.data.oracle import judge, load_oracle
-from liftkit.data.pictures import PictureError, decoded, open_picture_file
+from liftkit.data.picture_errors import PictureError
+from liftkit.data.pictures import decoded, open_picture_file
 from liftkit.errors import UsageError
 from liftkit.evaluate.patches import frechet, gaussian, patch_frechet, unsharp
 from liftkit.evaluate.two_sample import two_sample_accuracy

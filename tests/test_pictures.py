@@ -20,8 +20,9 @@ from PIL import Image, ImageCms
 from liftkit.data import picture_kinds, pictures
 from liftkit.data.picture_color import D65, HDR, NO_PROFILE, UNUSABLE, matrix_profile
 from liftkit.data.picture_depth import eight_bits, on_white
+from liftkit.data.picture_errors import PictureError
 from liftkit.data.picture_files import HIDDEN, scan
-from liftkit.data.pictures import PictureError, look, open_picture_file, read_picture
+from liftkit.data.pictures import look, open_picture_file, read_picture
 
 ADOBE = matrix_profile([(0.64, 0.33), (0.21, 0.71), (0.15, 0.06)], D65, 563 / 256)
 P3 = matrix_profile([(0.68, 0.32), (0.265, 0.69), (0.15, 0.06)], D65, None)

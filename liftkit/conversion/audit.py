@@ -25,10 +25,11 @@ from liftkit.conversion.verify import check_copied, mismatch
 from liftkit.conversion.write import reference_file
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift, orthonormal_to
-from liftkit.models.load import cannot_load, limits
+from liftkit.models.absent import limits
 from liftkit.models.registry import architecture, is_lifted, lifted_class
 from liftkit.models.spec import Architecture
 from liftkit.models.surgery import BASIS, check_lift, lifted_names
+from liftkit.models.trial import cannot_load
 from liftkit.progress import Observer, Silent
 
 # What git and the Hub's client put into a folder.

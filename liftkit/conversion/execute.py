@@ -21,7 +21,7 @@ from liftkit.conversion.verify import prove
 from liftkit.conversion.write import FileCopier, write_components, write_transformer
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift
-from liftkit.models.load import try_loading
+from liftkit.models.trial import try_loading
 from liftkit.options import ConvertOptions
 from liftkit.progress import Observer, Silent
 from liftkit.report.data import Report

@@ -21,8 +21,9 @@ from liftkit.fit.engine import DEFAULT_COLOR, PUBLISHED
 from liftkit.fit.gallery import ROWS, SHOWN, SHOWN_SIDE
 from liftkit.fit.subject import Subject, check_sources, choose, inspect_model, note_images
 from liftkit.lift import Lift
-from liftkit.models.load import limits, try_loading
+from liftkit.models.absent import limits
 from liftkit.models.surgery import RawChannels, check_finite, check_lift, check_width
+from liftkit.models.trial import try_loading
 from liftkit.options import ConvertOptions, ProofKind
 from liftkit.tally import Tally
 

@@ -14,7 +14,7 @@ from liftkit.color import to_signed
 from liftkit.data.buckets import assign_buckets
 from liftkit.data.cache import Facts, FactsTable, TensorCache
 from liftkit.data.images import prefetch
-from liftkit.data.pictures import PictureError
+from liftkit.data.picture_errors import PictureError
 from liftkit.data.source import CaptionedSource, Size
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.progress import Observer

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from liftkit.data.captioned import DemoCaptioned
-from liftkit.data.pictures import PictureError
+from liftkit.data.picture_errors import PictureError
 from liftkit.data.source import CaptionedSource, Size
 from liftkit.errors import UsageError
 

@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from liftkit.checkpoint.files import reason
 from liftkit.data.captions import plain_caption
-from liftkit.data.pictures import PictureError, open_picture_file
+from liftkit.data.picture_errors import PictureError
+from liftkit.data.pictures import open_picture_file
 from liftkit.data.source import EncodedSource, file_stamp
 from liftkit.errors import UsageError
 from liftkit.tally import Tally

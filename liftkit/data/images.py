@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liftkit.data.picture_errors import TOO_SMALL, PictureError
 from liftkit.data.picture_files import scan
-from liftkit.data.pictures import READER, TOO_SMALL, PictureError, decoded, look, open_picture_file
+from liftkit.data.pictures import READER, decoded, look, open_picture_file
 from liftkit.errors import UsageError
 from liftkit.tally import Tally
 

@@ -215,8 +215,10 @@ def _is_adobe_rgb(opened: Any) -> bool:
     """Whether a camera that embeds no profile says so in Exif: the interoperability index R03 means Adobe RGB."""
     from PIL import ExifTags, Image
 
-    exif = Image.Image.getexif(opened)
-    return exif.get_ifd(ExifTags.IFD.Interop).get(1) == "R03"
+    try:
+        return Image.Image.getexif(opened).get_ifd(ExifTags.IFD.Interop).get(1) == "R03"
+    except KeyError:  # Pillow before 13, where there is no such table
+        return False
 
 
 def _code_points(opened: Image, file: IO[bytes]) -> tuple[int, int] | None:

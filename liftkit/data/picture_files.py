@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from liftkit.data.picture_errors import NO_PERMISSION, PictureError
 from liftkit.data.picture_kinds import ENDINGS, HEAD, NOT_READ, TEXTS, format_of
-from liftkit.data.pictures import NO_PERMISSION, PictureError, open_picture_file
+from liftkit.data.pictures import open_picture_file
 from liftkit.tally import Tally
 
 HIDDEN = "hidden, or another program's"

@@ -7,11 +7,9 @@ the first frame of an animation. Its content says what it is, not the ending of 
 
 from __future__ import annotations
 
-import errno
 import io
 import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,8 +19,17 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from liftkit.checkpoint.source import open_regular
 from liftkit.data.picture_color import declared_profile, png_chunks, to_srgb
 from liftkit.data.picture_depth import NotFinite, eight_bits, low_bytes, on_white, transparent_sample, white_is_zero
+from liftkit.data.picture_errors import (
+    DAMAGED,
+    NO_MEMORY,
+    NO_PERMISSION,
+    NO_PICTURE,
+    TOO_LARGE,
+    PictureError,
+    explained,
+)
 from liftkit.data.picture_kinds import FORMATS, HEAD, declared_size, format_of, refusal, register
-from liftkit.errors import LiftkitError, UsageError
+from liftkit.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,28 +42,6 @@ MOST_JPEG_PIXELS = 2**30
 """Of a JPEG before that reduction, which takes time."""
 PIXELS_IN_FLIGHT = 2**27
 """Of all pictures that are being decoded; a larger one is decoded alone."""
-
-TOO_LARGE = "too large"
-NO_MEMORY = "not enough memory"
-NO_PERMISSION = "not readable (permission)"
-TRUNCATED = "truncated"
-DAMAGED = "damaged"
-NO_PICTURE = "not a picture of a known format"
-TOO_SMALL = "smaller than a patch"
-
-
-class PictureError(LiftkitError):
-    """A picture that cannot be used.
-
-    Args:
-        name: of the file.
-        reason: a phrase that others share, for a :class:`~liftkit.tally.Tally`.
-        detail: what is known beyond it.
-    """
-
-    def __init__(self, name: str, reason: str, detail: str = "") -> None:
-        super().__init__(f"{name}: {reason}" + (f" ({detail})" if detail else ""))
-        self.name, self.reason, self.detail = name, reason, detail
 
 
 class _InFlight:
@@ -106,7 +91,7 @@ def look(file: IO[bytes], name: str) -> Look:
         PictureError: if there is none.
     """
     with _opened(file, name) as opened:
-        with _explained(name):
+        with explained(name):
             _, remark = declared_profile(opened, file)
             orientation = _orientation(opened, file)
         width, height = _stored_size(opened)
@@ -134,7 +119,7 @@ def decoded(file: IO[bytes], name: str, resolution: int) -> Iterator[Image]:
     """
     with ExitStack() as stack:
         opened = stack.enter_context(_opened(file, name))
-        with _explained(name):
+        with explained(name):
             profile, _ = declared_profile(opened, file)
             full = opened.size
             opened.draft("RGB" if opened.mode == "YCbCr" else opened.mode, (resolution, resolution))
@@ -143,7 +128,7 @@ def decoded(file: IO[bytes], name: str, resolution: int) -> Iterator[Image]:
         _check_size(largest, MOST_PIXELS, name)
         if declared_size(_head(file)) is None:  # else its place is held already
             stack.enter_context(_in_flight.hold(largest[0] * largest[1]))
-        with _explained(name):
+        with explained(name):
             transparent = transparent_sample(opened)
             negative, tiles = white_is_zero(opened), list(opened.tile)
             opened.load()
@@ -190,7 +175,7 @@ def _opened(file: IO[bytes], name: str) -> Iterator[Any]:
     from PIL import Image
 
     with ExitStack() as stack:
-        with _explained(name):
+        with explained(name):
             head = _head(file)
         refused = refusal(head)
         if refused:
@@ -200,7 +185,7 @@ def _opened(file: IO[bytes], name: str) -> Iterator[Any]:
         if early is not None:
             _check_size(early, MOST_PIXELS, name)
             stack.enter_context(_in_flight.hold(early[0] * early[1]))
-        with _explained(name, unidentified=_unidentified(known)):
+        with explained(name, unidentified=_unidentified(known)):
             register(known)
             # The limits here are tighter than Pillow's own, except for JPEG, which may be decoded smaller.
             with _opening:
@@ -244,47 +229,6 @@ def _check_size(size: tuple[int, int], most: int, name: str) -> None:
         raise PictureError(name, TOO_LARGE, f"{width} x {height} pixels; {most / 1e6:.0f} million at most")
     if width < 1 or height < 1:
         raise PictureError(name, DAMAGED, f"{width} x {height} pixels")
-
-
-@contextmanager
-def _explained(name: str, unidentified: str = NO_PICTURE) -> Iterator[None]:
-    """Turn whatever Pillow and its decoders raise on a file into a reason."""
-    from PIL import UnidentifiedImageError
-
-    try:
-        yield
-    except MemoryError as error:
-        raise PictureError(name, NO_MEMORY) from error
-    except UnidentifiedImageError as error:
-        raise PictureError(name, unidentified) from error
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise PictureError(name, NO_PERMISSION) from error
-        raise PictureError(name, _reason(error), _detail(error)) from error
-    except _decoder_errors() as error:
-        raise PictureError(name, _reason(error), _detail(error)) from error
-
-
-def _decoder_errors() -> tuple[type[Exception], ...]:
-    """What decoders raise on files that are not what they should be."""
-    from PIL.Image import DecompressionBombError
-
-    return (
-        *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, NameError, RuntimeError),
-        *(SyntaxError, TypeError, ValueError, struct.error, zlib.error, DecompressionBombError),
-    )
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).lower()
-    if "decompression bomb" in text:
-        return TOO_LARGE
-    ended = isinstance(error, EOFError) or "truncat" in text or "end of file" in text or "not enough" in text
-    return TRUNCATED if ended else DAMAGED
-
-
-def _detail(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
 
 
 def _stored_size(opened: Any) -> tuple[int, int]:

@@ -21,9 +21,9 @@ from liftkit.checkpoint.source import open_regular
 from liftkit.data.braces import expand_braces
 from liftkit.data.caption_files import CaptionFiles
 from liftkit.data.captions import looks_like_captions, plain_name, sidecars
+from liftkit.data.picture_errors import PictureError
 from liftkit.data.picture_files import HIDDEN, is_hidden, picture_ending
 from liftkit.data.picture_kinds import ENDINGS, HEAD, NOT_READ, TEXTS, format_of
-from liftkit.data.pictures import PictureError
 from liftkit.data.source import EncodedSource, file_stamp
 from liftkit.errors import UsageError
 from liftkit.tally import Tally

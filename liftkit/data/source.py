@@ -11,7 +11,8 @@ from typing import IO, Any
 from torch import Tensor
 
 from liftkit.data.images import covered
-from liftkit.data.pictures import READER, PictureError, decoded, look
+from liftkit.data.picture_errors import PictureError
+from liftkit.data.pictures import READER, decoded, look
 from liftkit.tally import Tally
 
 Size = tuple[int, int]
@@ -20,7 +21,7 @@ Size = tuple[int, int]
 
 class CaptionedSource(ABC):
     """Images with captions, at random access. A picture that cannot be used raises
-    :class:`~liftkit.data.pictures.PictureError` from ``stamp``, ``key``, ``size``, ``remark`` or ``image``.
+    :class:`~liftkit.data.picture_errors.PictureError` from ``stamp``, ``key``, ``size``, ``remark`` or ``image``.
 
     Attributes:
         name: for messages.

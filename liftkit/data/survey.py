@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from liftkit.data.images import ImageFolder, prefetch
-from liftkit.data.pictures import TOO_SMALL, Look, PictureError, look, open_picture_file
+from liftkit.data.picture_errors import TOO_SMALL, PictureError
+from liftkit.data.pictures import Look, look, open_picture_file
 from liftkit.tally import Tally
 
 

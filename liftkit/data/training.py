@@ -22,7 +22,7 @@ from liftkit.data.cache import FactsTable, TensorCache
 from liftkit.data.filling import Filling, ImageEncoder, Picture, PromptEncoder, check_captions, load, prompt_key
 from liftkit.data.images import prefetch
 from liftkit.data.order import DROPOUT, Order, chances
-from liftkit.data.pictures import PictureError
+from liftkit.data.picture_errors import PictureError
 from liftkit.data.source import CaptionedSource
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.progress import Observer, Silent

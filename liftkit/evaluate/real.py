@@ -15,7 +15,7 @@ from liftkit.data import demo
 from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaptioned
 from liftkit.data.filling import check_captions
 from liftkit.data.images import check_folder
-from liftkit.data.pictures import PictureError
+from liftkit.data.picture_errors import PictureError
 from liftkit.data.prompts import read_prompts
 from liftkit.errors import UsageError
 from liftkit.tally import Tally, combined

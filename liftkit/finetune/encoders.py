@@ -18,6 +18,7 @@ from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.trainee import Trainee
 from liftkit.models import load
+from liftkit.models.absent import check_text_side
 from liftkit.models.broken import broken
 from liftkit.models.latents import LatentSpace
 from liftkit.models.registry import architecture
@@ -83,7 +84,7 @@ def load_text_side(folder: ModelFolder, device: str) -> Any:
     Raises:
         UsageError: if it has no text encoders.
     """
-    load.check_prompts(folder)
+    check_text_side(folder)
     heavy = ("transformer", *architecture(str(folder.class_of("transformer"))).companions)
     return load.load_pipeline(folder, text_dtype(device), without=heavy).to(device)
 

@@ -7,29 +7,22 @@ tensors that a file lacks (which the libraries fill with random numbers and a wa
 from __future__ import annotations
 
 import importlib
-import json
 import logging
-import subprocess
-import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from liftkit.checkpoint.classes import pipeline_parts
-from liftkit.checkpoint.components import LATENT_VAE, Component, read_component, read_components, read_vae
+from liftkit.checkpoint.components import LATENT_VAE, Component, read_component, read_vae
 from liftkit.checkpoint.files import reason
-from liftkit.checkpoint.model import ModelFolder, find_model
+from liftkit.checkpoint.model import ModelFolder
 from liftkit.errors import LiftkitError, UsageError
+from liftkit.models.absent import absent
 from liftkit.models.chat import limit_template
-from liftkit.models.registry import architecture
-
-TEXT = ("text_encoder", "tokenizer", "text_processor", "processor")
 
 
 class MissingPackageError(UsageError):
@@ -87,91 +80,6 @@ def load_vae(path: Path) -> Any:
     """
     with _explained(str(path)), _quiet():
         return _load(read_vae(path), torch.float32)
-
-
-def try_loading(folder: ModelFolder) -> list[str]:
-    """What :func:`cannot_load` says; of another process where the libraries are not in this one's memory yet, for they take
-    more of it than a conversion does.
-
-    Raises:
-        UsageError: see :func:`cannot_load`.
-        LiftkitError: if the other process was killed.
-    """
-    if "diffusers" in sys.modules:
-        return cannot_load(folder)
-    asked = [sys.executable, "-P", "-m", "liftkit.models.load", str(folder.path.absolute()), folder.source]
-    done = subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise LiftkitError(f"{folder.source}: the process that tries to load it ended with {done.returncode} ({last})")
-    answer = json.loads(done.stdout.splitlines()[-1])
-    if "error" in answer:
-        raise UsageError(answer["error"])
-    return list(answer["lacks"])
-
-
-def cannot_load(folder: ModelFolder) -> list[str]:
-    """Build everything that a folder holds, without reading its weights, to find out what would not load.
-
-    Returns:
-        What this machine lacks to load it, each on one line; nothing if all is well.
-
-    Raises:
-        UsageError: naming the component that is incomplete, or that its library cannot load.
-    """
-    quantized = tuple(part.name for part in read_components(folder) if part.quantized)
-    try:
-        load_pipeline(folder, device="meta", without=quantized)
-        if (folder.path / LATENT_VAE).is_dir():
-            load_component(folder, LATENT_VAE, device="meta")
-    except MissingPackageError as error:
-        return [f"it cannot be sampled or finetuned on this machine: {error}"]
-    return []
-
-
-def absent(folder: ModelFolder) -> list[str]:
-    """Text and image encoders that the pipeline's class takes and the folder goes without, by a null entry or none."""
-    taken = pipeline_parts(str(folder.index.get("_class_name")))
-    optional = (*TEXT, "processor", "image_encoder", "feature_extractor", "vision_language_encoder")
-    return [name for name in (taken[1] if taken else ()) if name.startswith(optional) and folder.class_of(name) is None]
-
-
-def limits(folder: ModelFolder, parts: list[Component] | None = None) -> list[str]:
-    """What cannot be done with a model, or with its conversion, though it converts: each on one line, with the reason."""
-    name = folder.class_of("transformer") or ""
-    needed = architecture(name).encoders
-    gone = [each for each in needed if folder.class_of(each) is None]
-    found = []
-    if gone:
-        found.append(
-            f"it cannot be sampled, finetuned or compared: {' and '.join(gone)} missing (null in model_index.json), which "
-            "prompts need; converting, verifying and exporting work"
-        )
-    optional = [each for each in absent(folder) if each not in needed and each.startswith(TEXT)]
-    if optional:
-        found.append(
-            f"it goes without {' and '.join(optional)}, as its source does: with diffusers alone, load it by "
-            f"from_pretrained(folder, {', '.join(f'{each}=None' for each in optional)})"
-        )
-    for part in read_components(folder) if parts is None else parts:
-        if part.quantized:
-            found.append(f"{part.name} is quantized: sampling and finetuning need the package of {part.quantized}")
-    return found
-
-
-def check_prompts(folder: ModelFolder) -> None:
-    """Raise unless the pipeline has the text encoders and tokenizers that prompts need.
-
-    Raises:
-        UsageError: naming what it goes without.
-    """
-    name = folder.class_of("transformer") or ""
-    gone = [each for each in architecture(name).encoders if folder.class_of(each) is None]
-    if gone:
-        raise UsageError(
-            f"{folder.source}: no {' and '.join(gone)} (null or missing in model_index.json), so that prompts mean nothing "
-            "to it; give a model folder with its text encoders"
-        )
 
 
 def _load(part: Component, dtype: torch.dtype | None, device: str | None = None) -> Any:
@@ -291,16 +199,3 @@ def _quiet() -> Iterator[None]:
             library.set_verbosity(level)
             if bar:
                 library.enable_progress_bar()
-
-
-def _main(path: str, source: str) -> None:
-    """The other process of :func:`try_loading`: one line of JSON."""
-    try:
-        answer: dict[str, Any] = {"lacks": cannot_load(replace(find_model(path), source=source))}
-    except UsageError as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

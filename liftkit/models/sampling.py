@@ -16,6 +16,7 @@ from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.text import check_prompts
 from liftkit.errors import UsageError
 from liftkit.models import load
+from liftkit.models.absent import check_text_side
 from liftkit.models.adapted import check_needs, load_pixel_pipeline
 from liftkit.models.adapter import Adapter
 from liftkit.models.broken import broken
@@ -76,7 +77,7 @@ def load_pipeline(
     """
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    load.check_prompts(folder)
+    check_text_side(folder)
     pipeline = load.load_pipeline(folder, dtype)
     pipeline.set_progress_bar_config(disable=True)
     pipeline = pipeline.to(device)
