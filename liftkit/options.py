@@ -205,13 +205,14 @@ class Guidance:
     ] = 0.0
     high: Annotated[float, Option("Highest noise level at which there is guidance.", min=0.0, max=1.0)] = 1.0
     orthogonal: Annotated[
-        float,
+        float | None,
         Option(
             "How much of the part of guidance along the denoised estimate is left out, which only raises contrast: 1 is all.",
             min=0.0,
             max=1.0,
+            default="the scheduler's: 1 for an imported AsymFLUX.2, else 0",
         ),
-    ] = 0.0
+    ] = None
 
     def __post_init__(self) -> None:
         if self.scale is not None and not math.isfinite(self.scale):
@@ -223,7 +224,7 @@ class Guidance:
                     f"guidance from {first:g} to {last:g} {what}: no interval in 0 to 1; --guidance-{below} may not be above "
                     f"--guidance-{above}"
                 )
-        if not 0.0 <= self.orthogonal <= 1.0:
+        if self.orthogonal is not None and not 0.0 <= self.orthogonal <= 1.0:
             raise UsageError(f"--guidance-orthogonal {self.orthogonal:g}: expected a number from 0 to 1")
 
     @property

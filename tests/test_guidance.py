@@ -108,6 +108,17 @@ def test_steps_without_guidance_ask_for_one_prediction(
     assert len(calls) == 2 + 2 * (STEPS - 2)
 
 
+def test_a_model_may_have_its_own_way_to_be_guided(converted: dict[str, Path]) -> None:
+    pixel, noise = load(converted["flux2"]), torch.randn(1, 3, 16, 16)
+    plain, wanted = (sampled("flux2", pixel, noise, Guidance(SCALE, orthogonal=each)) for each in (0.0, 1.0))
+    pixel.scheduler = type(pixel.scheduler).from_config(pixel.scheduler.config, guidance_orthogonal=1.0)
+    assert torch.equal(sampled("flux2", pixel, noise, Guidance(SCALE)), wanted)
+    assert torch.equal(sampled("flux2", pixel, noise, Guidance(SCALE, orthogonal=0.0)), plain)
+    assert not torch.equal(plain, wanted)
+    with guided(pixel, Guidance()):
+        pixel(**arguments("flux2", pixel, guidance_scale=1.0))
+
+
 def arguments(name: str, pipeline: Any, **choices: Any) -> dict[str, Any]:
     size = {"height": 16, "width": 16, "output_type": "latent"}
     latents = liftkit.open_flow(pipeline.transformer).pipeline_state(torch.randn(2, 3, 16, 16))

@@ -254,6 +254,16 @@ def test_colors_of_two_bytes_in_png() -> None:
     )
 
 
+def test_gray_of_two_bytes_with_opacity_in_png() -> None:
+    gray = RAMP.astype(np.uint16) * 257
+    rounded_up = gray - np.minimum(gray, 100)
+    opaque = np.stack([rounded_up, np.full_like(gray, 65535)], -1).astype(">u2")
+    assert np.array_equal(read(png(opaque.reshape(64, -1).view(np.uint8), 16, 4))[..., 1], RAMP)
+    half = np.stack([gray, np.full_like(gray, 32768)], -1).astype(">u2")
+    found = read(png(half.reshape(64, -1).view(np.uint8), 16, 4)).astype(int)
+    assert np.abs(found - (RAMP[..., None].astype(int) + 255) / 2).max() <= 1
+
+
 def test_numbers_below_zero_and_above_one_are_scaled_by_their_range() -> None:
     found = read(encoded(RAMP.astype(np.float32) / 50 - 2.5, "TIFF"))[0, :, 0]
     assert (found[0], found[-1]) == (0, 255)

@@ -45,14 +45,24 @@ def low_bytes(opened: Any, tiles: list[Any], file: IO[bytes]) -> Image | None:
         tiles: that it had before it was decoded.
         file: its file, whose place is changed.
     """
+    gray_alpha = [_raw_mode(tile) == "LA;16B" for tile in tiles]
     found = [_WIDE.fullmatch(_raw_mode(tile)) for tile in tiles]
-    if not found or not all(found):
+    if not tiles or not (all(found) or all(gray_alpha)):
         return None
     file.seek(0)
     again = type(opened)(file)
-    again.tile = [_with_other_end(tile) for tile in again.tile]
+    if all(found):
+        again.tile = [_with_raw_mode(tile, _other_end(tile)) for tile in again.tile]
+        again.load()
+        return again
+    # Pillow reads two samples of two bytes from one end alone. Four samples of one byte are the same bytes.
+    again._mode = "RGBA"
+    again.tile = [_with_raw_mode(tile, "RGBA") for tile in again.tile]
     again.load()
-    return again
+    from PIL import Image
+
+    gray, alpha = again.getchannel(1), again.getchannel(3)
+    return Image.merge("RGBA", (gray, gray, gray, alpha))
 
 
 def _raw_mode(tile: Any) -> str:
@@ -60,11 +70,15 @@ def _raw_mode(tile: Any) -> str:
     return str(tile[3][0] if isinstance(tile[3], tuple) else tile[3])
 
 
-def _with_other_end(tile: Any) -> Any:
-    """A part of a picture whose samples are to be read from the other end."""
+def _other_end(tile: Any) -> str:
+    """How the samples of a part of a picture are read from the other end."""
     raw = _raw_mode(tile)
     end = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}[raw[-1]]
-    raw = f"{raw[:-1]}{end}"
+    return f"{raw[:-1]}{end}"
+
+
+def _with_raw_mode(tile: Any, raw: str) -> Any:
+    """A part of a picture whose samples are to be read in another way."""
     values = (*tile[:3], (raw, *tile[3][1:]) if isinstance(tile[3], tuple) else raw)
     return type(tile)(*values) if hasattr(tile, "_fields") else values
 

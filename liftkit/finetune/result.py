@@ -74,7 +74,8 @@ def sampling_of(folder: ModelFolder) -> dict[str, Any]:
         return {}
     solver = str(folder.class_of("scheduler")).removeprefix("Asym")
     choices = {"shift": config["pixel_shift"], "shift_side": config.get("pixel_shift_side")}
-    return {"sampling": {"solver": solver, **choices, "clamp": config.get("clamp") is not None}}
+    choices |= {"clamp": config.get("clamp") is not None, "orthogonal": config.get("guidance_orthogonal")}
+    return {"sampling": {"solver": solver, **choices}}
 
 
 def base_record(folder: ModelFolder) -> dict[str, Any]:

@@ -63,9 +63,9 @@ COMFYUI = frozenset(
     + [f"time_guidance_embed.timestep_embedder.linear_{n}" for n in (1, 2)]
 )
 WITHOUT_HEAD = "train without trainable.head"
-SAMPLING = {"solver": "UniPCMultistepScheduler", "shift": 17.0, "shift_side": 1024, "clamp": True}
+SAMPLING = {"solver": "UniPCMultistepScheduler", "shift": 17.0, "shift_side": 1024, "clamp": True, "orthogonal": 1.0}
 """How the authors sample: UniPC, the shift 17 for 1024 x 1024 pixels and in proportion to the square root of their number, the
-denoised estimate clamped to the gamut at every step."""
+denoised estimate clamped to the gamut at every step, guidance without its part along that estimate."""
 
 
 def is_asymflow_adapter(path: Path) -> bool:

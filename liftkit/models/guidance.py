@@ -58,7 +58,7 @@ def guided(pipeline: Any, guidance: Guidance = Guidance(), **call: Any) -> Itera
         UsageError: if its transformer is not supported, or, at the first step, if the pipeline does not guide: a scale of at
             most 1, a distilled model, or one that takes its guidance as an input.
     """
-    if guidance == Guidance(guidance.scale) and not rescales(pipeline):
+    if guidance == Guidance(guidance.scale) and not rescales(pipeline) and not _orthogonal_part(guidance, pipeline):
         yield
         return
     transformer = pipeline.transformer
@@ -70,6 +70,12 @@ def guided(pipeline: Any, guidance: Guidance = Guidance(), **call: Any) -> Itera
         del transformer.forward
         if before is not None:
             transformer.forward = before
+
+
+def _orthogonal_part(guidance: Guidance, pipeline: Any) -> float:
+    """How much of the difference's part along the denoised estimate is left out."""
+    asked = guidance.orthogonal
+    return float(pipeline.scheduler.config.get("guidance_orthogonal") or 0.0) if asked is None else asked
 
 
 class _Guided:
@@ -171,7 +177,7 @@ class _Guided:
         """What to answer in the place of ``predict()``, which is not called where it is not needed."""
         if not self._wanted():
             return conditional
-        unconditional, strength = predict(), self.guidance.orthogonal
+        unconditional, strength = predict(), _orthogonal_part(self.guidance, self.pipeline)
         if not strength:
             return unconditional
         level = noise_level(self.pipeline.scheduler, self._step)

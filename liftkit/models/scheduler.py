@@ -7,6 +7,7 @@ scheduler makes the same grid and maps it so; a shift m becomes m * s.
 A scheduler may have a grid of its own instead, as the authors' models do: ``pixel_shift`` is a shift on the pixel side, for images
 of ``pixel_shift_side`` pixels squared, and in proportion to the square root of the number of pixels; the same for all where there
 is no side. ``clamp`` describes the color space of the states: the denoised estimate is then clamped to its gamut at every step.
+``guidance_orthogonal`` is how :mod:`liftkit.models.guidance` guides where nothing else is asked for.
 
 A lifted scheduler with ``lift_scale`` 1 serves a latent model: ``--solver`` gives one to pixel and latent models alike.
 """
@@ -30,7 +31,9 @@ from liftkit.models.spec import HOME
 
 # Multistep solvers take the logarithm of 1 - sigma.
 NOT_QUITE_ONE = 1.0 - 1e-4
-ADDED = {"lift_scale": 1.0, "pixel_shift": None, "pixel_shift_side": None, "patch_size": 16, "clamp": None}
+ADDED = {
+    "lift_scale": 1.0, "pixel_shift": None, "pixel_shift_side": None, "patch_size": 16, "clamp": None, "guidance_orthogonal": None,
+}  # fmt: skip
 """What a lifted scheduler's config has beside its stock class's, with the defaults."""
 MULTISTEP = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 """What makes a multistep scheduler one of flows."""
@@ -218,7 +221,8 @@ def authors_config(sampling: dict[str, Any], scale: float, patch: int, color: Co
     """The config of a lifted scheduler that samples as an adapter's record says; its ``_class_name`` is the class.
 
     Args:
-        sampling: ``solver`` (of :data:`SCHEDULERS`, without its prefix), ``shift``, ``shift_side`` and ``clamp``.
+        sampling: ``solver`` (of :data:`SCHEDULERS`, without its prefix), ``shift``, ``shift_side``, ``clamp``,
+            and ``orthogonal`` if it has that.
         scale: s.
         patch: P.
         color: of the states.
@@ -234,6 +238,7 @@ def authors_config(sampling: dict[str, Any], scale: float, patch: int, color: Co
         "pixel_shift_side": sampling["shift_side"],
         "patch_size": patch,
         "clamp": color.to_dict() if sampling["clamp"] else None,
+        "guidance_orthogonal": sampling.get("orthogonal"),
     }
 
 
