@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from liftkit.cli import console
 from liftkit.cli.convert import Output
 from liftkit.cli.push import Public, Push, check, send
-from liftkit.options import Option, Overwrite
-
-Format = Literal["adapter", "asymflow-adapter"]
+from liftkit.options import ExportOptions
 
 
 def export(
@@ -22,28 +20,9 @@ def export(
         ),
     ],
     output: Output,
-    format_: Annotated[
-        Format,
-        Option(
-            "Format of the adapter: our own, or that of the AsymFlow authors and their ComfyUI nodes.",
-            flags=("--format",),
-        ),
-    ],
-    base: Annotated[
-        str | None,
-        Option(
-            "Model that the folder came from; needed where only that shows what a finetune has changed.",
-            "FOLDER",
-            default="as recorded",
-        ),
-    ] = None,
-    rank: Annotated[
-        int | None,
-        Option("Rank of the LoRA taken from a finetuned folder, whatever is lost.", min=1, default="its recipe's"),
-    ] = None,
+    options: ExportOptions,
     push: Push = None,
     public: Public = False,
-    overwrite: Overwrite = False,
 ) -> None:
     """Write a converted folder or an adapter in another format.
 
@@ -56,18 +35,18 @@ def export(
     from liftkit.formats.exporting import export_adapter
 
     check(push, public)
-    console.hold(output_folder(output, overwrite=overwrite))
+    console.hold(output_folder(output, overwrite=options.overwrite))
     console.quiet_libraries()
-    done = export_adapter(folder, output, format_, base=base, rank=rank, overwrite=overwrite, observer=console.Bars())
-    console.result(format=format_, output=output)
+    done = export_adapter(folder, output, **vars(options), observer=console.Bars())
+    console.result(format=options.format_, output=output)
     adapter = done.adapter
     size = sum(tensor.nbytes for tensor in adapter.tensors.values())
     rows = [
-        ("format", format_),
+        ("format", options.format_),
         ("tensors", f"{len(adapter.full)} in full, LoRA on {len(adapter.pairs)} modules, {console.size(size)}"),
         ("base", adapter.base),
     ]
-    if format_ == "asymflow-adapter":
+    if options.format_ == "asymflow-adapter":
         unknown = unknown_to_comfyui(adapter)
         if unknown:
             console.note(

@@ -10,7 +10,7 @@ import typer
 
 from liftkit.cli import console
 from liftkit.cli.push import Public, Push, check, send
-from liftkit.options import Option, Overwrite, Shards, ShardsOption
+from liftkit.options import ImportOptions, Option
 
 if TYPE_CHECKING:
     from liftkit.formats.kinds import Kind
@@ -27,29 +27,9 @@ def import_(
         ),
     ],
     output: Annotated[Path, Option("Output folder; for a LoRA, the file.", "FOLDER|FILE", ("--output", "-o"))],
-    base: Annotated[
-        str | None,
-        Option(
-            "Model that the source is for. For an adapter: the latent model or its conversion; for a LoRA: the converted folder.",
-            "FOLDER",
-            default="none",
-        ),
-    ] = None,
-    config: Annotated[
-        str | None,
-        Option(
-            "Diffusers folder of the same model, for a checkpoint: all but the transformer's weights comes from it.",
-            "FOLDER",
-            default="none",
-        ),
-    ] = None,
-    keep_adapter: Annotated[
-        bool, Option("Make an adapter folder of ours, instead of merging the adapter into its base.")
-    ] = False,
-    shards: ShardsOption = "copy",
+    options: ImportOptions,
     push: Push = None,
     public: Public = False,
-    overwrite: Overwrite = False,
 ) -> None:
     """Import adapters, LoRAs and single-file checkpoints.
 
@@ -64,59 +44,54 @@ def import_(
     from liftkit.formats.kinds import kind_of
 
     kind = kind_of(source)
-    _check_options(kind, source, base=base, config=config, keep_adapter=keep_adapter, push=push)
+    _check_options(kind, source, options, push)
     check(push, public)
-    held = output_file(output, ".safetensors") if kind == "lora" else output_folder(output, overwrite=overwrite)
-    console.hold(held)
+    target = (
+        output_file(output, ".safetensors") if kind == "lora" else output_folder(output, overwrite=options.overwrite)
+    )
+    console.hold(target)
     console.quiet_libraries()
-    if kind == "lora":
-        _lora(source, str(base), output, overwrite)
-    elif kind == "checkpoint":
-        _checkpoint(source, str(config), output, shards, overwrite)
-    else:
-        _adapter(source, str(base), output, keep_adapter, shards, overwrite)
+    {"lora": _lora, "checkpoint": _checkpoint, "adapter": _adapter}[kind](source, output, options)
     console.result(kind=kind, output=output)
     send(output, push, public)
 
 
-def _check_options(kind: Kind, source: str, **given: str | bool | None) -> None:
+def _check_options(kind: Kind, source: str, options: ImportOptions, push: str | None) -> None:
     """Raise unless the options are those of the kind of thing that is imported."""
     from liftkit.errors import UsageError
 
-    needed = {"adapter": "base", "lora": "base", "checkpoint": "config"}[kind]
-    example = {
-        "adapter": "--base MODEL, the latent model that it is for",
-        "lora": "--base FOLDER, the conversion of the model that it is for",
-        "checkpoint": "--config MODEL, a diffusers folder of the same model",
-    }
-    allowed = {"adapter": ("base", "keep_adapter", "push"), "lora": ("base",), "checkpoint": ("config", "push")}[kind]
-    if not given[needed]:
-        raise UsageError(f"{source}: is {_article(kind)}; give {example[kind]}")
-    for name, value in given.items():
-        if value and name not in allowed:
-            raise UsageError(f"--{name.replace('_', '-')}: means nothing for {_article(kind)}, which {source} is")
+    needed, allowed, what, example = {
+        "adapter": (
+            "base",
+            ("base", "keep_adapter", "push"),
+            "an adapter",
+            "--base MODEL, the latent model that it is for",
+        ),
+        "lora": ("base", ("base",), "a LoRA", "--base FOLDER, the conversion of the model that it is for"),
+        "checkpoint": (
+            "config",
+            ("config", "push"),
+            "a checkpoint",
+            "--config MODEL, a diffusers folder of the same model",
+        ),
+    }[kind]
+    if not getattr(options, needed):
+        raise UsageError(f"{source}: is {what}; give {example}")
+    for name in ("base", "config", "keep_adapter", "push"):
+        if name not in allowed and (push if name == "push" else getattr(options, name)):
+            raise UsageError(f"--{name.replace('_', '-')}: means nothing for {what}, which {source} is")
 
 
-def _article(kind: Kind) -> str:
-    return {"adapter": "an adapter", "lora": "a LoRA", "checkpoint": "a checkpoint"}[kind]
-
-
-def _adapter(source: str, base: str, output: Path, keep_adapter: bool, shards: Shards, overwrite: bool) -> None:
+def _adapter(source: str, output: Path, options: ImportOptions) -> None:
     from liftkit.formats.adapters import fuse, keep
 
-    if keep_adapter:
+    base, overwrite = str(options.base), options.overwrite
+    if options.keep_adapter:
         adapter = keep(source, base, output, overwrite=overwrite)
         following = f'liftkit sample {base} --adapter {output} -p "a prompt" -o samples.png'
         rows = [("base", adapter.base)]
     else:
-        done = fuse(
-            source,
-            base,
-            output,
-            shards=shards,
-            overwrite=overwrite,
-            observer=console.Bars(),
-        )
+        done = fuse(source, base, output, shards=options.shards, overwrite=overwrite, observer=console.Bars())
         adapter, following = done.adapter, f'liftkit sample {output} -p "a prompt" -o samples.png'
         rows = [("base", f"{adapter.base}, with the adapter merged in")]
         if done.proof is not None:
@@ -133,10 +108,10 @@ def _adapter(source: str, base: str, output: Path, keep_adapter: bool, shards: S
     console.table("Imported", [*rows, ("folder", str(output)), ("next", following)])
 
 
-def _lora(source: str, base: str, output: Path, overwrite: bool) -> None:
+def _lora(source: str, output: Path, options: ImportOptions) -> None:
     from liftkit.formats.lora import import_lora
 
-    done = import_lora(Path(source).expanduser(), base, output, overwrite=overwrite)
+    done = import_lora(Path(source).expanduser(), str(options.base), output, overwrite=options.overwrite)
     rows = [
         ("LoRA", f"on {done.modules} modules, from {done.tally.used} keys of {', '.join(done.kinds)}"),
         ("lifted", ", ".join(done.lifted) or "nothing: it touches no projection, and applies as it is"),
@@ -155,11 +130,16 @@ def _account(tally: Tally, notes: Iterable[str] = ()) -> None:
     console.result(tally=tally.to_json())
 
 
-def _checkpoint(source: str, config: str, output: Path, shards: Shards, overwrite: bool) -> None:
+def _checkpoint(source: str, output: Path, options: ImportOptions) -> None:
     from liftkit.formats.single_file import import_checkpoint
 
     done = import_checkpoint(
-        Path(source).expanduser(), config, output, shards=shards, overwrite=overwrite, observer=console.Bars()
+        Path(source).expanduser(),
+        str(options.config),
+        output,
+        shards=options.shards,
+        overwrite=options.overwrite,
+        observer=console.Bars(),
     )
     rows = [
         ("transformer", f"{done.transformer}, {done.tally.used} tensors"),
