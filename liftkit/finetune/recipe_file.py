@@ -21,8 +21,8 @@ from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Recipe, broken_rules
 from liftkit.finetune.recipe_paths import missing_paths
 from liftkit.finetune.recipe_problems import Problem, Source, report, spot
-from liftkit.finetune.recipe_schema import Location, child, explain, find, is_table, location_of
-from liftkit.finetune.recipe_yaml import BAD, CORE, Plain, YamlError, compose
+from liftkit.finetune.recipe_schema import explain, is_table, location_of
+from liftkit.finetune.recipe_yaml import BAD, CORE, Location, Plain, YamlError, compose
 from liftkit.finetune.shipped import shipped_recipe, shipped_recipes
 
 LARGEST = 256 * 1024
@@ -149,7 +149,7 @@ class _Reading:
             items[int(name)] = self._set(items[int(name)], rest, value)
             return SequenceNode(node.tag, items, node.start_mark, node.end_mark)
         if isinstance(node, MappingNode):
-            old = child(node, name)
+            old = next(((k, v) for k, v in node.value if isinstance(k, ScalarNode) and k.value == name), None)
             new = (old[0], self._set(old[1], rest, value)) if old else (key, self._set(_empty(key), rest, value))
             pairs = [new if pair == old else pair for pair in node.value] if old else [*node.value, new]
             return MappingNode(node.tag, pairs, node.start_mark, node.end_mark)
@@ -159,7 +159,8 @@ class _Reading:
         return node
 
     def _check(self, root: Node) -> Recipe | None:
-        plain = Plain(self._at)(root)
+        reader = Plain(self._at)
+        plain = reader(root)
         wrong: set[Location] = set()
         recipe = None
         try:
@@ -172,25 +173,25 @@ class _Reading:
                 wrong.add(location)
                 if details["input"] is not BAD:
                     self._say(
-                        root, location, explain(details, location, root), key=details["type"] == "extra_forbidden"
+                        reader, location, explain(details, location, plain), key=details["type"] == "extra_forbidden"
                     )
 
         def value(key: str) -> Any:
             return _value(plain, tuple(key.split(".")), wrong)
 
         for rule, text in broken_rules(value):
-            written = [key for key in rule.keys if find(root, tuple(key.split("."))).value is not None]
-            self._say(root, tuple(written[0].split(".")), text)
+            locations = (tuple(key.split(".")) for key in rule.keys)
+            self._say(reader, next(each for each in locations if each in reader.places), text)
         for location, text in missing_paths(plain):
             if location not in wrong:
-                self._say(root, location, text)
+                self._say(reader, location, text)
         return recipe
 
-    def _say(self, root: Node, location: Location, message: str, *, key: bool = False) -> None:
+    def _say(self, reader: Plain, location: Location, message: str, *, key: bool = False) -> None:
         """Complain where a location leads: at the value, or at the key where that is asked or nothing stands there."""
-        place = find(root, location)
-        blank = isinstance(place.value, ScalarNode) and place.value.start_mark.index == place.value.end_mark.index
-        self._at((None if key or blank else place.value) or place.key or place.value or place.above, message)
+        name, value, found = reader.find(location)
+        blank = isinstance(value, ScalarNode) and value.start_mark.index == value.end_mark.index
+        self._at(value if name is None or (found and not key and not blank) else name, message)
 
 
 def _word(source: str, text: str, column: int) -> ScalarNode:

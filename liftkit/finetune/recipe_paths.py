@@ -1,4 +1,4 @@
-"""Whether the files and folders that a recipe names are there."""
+"""The files and folders that a recipe names: are they there?"""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from yaml.nodes import ScalarNode
 
 from liftkit.checkpoint.misplaced import misplaced, near
 from liftkit.checkpoint.model import is_hub_id
-from liftkit.finetune.recipe_schema import Location, dotted
+from liftkit.finetune.recipe_schema import dotted
 from liftkit.finetune.recipe_sections import is_local
-from liftkit.finetune.recipe_yaml import CORE, Plain, YamlError, compose
+from liftkit.finetune.recipe_yaml import CORE, Location, Plain, YamlError, compose
 
 
 def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -38,17 +38,13 @@ def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
         os.path.exists(os.path.expanduser(adapter)) or is_hub_id("/".join(adapter.split("/")[:2]))
     ):
         yield ("adapter",), f"adapter: no folder {adapter}{near(Path(os.path.expanduser(adapter)))}"
-    data = plain.get("data")
-    data = data if isinstance(data, dict) else {}
+    data = _section(plain.get("data"))
     for key, path in (("output", plain.get("output")), ("data.cache", data.get("cache"))):
         if _is_text(path) and Path(os.path.expanduser(path)).is_file():
             yield tuple(key.split(".")), f"{key}: {path} is a file; expected a folder, or a name for a new one"
-    sources = data.get("sources")
-    for place, source in enumerate(sources if isinstance(sources, list) else []):
-        if isinstance(source, dict):
-            for inner, text in _missing_of(source):
-                location = ("data", "sources", place, *inner)
-                yield location, f"{dotted(location)}: {text}"
+    for lead, source in _sources(data):
+        for inner, text in _missing_of(source):
+            yield (*lead, *inner), f"{dotted((*lead, *inner))}: {text}"
 
 
 def paths_from(text: str, directory: Path) -> dict[str, Any]:
@@ -63,7 +59,7 @@ def paths_from(text: str, directory: Path) -> dict[str, Any]:
     except YamlError:
         return {}
     found = {}
-    for location, path in _relative(plain if isinstance(plain, dict) else {}):
+    for location, path in _relative(_section(plain)):
         if not glob.glob(path) and glob.glob(str(directory / path)):
             found[".".join(map(str, location))] = str(directory / path)
     return found
@@ -71,23 +67,31 @@ def paths_from(text: str, directory: Path) -> dict[str, Any]:
 
 def _relative(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     """Values of a recipe that may be relative paths."""
-    data = plain.get("data")
-    data = data if isinstance(data, dict) else {}
+    data = _section(plain.get("data"))
     places: list[tuple[Location, Any]] = [
         (("model",), plain.get("model")),
         (("adapter",), plain.get("adapter")),
         (("data", "cache"), data.get("cache")),
     ]
-    sources = data.get("sources")
-    for place, source in enumerate(sources if isinstance(sources, list) else []):
-        if isinstance(source, dict):
-            lead = ("data", "sources", place)
-            places.append(((*lead, "path"), source.get("path")))
-            urls = source.get("urls")
-            places += [((*lead, "urls", n), url) for n, url in enumerate(urls)] if isinstance(urls, list) else []
+    for lead, source in _sources(data):
+        places.append(((*lead, "path"), source.get("path")))
+        urls = source.get("urls")
+        places += [((*lead, "urls", n), url) for n, url in enumerate(urls)] if isinstance(urls, list) else []
     for location, value in places:
         if _is_text(value) and not os.path.isabs(os.path.expanduser(value)):
             yield location, value
+
+
+def _section(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _sources(data: dict[str, Any]) -> Iterator[tuple[Location, dict[str, Any]]]:
+    """The sources that are sections, with their locations."""
+    sources = data.get("sources")
+    for place, source in enumerate(sources if isinstance(sources, list) else []):
+        if isinstance(source, dict):
+            yield ("data", "sources", place), source
 
 
 def _missing_of(source: dict[str, Any]) -> Iterator[tuple[Location, str]]:

@@ -1,58 +1,18 @@
-"""Where the keys of the schema and the nodes of a file meet: what stands where, what may, and what to say of what may not."""
+"""The keys of the schema, for people: which may stand where, and what to say of what may not."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from liftkit.finetune.recipe import SOURCES, Recipe
-
-Location = tuple[str | int, ...]
-"""Keys and list indices from the root; pydantic's, without the ``kind`` of a source."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a location leads in the nodes.
-
-    Args:
-        key: of the last step, None in a list and at the root.
-        value: there; None where nothing is written.
-        above: the node or key that holds it.
-    """
-
-    key: Node | None
-    value: Node | None
-    above: Node
-
-
-def find(root: Node, location: Location) -> Place:
-    """Follow a location as far as something is written."""
-    key, node, above = None, root, root
-    for part in location:
-        above = key or node
-        following = child(node, part)
-        if following is None:
-            return Place(None, None, above)
-        key, node = following
-    return Place(key, node, above)
-
-
-def child(node: Node, part: str | int) -> tuple[Node | None, Node] | None:
-    """The key and the value of one step, or None where it leads nowhere."""
-    if isinstance(node, MappingNode):
-        return next(((k, v) for k, v in node.value if isinstance(k, ScalarNode) and k.value == part), None)
-    if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
-        return None, node.value[part]
-    return None
+from liftkit.finetune.recipe_yaml import Location
 
 
 def location_of(error: ErrorDetails) -> Location:
@@ -70,15 +30,16 @@ def dotted(location: Location) -> str:
     return ".".join(map(str, location))
 
 
-def fields_at(location: Location, root: Node) -> Mapping[str, FieldInfo]:
+def fields_at(location: Location, plain: Any) -> Mapping[str, FieldInfo]:
     """The keys that may stand in a section; none where the location leads to no section.
 
     Args:
         location: of the section.
-        root: the recipe's nodes, which tell the kind of a source.
+        plain: the recipe's data, which hold the kind of a source.
     """
     if location[:2] == ("data", "sources") and len(location) == 3:
-        kind = getattr(find(root, (*location, "kind")).value, "value", None)
+        source = plain["data"]["sources"][location[2]]
+        kind = source.get("kind") if isinstance(source, dict) else None
         known = [SOURCES[kind]] if kind in SOURCES else SOURCES.values()
         return {name: field for source in known for name, field in source.model_fields.items()}
     section: type[BaseModel] = Recipe
@@ -109,10 +70,10 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def unknown_key(location: Location, root: Node) -> str:
+def unknown_key(location: Location, plain: Any) -> str:
     """What to say of a key that the schema does not have."""
     name = str(location[-1])
-    here = suggestion(name, fields_at(location[:-1], root))
+    here = suggestion(name, fields_at(location[:-1], plain))
     return f"{dotted(location)}: unknown key{here or _elsewhere(name)}"
 
 
@@ -153,16 +114,16 @@ _BOUNDS = {
 _BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def explain(error: ErrorDetails, location: Location, root: Node) -> str:
+def explain(error: ErrorDetails, location: Location, plain: Any) -> str:
     """What to say of an error of pydantic's."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     name = dotted(location)
     if kind == "extra_forbidden":
-        return unknown_key(location, root)
+        return unknown_key(location, plain)
     if kind == "missing" and location != error["loc"] and isinstance(error["loc"][-1], int):
         return f"{name}: expected {error['loc'][-1] + 1} values, found {len(value)}"
     if kind == "missing":
-        field = fields_at(location[:-1], root).get(str(location[-1]))
+        field = fields_at(location[:-1], plain).get(str(location[-1]))
         about = (field and field.description) or ""
         return f"{name}: required, and missing" + (f": {about[0].lower()}{about[1:].rstrip('.')}" if about else "")
     if kind == "union_tag_not_found":

@@ -12,12 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import yaml
-from yaml.composer import Composer
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-from yaml.parser import Parser
-from yaml.reader import Reader, ReaderError
-from yaml.resolver import BaseResolver
-from yaml.scanner import Scanner
+from yaml.reader import ReaderError
 
 MOST_VALUES = 20_000
 """Values in a recipe, each alias counted as often as it is used."""
@@ -27,6 +23,8 @@ BAD: Any = object()
 """Stands for a value that was complained about already."""
 
 Complain = Callable[[Node, str], None]
+Location = tuple[str | int, ...]
+"""Keys and list indices from the root; pydantic's, without the ``kind`` of a source."""
 
 CORE = "tag:yaml.org,2002:"
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
@@ -63,19 +61,10 @@ class YamlError(Exception):
         self.places = places
 
 
-class _Resolver(BaseResolver):
-    pass
+class _Loader(yaml.SafeLoader):
+    """Text to nodes; nothing makes objects of them."""
 
-
-class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
-    """Text to nodes, without anything that makes objects of them."""
-
-    def __init__(self, text: str) -> None:
-        Reader.__init__(self, text)
-        Scanner.__init__(self)
-        Parser.__init__(self)
-        Composer.__init__(self)
-        _Resolver.__init__(self)
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own attribute)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -92,7 +81,7 @@ def _text(dumper: _Dumper, text: str) -> ScalarNode:
 
 _Dumper.add_representer(str, _text)
 for _kind, (_pattern, _first) in _KINDS.items():
-    for _class in (_Resolver, _Dumper):
+    for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"{CORE}{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
@@ -147,15 +136,20 @@ class Plain:
 
     Args:
         complain: called with every node that has no place in a recipe; the data then hold :data:`BAD` for it.
+
+    Attributes:
+        places: by location, the node of the key (None in a list and at the root) and that of the value.
     """
 
     def __init__(self, complain: Complain) -> None:
         self.complain = complain
+        self.places: dict[Location, tuple[Node | None, Node]] = {}
         self.count = 0
         self.open: set[int] = set()
 
-    def __call__(self, node: Node) -> Any:
+    def __call__(self, node: Node, location: Location = (), key: Node | None = None) -> Any:
         """The data of a node; of keys that stand twice, the first."""
+        self.places[location] = key, node
         self.count += 1
         if self.count > MOST_VALUES:
             if self.count == MOST_VALUES + 1:
@@ -167,30 +161,34 @@ class Plain:
             return self._bad(node, "nested too deeply")
         self.open.add(id(node))
         try:
-            return self._value(node)
+            return self._value(node, location)
         finally:
             self.open.discard(id(node))
 
-    def _value(self, node: Node) -> Any:
+    def find(self, location: Location) -> tuple[Node | None, Node, bool]:
+        """The nodes of key and value at a location; those of what holds it, and False, where nothing is written there."""
+        depth = next(depth for depth in range(len(location), -1, -1) if location[:depth] in self.places)
+        return (*self.places[location[:depth]], depth == len(location))
+
+    def _value(self, node: Node, location: Location) -> Any:
         if isinstance(node, MappingNode) and node.tag == f"{CORE}map":
-            return self._mapping(node)
+            return self._mapping(node, location)
         if isinstance(node, SequenceNode) and node.tag == f"{CORE}seq":
-            return [self(item) for item in node.value]
+            return [self(item, (*location, index)) for index, item in enumerate(node.value)]
         if isinstance(node, ScalarNode) and node.tag.removeprefix(CORE) in (*_KINDS, "str"):
             return self._scalar(node)
         return self._bad(node, f"tag {node.tag.replace(CORE, '!!')} is not allowed; recipes hold plain values")
 
-    def _mapping(self, node: MappingNode) -> dict[str, Any]:
+    def _mapping(self, node: MappingNode, location: Location) -> dict[str, Any]:
         data: dict[str, Any] = {}
-        lines: dict[str, int] = {}
         for key, value in node.value:
             if not isinstance(key, ScalarNode):
                 self.complain(key, "a key is a word, not a list or section")
             elif key.value in data:
-                self.complain(key, f"{key.value}: stands twice, first in line {lines[key.value]}; keep one")
+                line = (self.places[(*location, key.value)][0] or node).start_mark.line + 1
+                self.complain(key, f"{key.value}: stands twice, first in line {line}; keep one")
             else:
-                data[key.value] = self(value)
-                lines[key.value] = key.start_mark.line + 1
+                data[key.value] = self(value, (*location, key.value), key)
         return data
 
     def _scalar(self, node: ScalarNode) -> Any:
