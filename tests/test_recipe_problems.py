@@ -267,6 +267,7 @@ BROKEN = {
     ("objective.adversarial", "space"): (("space=latent", "objective={loss: flow, adversarial: 0.1}"), "0.1"),
     ("init", "objective.loss"): (("init=random", "trainable.mode=full"), "random"),
     ("trainable.open", "space"): (("space=latent", "objective.loss=flow", "trainable.open=1"), "1"),
+    ("objective.bands", "space"): (("space=latent", "objective={loss: flow, bands: {}}"), "{"),
     ("trainable.head", "space"): (("space=latent", "objective.loss=flow", "trainable.head={}"), "{"),
     ("trainable.mode", "init"): (("init=random", "objective.loss=flow"), "random"),
     ("precision", "optimizer.name"): (("precision=fp16", "optimizer.name=muon"), "fp16"),

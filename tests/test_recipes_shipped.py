@@ -33,6 +33,23 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # The recipes that are shipped.
 
 
+OPTION = re.compile(r"^( *)# (head|bands|trunk|- \{kind)", re.MULTILINE)
+"""What recipes offer in comments."""
+
+
+@pytest.mark.parametrize("name", ["flux2-klein-4b", "flux2-klein-9b", "sd3.5-medium"])
+def test_options_in_comments_are_keys(name: str, tmp_path: Path) -> None:
+    text = (ROOT / "recipes" / f"{name}.yaml").read_text()
+    assert [found[1] for found in OPTION.findall(text)] == ["- {kind", "head", "trunk", "bands"]
+    file = tmp_path / "options.yaml"
+    file.write_text(OPTION.sub(r"\1\2", text))
+    recipe = load_recipe(file, ())
+    assert len(recipe.data.sources) == 2
+    assert recipe.trainable.head is not None
+    assert recipe.objective.bands is not None
+    assert recipe.optimizer.trunk is not None
+
+
 TRANSFORMERS = {
     "tiny-klein": "Flux2Transformer2DModel",
     "flux2-klein-4b": "Flux2Transformer2DModel",

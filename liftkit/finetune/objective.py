@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from liftkit.finetune.bands import BandError
 from liftkit.lift import Lift
 from liftkit.tokens import unpatchify
 
@@ -45,6 +46,7 @@ def asymflow_loss(
     sigma_floor: float = 0.05,
     perceptual: Perceptual | None = None,
     perceptual_weight: float = 1.0,
+    bands: BandError | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Flow loss with variance reduction and perceptual correction, in float32.
 
@@ -62,6 +64,7 @@ def asymflow_loss(
         sigma_floor: least sigma in the weight 1 / sigma^2 of an error in x_0.
         perceptual: a spatial distance of sRGB images in [-1, 1].
         perceptual_weight: of its term (the paper's 0.2 times 5).
+        bands: weighs what is squared by band of its spectrum; None counts all pixels alike, as the paper does.
 
     Returns:
         The loss, (), and detached metrics: ``flow``, ``lambda`` in [0, 1] and, with a perceptual term, ``perceptual``.
@@ -77,7 +80,8 @@ def asymflow_loss(
     correction = _correction(level, kappa)
     residual = error - _by_patch((1.0 - correction) * share, reference_error)
     precision = level.clamp(min=sigma_floor).square().reciprocal()
-    flow = (residual.square().mean(dim=(1, 2, 3)) * precision.flatten()).mean()
+    squares = residual.square().mean(dim=(1, 2, 3)) if bands is None else bands(residual, sigma)
+    flow = (squares * precision.flatten()).mean()
     loss, metrics = weight * flow, {"flow": flow.detach(), "lambda": share.mean()}
     if perceptual is not None and kappa is not None:
         gate = correction * share.square().mean(dim=1, keepdim=True).sqrt() * precision
@@ -87,14 +91,21 @@ def asymflow_loss(
 
 
 def flow_loss(
-    student: Velocity, x0: Tensor, sigma: Tensor, noise: Tensor, *, weight: float = 1.0, sigma_floor: float = 0.05
+    student: Velocity,
+    x0: Tensor,
+    sigma: Tensor,
+    noise: Tensor,
+    *,
+    weight: float = 1.0,
+    sigma_floor: float = 0.05,
+    bands: BandError | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The plain flow loss, ``mean |u - uhat|^2``, with sigma floored where it divides; for comparison.
 
     Args:
         student: the model that learns.
         x0: the data that it models: images in a color space, or latents.
-        sigma, noise, sigma_floor: see :func:`asymflow_loss`.
+        sigma, noise, sigma_floor, bands: see :func:`asymflow_loss`.
         weight: of the loss.
 
     Returns:
@@ -102,7 +113,8 @@ def flow_loss(
     """
     sigma = sigma.float()
     error = x0 - _denoised(student, x0, noise, sigma)
-    flow = (error / sigma.clamp(min=sigma_floor).view(-1, 1, 1, 1)).square().mean()
+    error = error / sigma.clamp(min=sigma_floor).view(-1, 1, 1, 1)
+    flow = error.square().mean() if bands is None else bands(error, sigma).mean()
     return weight * flow, {"flow": flow.detach()}
 
 

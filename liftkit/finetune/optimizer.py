@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -12,29 +12,32 @@ from torch import Tensor, nn
 
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe import Optimizer as OptimizerRecipe
+from liftkit.finetune.stages import trunk_of
 from liftkit.models.detail_head import in_head
+from liftkit.models.spec import Architecture
 
 BASE_RATE = "base_lr"
 """Key of a parameter group: its learning rate at its highest."""
 
 
 def make_optimizers(
-    parameters: dict[str, nn.Parameter], recipe: OptimizerRecipe, projections: Iterable[str]
+    parameters: dict[str, nn.Parameter], recipe: OptimizerRecipe, spec: Architecture
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a recipe: one, or two with Muon, which takes matrices between hidden layers only.
 
     Args:
         parameters: what learns, by name.
         recipe: the section ``optimizer``.
-        projections: paths of the raw-token projections; AdamW's even under Muon, for their rows are pixels.
+        spec: the architecture. Its raw-token projections are AdamW's even under Muon, for their rows are pixels.
 
     Raises:
         UsageError: if the optimizer is not installed, or a multiplier names nothing that learns.
     """
     _check_multipliers(parameters, recipe)
+    trunk = trunk_of(spec, parameters).keys() if recipe.trunk is not None else frozenset()
     matrices = {}
     if recipe.name == "muon":
-        outer = tuple(f"{path}." for path in projections)
+        outer = tuple(f"{projection.path}." for projection, _ in spec.projections)
         matrices = {
             name: p
             for name, p in parameters.items()
@@ -48,10 +51,12 @@ def make_optimizers(
             raise UsageError(
                 f"optimizer.name: muon: torch {torch.__version__} has none; install torch >= 2.9, or take adamw"
             )
-        groups = _groups(matrices, recipe)
+        groups = _groups(matrices, recipe, trunk)
         result.append(muon(groups, weight_decay=recipe.weight_decay, ns_steps=4, adjust_lr_fn="match_rms_adamw"))
     if rest:
-        result.append(_adamw(recipe)(_groups(rest, recipe), betas=recipe.betas, weight_decay=recipe.weight_decay))
+        result.append(
+            _adamw(recipe)(_groups(rest, recipe, trunk), betas=recipe.betas, weight_decay=recipe.weight_decay)
+        )
     return result
 
 
@@ -67,11 +72,14 @@ def _adamw(recipe: OptimizerRecipe) -> Any:
     return AdamW8bit
 
 
-def _groups(parameters: dict[str, nn.Parameter], recipe: OptimizerRecipe) -> list[dict[str, Any]]:
+def _groups(
+    parameters: dict[str, nn.Parameter], recipe: OptimizerRecipe, trunk: Container[str]
+) -> list[dict[str, Any]]:
     """One group per learning rate, and others for the detail head: where the network is sharded, it is not."""
     grouped: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         factors = [factor for module, factor in recipe.multipliers.items() if _within(name, module)]
+        factors += [recipe.trunk.factor] if recipe.trunk is not None and name in trunk else []
         grouped.setdefault((math.prod(factors), in_head(name)), []).append(parameter)
     rates = [(recipe.learning_rate * factor, each) for (factor, _), each in grouped.items()]
     return [{"params": each, "lr": rate, BASE_RATE: rate} for rate, each in rates]

@@ -117,6 +117,11 @@ RULES = (
         "trainable.open is about pixels; space latent takes 0",
     ),
     Rule(
+        ("objective.bands", "space"),
+        lambda bands, space: bands is None or space == "pixel",
+        "objective.bands are those of pixels; space latent takes null",
+    ),
+    Rule(
         ("trainable.head", "space"),
         lambda head, space: head is None or space == "pixel",
         "trainable.head works on pixels; space latent takes null",

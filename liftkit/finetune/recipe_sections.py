@@ -179,6 +179,13 @@ class Trainable(Section):
     ] = None
 
 
+class Trunk(Section):
+    """When and how fast the trunk learns: all but projections, output norm and detail head, or its LoRA."""
+
+    start: Annotated[int, Field(ge=0, description="Steps for which it is held, while the others begin.")] = 0
+    factor: Annotated[float, Field(gt=0, description="On its learning rate.")] = 0.1
+
+
 class Optimizer(Section):
     """How it learns."""
 
@@ -193,6 +200,12 @@ class Optimizer(Section):
         dict[Text, Annotated[float, Field(gt=0)]],
         Field(description="Factors on the learning rate by module, such as `proj_out: 10`."),
     ] = {}
+    trunk: Annotated[
+        Trunk | None,
+        Field(
+            description="Hold the weights between the projections at first, and let them learn more slowly; null: all alike."
+        ),
+    ] = None
     warmup: Annotated[int, Field(ge=0, description="Steps of linear warm-up.")] = 100
     decay: Annotated[
         Literal["constant", "linear", "cosine"], Field(description="How the learning rate goes to 0 at the end.")
@@ -220,6 +233,19 @@ class Noise(Section):
     ] = None
 
 
+class Bands(Section):
+    """Weights of the flow loss by band of the pixels' spectrum, at low noise; their mean is 1 at every noise level."""
+
+    power: Annotated[
+        float,
+        Field(
+            description="At sigma 0 weights rise as frequency to twice this power: 0 counts pixels, 1 whitens photographs."
+        ),
+    ] = 1.0
+    wavelength: Annotated[float, Field(gt=0, description="In pixels; bands of longer waves count about alike.")] = 16.0
+    below: Annotated[float, Field(gt=0, le=1, description="Noise level sigma from which all bands count alike.")] = 0.5
+
+
 class Objective(Section):
     """What is minimized."""
 
@@ -233,6 +259,10 @@ class Objective(Section):
     ] = 0.3
     weight: Annotated[float, Field(gt=0, description="Weight of the flow loss.")] = 5.0
     sigma_floor: Annotated[float, Field(gt=0, le=1, description="Smallest sigma that the loss divides by.")] = 0.05
+    bands: Annotated[
+        Bands | None,
+        Field(description="Weigh what is squared by band of the spectrum and by noise level; null: all pixels alike."),
+    ] = None
     perceptual: Annotated[
         str,
         AfterValidator(_distance),

@@ -127,7 +127,7 @@ def check_packages(recipe: Recipe, trainee: Trainee) -> None:
     Raises:
         UsageError: naming the key.
     """
-    make_optimizers(trainee.parameters, recipe.optimizer, [each.path for each, _ in trainee.spec.projections])
+    make_optimizers(trainee.parameters, recipe.optimizer, trainee.spec)
     if recipe.objective.perceptual == "lpips":
         make_perceptual("lpips", None, "cpu")
     there = available_trackers()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from liftkit.color import to_signed
 from liftkit.data.training import Batch
+from liftkit.finetune.bands import BandError
 from liftkit.finetune.network import Reference, bind
 from liftkit.finetune.objective import Perceptual, Velocity, asymflow_loss, flow_loss
 from liftkit.finetune.recipe import Noise, Recipe
@@ -113,7 +114,8 @@ class Objective:
         student: Velocity = bind(self.student, batch.prompts)
         if self.adversary is not None or choice.terms:
             student = recall = Recall(student)
-        common = {"weight": choice.weight, "sigma_floor": choice.sigma_floor}
+        bands = None if choice.bands is None else BandError(**choice.bands.model_dump())
+        common: dict[str, Any] = {"weight": choice.weight, "sigma_floor": choice.sigma_floor, "bands": bands}
         if choice.loss == "flow" or self.lift is None or self.reference is None or batch.latents is None:
             loss, metrics = flow_loss(student, x0, sigma, noise, **common)
         else:

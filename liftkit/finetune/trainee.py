@@ -19,6 +19,7 @@ from liftkit.errors import UsageError
 from liftkit.finetune.network import Network, original_modules
 from liftkit.finetune.opening import opening_columns
 from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.stages import default_modules
 from liftkit.lift import Lift
 from liftkit.models.detail_head import HEAD, DetailHead, add_head, in_head
 from liftkit.models.load import load_component
@@ -217,11 +218,6 @@ def _choose(recipe: Recipe, spec: Architecture, transformer: nn.Module) -> dict[
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return {"full": full, "lora": targets}
-
-
-def default_modules(spec: Architecture) -> list[str]:
-    """What is trained in full where a recipe says nothing: the projections and the output norm."""
-    return [projection.path for projection, _ in spec.projections] + list(spec.reference)
 
 
 def match_targets(patterns: list[str], names: list[str], where: str) -> list[str]:

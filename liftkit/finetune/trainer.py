@@ -26,6 +26,7 @@ from liftkit.finetune.resume import Resumption
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.sharding import keep_apart, set_sharding, share_gradients
 from liftkit.finetune.speed import Speed, count_flops
+from liftkit.finetune.stages import drop_gradients, trunk_of
 from liftkit.finetune.state import (
     abandon_after,
     checkpoints,
@@ -103,8 +104,7 @@ class Trainer:
 
     def _wrap(self, vae: Any) -> None:
         recipe, trainee, device = self.recipe, self.trainee, self.accelerator.device
-        projections = [projection.path for projection, _ in trainee.spec.projections]
-        optimizers = make_optimizers(trainee.parameters, recipe.optimizer, projections)
+        optimizers = make_optimizers(trainee.parameters, recipe.optimizer, trainee.spec)
         if recipe.compile:
             compile_blocks(trainee.transformer)
         set_sharding(self.accelerator, trainee.transformer, COMPUTE[recipe.precision])
@@ -223,7 +223,10 @@ class Trainer:
         return total
 
     def _clip(self) -> Tensor:
-        """Clip the gradients; their norm before, ()."""
+        """Clip the gradients; their norm before, (). A trunk that is held has none."""
+        trunk = self.recipe.optimizer.trunk
+        if trunk is not None and self.step < trunk.start:
+            drop_gradients(trunk_of(self.trainee.spec, self.parameters).values())
         for parameter in self.parameters.values():
             # A layout that a checkpoint keeps: optimizer state is laid out as the first gradient was, and rounds by layout.
             if parameter.grad is not None and not parameter.grad.is_contiguous():
