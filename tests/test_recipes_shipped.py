@@ -41,6 +41,8 @@ OPTION = re.compile(r"^( *)# (head|bands|trunk|- \{kind)", re.MULTILINE)
 def test_options_in_comments_are_keys(name: str, tmp_path: Path) -> None:
     text = (ROOT / "recipes" / f"{name}.yaml").read_text()
     assert [found[1] for found in OPTION.findall(text)] == ["- {kind", "head", "trunk", "bands"]
+    for folder in ("photos", "generated"):
+        (tmp_path / folder).mkdir()
     file = tmp_path / "options.yaml"
     file.write_text(OPTION.sub(r"\1\2", text))
     recipe = load_recipe(file, ())
