@@ -300,7 +300,7 @@ SPOILED = {
     spoil_missing_weights: ("is missing; is the model folder complete",),
     spoil_missing_projection: ("x_embedder.weight", "missing"),
     spoil_no_vae: ("no VAE",),
-    spoil_unknown_class: ("did you mean Flux2Transformer2DModel"),
+    spoil_unknown_class: ("did you mean Flux2Transformer2DModel",),
     spoil_unet: ("unet", "flow transformers"),
     spoil_epsilon: ("DDIMScheduler", "not of a flow model"),
     spoil_v_prediction: ("v_prediction", "not of a flow model"),

@@ -95,7 +95,9 @@ def test_an_old_python_and_a_source_that_was_not_installed(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_the_token_is_told_of_and_never_told(form: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_place_of_the_token_is_shown_and_the_token_never(
+    form: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
     code, out, err = cli("doctor", *form)
     assert code == 0

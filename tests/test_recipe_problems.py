@@ -55,7 +55,7 @@ def test_what_is_no_recipe_yaml(text: str, expected: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_any_damage_is_told_at_a_place_in_the_text(data: st.DataObject) -> None:
+def test_any_damage_is_reported_at_a_place_in_the_text(data: st.DataObject) -> None:
     text = Recipe(model="demo", output="run", data={"sources": [{"kind": "demo"}]}).to_yaml()  # type: ignore[arg-type]
     for _ in range(data.draw(st.integers(1, 3))):
         place, gone = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 9))
@@ -73,7 +73,7 @@ def test_any_damage_is_told_at_a_place_in_the_text(data: st.DataObject) -> None:
         assert all(1 <= int(column) <= len(lines[int(line) - 1]) + 1 for line, column in places)
 
 
-def test_every_tab_is_told() -> None:
+def test_every_tab_is_reported() -> None:
     assert len(problems(f"{SMALL}ema:\n\tstart: 3\n\tgamma: 3\n\t# no matter\n")) == 2
 
 
@@ -203,14 +203,14 @@ override:23: validation.quantiles is at most validation.images (found validation
 """
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_that_is_wrong_is_reported_at_once() -> None:
     Path("photos").mkdir()
     report = refused(WRONG, "noise.shft=3", "validation.images=4", "validation.quantiles= 999")
     assert report.splitlines() == REPORT.splitlines()
 
 
 @pytest.mark.parametrize(("path", "key"), list(keys()))
-def test_a_wrong_value_is_told_at_the_value(path: str, key: dict[str, Any]) -> None:
+def test_a_wrong_value_is_reported_at_the_value(path: str, key: dict[str, Any]) -> None:
     # No key takes a list of a section and a list.
     text = written(path, "[[], {}]")
     found = problems(text)
@@ -278,7 +278,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: " ".join(rule.keys))
-def test_rules_are_told_where_they_are_broken(rule: Any) -> None:
+def test_rules_are_reported_where_they_are_broken(rule: Any) -> None:
     overrides, value = BROKEN[rule.keys]
     lines = refused(SMALL, *overrides).splitlines()
     assert lines[0] == "recipe.yaml: 1 problem"

@@ -233,7 +233,7 @@ def test_the_report_in_the_documentation_is_one() -> None:
     assert f"{caught.value}\n" == shown[1]
 
 
-def test_text_of_problems_is_told_as_it_is(cli: Cli) -> None:
+def test_text_of_problems_is_reported_as_it_is(cli: Cli) -> None:
     """Rich would take ``[x]`` for markup."""
     report = refused(f"{SMALL}trackers: [wandbb]\n")
     from liftkit.cli import console

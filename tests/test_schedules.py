@@ -36,7 +36,7 @@ def test_the_shift_grows_with_the_square_root_of_the_pixel_count(side: int, step
     assert scheduler.sigmas[-1] == 0
 
 
-def test_the_number_of_tokens_is_told_exactly_or_not_at_all() -> None:
+def test_the_number_of_tokens_is_given_exactly_or_not_at_all() -> None:
     for steps in (1, 4, 38, 199):
         for tokens in (1, 17, 4096, 4300, 4301, 6000, 8100, 16384):
             assert tokens_of(compute_empirical_mu(tokens, steps), steps) == tokens

@@ -158,7 +158,7 @@ def test_every_file_counts(folder: Path) -> None:
     assert problems(audit_manifest(folder)) == {"manifest": ["transformer/extra.safetensors: not in the manifest"]}
 
 
-def test_damage_is_told_with_exit_code_1(cli: Cli, folder: Path) -> None:
+def test_damage_is_reported_with_exit_code_1(cli: Cli, folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-7])
     (folder / "scheduler" / "scheduler_config.json").unlink()
     code, out, err = cli("verify", folder)
