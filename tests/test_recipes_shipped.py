@@ -45,7 +45,7 @@ def test_options_in_comments_are_keys(name: str, tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     file = tmp_path / "options.yaml"
     file.write_text(OPTION.sub(r"\1\2", text))
-    recipe = load_recipe(file, ())
+    recipe = load_recipe(file, ("model=demo",))
     assert len(recipe.data.sources) == 2
     assert recipe.trainable.head is not None
     assert recipe.objective.bands is not None
