@@ -14,6 +14,7 @@ from typing import Any
 OPTIONAL = {
     "bitsandbytes": ("bitsandbytes", "optimizer adamw8bit"),
     "datasets": ("'liftkit[data]'", "Hub datasets"),
+    "gradio": ("'liftkit[try]'", "liftkit try"),
     "pillow-heif": ("'liftkit[pictures]'", "HEIC pictures"),
     "pillow-jxl-plugin": ("'liftkit[pictures]'", "JPEG XL pictures"),
     "lpips": ("'liftkit[lpips]'", "perceptual loss"),

@@ -179,7 +179,7 @@ def test_steps_for_all_or_for_each(painter: Painter, options: CompareOptions) ->
 
 
 def test_labels() -> None:
-    first = entries.Entry("a/best", "best", "", None, 16, lambda device: None)  # type: ignore[arg-type, return-value]
+    first = entries.Entry("a/best", "best", None, None, lambda device: None, lambda: "")  # type: ignore[arg-type, return-value]
     assert entries.labels([first, replace(first, name="other")], []) == ["best", "other"]
     assert entries.labels([first, first], []) == ["best (1)", "best (2)"]
     assert entries.labels([first, first], ["one", "two"]) == ["one", "two"]

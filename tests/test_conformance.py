@@ -29,7 +29,9 @@ from liftkit.models import registry
 from liftkit.models.autoencoder import Exact, PixelCode
 from liftkit.models.detail_head import add_head
 from liftkit.models.latents import LatentSpace
+from liftkit.models.sampling import Loaded
 from liftkit.models.spec import Architecture
+from liftkit.playground.estimates import watched
 from liftkit.progress import Silent
 from tests.zoo import ZOO
 from tests.zoo.specimen import Part, Specimen
@@ -244,6 +246,30 @@ def tied_pipelines(specimen: Specimen, exactly: bool = False, **more: Any) -> fl
 @specimens("pipeline")
 def test_the_stock_pipeline_obeys_theorem_1(specimen: Specimen) -> None:
     assert tied_pipelines(specimen, **specimen.plain) < 1e-3
+
+
+@specimens("pipeline")
+@pytest.mark.parametrize("pixels", [False, True], ids=["latent", "pixel"])
+def test_the_last_denoised_estimate_is_the_picture(specimen: Specimen, pixels: bool) -> None:
+    """``liftkit try`` shows estimates of each step: of every layout, sign and clock the last one is where the sampler arrives."""
+    lift, latent = specimen.lift(), specimen.build()
+    pipeline = pixel_pipeline(specimen, latent, lift) if pixels else latent
+    rows, columns = specimen.grid
+    height, width = rows * lift.patch_size, columns * lift.patch_size
+    noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    found: list[tuple[float, Tensor]] = []
+    model = Loaded(pipeline, height)
+    with watched(model, lambda sigma, estimate: found.append((sigma, estimate())), height, width):
+        output = run(specimen, pipeline, noise if pixels else lift.lower(noise), 3)
+    assert "step" not in vars(pipeline.scheduler)
+    levels = [sigma for sigma, _ in found]
+    assert len(levels) == 3
+    assert levels == sorted(levels, reverse=True)
+    assert 0.0 < levels[-1] < levels[0] <= 1.0
+    images = torch.as_tensor(output.frames if hasattr(output, "frames") else output[0]).squeeze()
+    last = found[-1][1].squeeze(0).permute(1, 2, 0) / 2.0 + 0.5
+    assert (images[..., :3] - last).abs().max() < 2e-3
+    assert (found[0][1] - found[-1][1]).abs().max() > 1e-2
 
 
 @specimens("pipeline")

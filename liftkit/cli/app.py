@@ -30,6 +30,7 @@ from liftkit.cli.options import Command
 from liftkit.cli.recipes import recipes
 from liftkit.cli.report import report
 from liftkit.cli.sample import sample
+from liftkit.cli.try_ import try_
 from liftkit.cli.verify import verify
 from liftkit.interrupt import ENDING, Stopped, exit_code, listening, stopped_by
 
@@ -50,6 +51,7 @@ app.command(cls=Command)(clean)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(sample)
 app.command(cls=Command)(generate)
+app.command(name="try", cls=Command)(try_)
 app.command(name="import", cls=Command)(import_)
 app.command(cls=Command)(export)
 app.command(cls=Command)(demo)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from liftkit.checkpoint.folder import manifest
@@ -23,18 +24,28 @@ class Entry:
     Args:
         source: what the user called it.
         name: what to call it in a table.
-        digest: of all files that its samples follow from.
+        folder: of its pipeline; an adapter's is that of its base.
         lift: of a pixel model; None for a latent one.
-        size: side of the images that it was made for.
         load: its stock pipeline, on a device.
+        files: finds the digest of all files that its samples follow from.
     """
 
     source: str
     name: str
-    digest: str
+    folder: ModelFolder
     lift: Lift | None
-    size: int
     load: Callable[[str], Loaded]
+    files: Callable[[], str]
+
+    @property
+    def size(self) -> int:
+        """Side of the images that it was made for."""
+        return self.folder.image_size()
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all files that its samples follow from; they are read when it is first asked for."""
+        return self.files()
 
 
 def open_entry(name: str, base: str = "demo") -> Entry:
@@ -58,24 +69,23 @@ def open_entry(name: str, base: str = "demo") -> Entry:
     return Entry(
         source=name,
         name=_name(folder.path, folder.name),
-        digest=_digest(folder),
+        folder=folder,
         lift=lift,
-        size=folder.image_size(),
         load=lambda device: load_pipeline(folder, device),
+        files=lambda: _digest(folder),
     )
 
 
 def _adapted(name: str, base: str) -> Entry:
     """An adapter upon its base."""
     below, adapter = open_entry(base), Adapter.load(name)
-    folder = find_model(base)
     return Entry(
         source=name,
         name=_name(Path(name), Path(name).resolve().name),
-        digest=digest({"base": below.digest, "adapter": manifest(Path(name))}),
+        folder=below.folder,
         lift=adapter.lift,
-        size=below.size,
-        load=lambda device: load_pipeline(folder, device, adapter=adapter),
+        load=lambda device: load_pipeline(below.folder, device, adapter=adapter),
+        files=lambda: digest({"base": below.digest, "adapter": manifest(Path(name))}),
     )
 
 

@@ -6,6 +6,7 @@ between them is then what the models do, not luck. By Theorem 1 a conversion tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,10 +86,10 @@ def tied_samples(
     return torch.stack([cache.get(key)["image"] for key in keys])
 
 
-def pixel_noise(indices: list[int], size: int, seed: int) -> Tensor:
-    """eps, (n, 3, S, S): image i from the stream of ``seed + i``, as ``liftkit sample`` draws it for pixels."""
+def pixel_noise(indices: Sequence[int], height: int, width: int, seed: int) -> Tensor:
+    """eps, (n, 3, H, W): image i from the stream of ``seed + i``, as ``liftkit sample`` draws it for pixels."""
     streams = (torch.Generator().manual_seed(seed + index) for index in indices)
-    return torch.stack([torch.randn(3, size, size, generator=stream) for stream in streams])
+    return torch.stack([torch.randn(3, height, width, generator=stream) for stream in streams])
 
 
 def _origin(entry: Entry, tie: Lift, steps: int | None, settings: Settings) -> dict[str, object]:
@@ -108,7 +109,7 @@ def _origin(entry: Entry, tie: Lift, steps: int | None, settings: Settings) -> d
 def _sample(
     loaded: Loaded, entry: Entry, tie: Lift, indices: list[int], steps: int | None, settings: Settings
 ) -> Tensor:
-    noise = pixel_noise(indices, settings.size, settings.seed)
+    noise = pixel_noise(indices, settings.size, settings.size, settings.seed)
     images = sample(
         loaded,
         [settings.prompts[index] for index in indices],

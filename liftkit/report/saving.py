@@ -102,7 +102,7 @@ def save_images(
     if is_folder(output):
         path.mkdir(exist_ok=True)
         for index, made in enumerate(settings):
-            place = _free(path / f"{made['seed']:06d}-{_slug(made['prompt'])}.png")
+            place = _free(path / f"{made['seed']:06d}-{slug(made['prompt'])}.png")
             write_picture(grid(images[index : index + 1], 1), place, made)
             single.append(place)
         path = path / SHEET
@@ -149,6 +149,6 @@ def _free(path: Path) -> Path:
     return place
 
 
-def _slug(prompt: str) -> str:
+def slug(prompt: str) -> str:
     """The first words of a prompt, as a part of a file's name."""
     return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")[:40].strip("-_") or "image"

@@ -1,0 +1,349 @@
+"""The page: choices on the left, pictures of all chosen models beside each other on the right."""
+
+from __future__ import annotations
+
+import html
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import randrange
+from threading import Event
+from typing import Any
+
+import gradio as gr
+
+from liftkit.errors import LiftkitError
+from liftkit.playground.abilities import Abilities
+from liftkit.playground.run import LARGEST, Cancelled, Painted, Request, Step, paint
+from liftkit.playground.shelf import Shelf
+from liftkit.playground.streamed import streamed
+
+TITLE = "liftkit try"
+LEAD = "Every model starts from the same noise: what differs is what the models do."
+KEPT = 4
+"""Runs whose files are kept; pages show the last."""
+ZOOMS = [("fit", ""), *((f"{count} to 1", str(count)) for count in (1, 2, 4, 8, 16))]
+ZOOM = "(zoom) => { if (zoom) document.body.dataset.zoom = zoom; else delete document.body.dataset.zoom }"
+"""The style of the page enlarges pictures."""
+SCROLL = """() => document.addEventListener("scroll", (event) => {
+  const panes = [...document.querySelectorAll(".picture .image-container")];
+  if (panes.includes(event.target)) for (const pane of panes)
+    if (pane !== event.target) pane.scrollTo(event.target.scrollLeft, event.target.scrollTop);
+}, true)"""
+"""Enlarged pictures scroll together, so that all show the same place."""
+QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""Of events that do not wait for models."""
+Changes = dict[Any, Any]
+"""What becomes of components of the page; the others stay as they are."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What can be chosen.
+
+    Args:
+        models: labels.
+        fields: of :class:`liftkit.playground.run.Request`, by name.
+        optional: those of them that not every model has, by the name of the :class:`Abilities`.
+        dice: draws another seed.
+        go, stop: begin and end a run.
+    """
+
+    models: Any
+    fields: dict[str, Any]
+    optional: dict[str, Any]
+    dice: Any
+    go: Any
+    stop: Any
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown.
+
+    Args:
+        results: the last run's, a list of :class:`Painted`.
+        status: what goes on.
+        cards, pictures, notes: of each model, by label.
+        looking, zoom, at: the ways to look at pictures, the enlargement, the step.
+        wiping, wipe, left, right: the picture that wipes between two models, and which.
+    """
+
+    results: Any
+    status: Any
+    cards: dict[str, Any]
+    pictures: dict[str, Any]
+    notes: dict[str, Any]
+    looking: Any
+    zoom: Any
+    at: Any
+    wiping: Any
+    wipe: Any
+    left: Any
+    right: Any
+
+    @property
+    def changing(self) -> list[Any]:
+        """All components that a run changes."""
+        single = (self.results, self.status, self.looking, self.at, self.wiping, self.wipe, self.left, self.right)
+        return [*single, *self.pictures.values(), *self.notes.values()]
+
+
+class Page:
+    """The page and what its buttons do.
+
+    Args:
+        shelf: the models.
+        folder: for pictures, which are deleted again run by run.
+    """
+
+    def __init__(self, shelf: Shelf, folder: Path) -> None:
+        self.shelf, self.folder = shelf, folder
+        self.runs = 0
+        self.stops: dict[str, Event] = {}
+        with gr.Blocks(title=TITLE, analytics_enabled=False) as self.blocks:
+            gr.HTML(f"<h1>{TITLE}</h1><p>{LEAD}</p>", padding=False)
+            with gr.Row(equal_height=False):
+                with gr.Column(scale=2, min_width=300):
+                    self.choices = _choices(shelf.labels, shelf.can(shelf.labels))
+                with gr.Column(scale=5, min_width=300):
+                    self.view = _view(shelf.labels)
+            self._wire()
+
+    def _wire(self) -> None:
+        """What happens at which event."""
+        choices, view = self.choices, self.view
+        begin = gr.on([choices.go.click, choices.fields["prompt"].submit], lambda: self._running(True), None,
+                      [choices.go, choices.stop], **QUICK)  # fmt: skip
+        run = begin.then(
+            self.paint,
+            {choices.models, *choices.fields.values()},
+            view.changing,
+            concurrency_limit=1,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        run.then(lambda: self._running(False), None, [choices.go, choices.stop], **QUICK)
+        choices.stop.click(self.stop, None, None, **QUICK)
+        choices.dice.click(lambda: randrange(2**31), None, choices.fields["seed"], **QUICK)
+        adapted = [*choices.optional.values(), *view.cards.values()]
+        choices.models.change(self.adapt, choices.models, adapted, **QUICK)
+        shown = [view.results, view.at, view.left, view.right]
+        for change in (view.at.change, view.left.input, view.right.input):
+            change(self.show, shown, [*view.pictures.values(), view.wipe, view.at], **QUICK)
+        view.zoom.change(None, view.zoom, None, js=ZOOM)
+        self.blocks.load(None, None, None, js=SCROLL)
+
+    def adapt(self, chosen: Sequence[str]) -> Changes:
+        """Show the choices that go with some models, and their cards."""
+        can = self.shelf.can(chosen)
+        visible = {each: getattr(can, name) for name, each in self.choices.optional.items()}
+        visible |= {card: label in chosen for label, card in self.view.cards.items()}
+        return {each: gr.update(visible=value) for each, value in visible.items()}
+
+    def paint(self, values: Mapping[Any, Any], request: gr.Request) -> Iterator[Changes]:
+        """Paint pictures of the chosen models.
+
+        Args:
+            values: of all choices, by component.
+            request: tells pages apart.
+
+        Yields:
+            What changes, as it comes.
+        """
+        stop = self.stops[str(request.session_hash)] = Event()
+        chosen = values[self.choices.models]
+        done: list[Painted] = []
+        yield self._fresh()
+        try:
+            wanted = self._request(chosen, values)
+            folder = self._folder()
+            for event in streamed(lambda observe: paint(self.shelf, wanted, chosen, folder, observe), stop):
+                if isinstance(event, Painted):
+                    done.append(event)
+                    yield self._painted(event)
+                else:
+                    yield self._step(*event)
+            text = _status(f"Done in {sum(each.seconds for each in done):.1f} s.")
+        except Cancelled:
+            text = _status("Stopped.")
+        except LiftkitError as error:
+            text = _status(str(error), problem=True)
+        yield {self.view.status: text, **self._finished(done)}
+
+    def stop(self, request: gr.Request) -> None:
+        """End the run of this page at its next step."""
+        stop = self.stops.get(str(request.session_hash))
+        if stop is not None:
+            stop.set()
+
+    def show(self, results: list[Painted], at: float, left: str | None, right: str | None) -> Changes:
+        """Show the pictures at a step, counted from 1; behind the last step come the finished pictures."""
+        files = {each.model: _files(each) for each in results}
+        found = {label: str(each[min(int(at), len(each)) - 1]) for label, each in files.items()}
+        changes: Changes = {self.view.pictures[label]: file for label, file in found.items()}
+        if left in found and right in found:
+            changes[self.view.wipe] = (found[left], found[right])
+        return {**changes, self.view.at: gr.update(info=_which(results, int(at)))}
+
+    def _request(self, chosen: Sequence[str], values: Mapping[Any, Any]) -> Request:
+        """What was chosen, without what none of the models can do, which the page does not show."""
+        can = self.shelf.can(chosen)
+        hidden = {name for name in self.choices.optional if not getattr(can, name)}
+        return Request(**{name: values[each] for name, each in self.choices.fields.items() if name not in hidden})
+
+    def _running(self, runs: bool) -> Changes:
+        return {self.choices.go: gr.update(interactive=not runs), self.choices.stop: gr.update(interactive=runs)}
+
+    def _fresh(self) -> Changes:
+        """As before the first run."""
+        view = self.view
+        hidden = {group: gr.update(visible=False) for group in (view.looking, view.wiping)}
+        empty = {**dict.fromkeys(view.pictures.values()), **dict.fromkeys(view.notes.values(), "")}
+        return {view.results: [], view.status: _status("Starting."), **hidden, **empty}
+
+    def _step(self, model: str, index: int, count: int, step: Step | None) -> Changes:
+        """A model has taken a step, or is loaded."""
+        if step is None:
+            return {self.view.status: _status(f"{model}: loading, unless it is in memory.", 0.0)}
+        text = f"{model}: step {index} of {count}, noise level {step.sigma:.2f}"
+        changes: Changes = {self.view.status: _status(text, index / count)}
+        if step.estimate is not None:
+            changes[self.view.pictures[model]] = str(step.estimate)
+        return changes
+
+    def _painted(self, event: Painted) -> Changes:
+        """A picture is finished."""
+        made = event.settings
+        words = [f"{made['width']} x {made['height']} pixels, {event.seconds:.1f} s"]
+        words += [f"takes no {name}" for name in event.left_out]
+        return {
+            self.view.pictures[event.model]: str(event.file),
+            self.view.notes[event.model]: f"<p>{'; '.join(words)}</p>",
+        }
+
+    def _finished(self, done: list[Painted]) -> Changes:
+        """The ways to look at finished pictures."""
+        view, names = self.view, [each.model for each in done]
+        changes: Changes = {view.results: done, view.looking: gr.update(visible=bool(done))}
+        if done:
+            last = max(len(_files(each)) for each in done)
+            changes[view.at] = gr.update(maximum=last, value=last, info=_which(done, last))
+        if len(names) > 1:
+            changes[view.wiping] = gr.update(visible=True)
+            changes[view.wipe] = (str(done[0].file), str(done[1].file))
+            changes |= {
+                side: gr.update(choices=names, value=name) for side, name in zip((view.left, view.right), names)
+            }
+        return changes
+
+    def _folder(self) -> Path:
+        """For the files of a run; those of old ones go."""
+        self.runs += 1
+        shutil.rmtree(self.folder / f"{self.runs - KEPT}", ignore_errors=True)
+        return self.folder / f"{self.runs}"
+
+
+def _choices(labels: list[str], can: Abilities) -> Choices:
+    """The left side; what no model can do is hidden."""
+    models = gr.CheckboxGroup(labels, value=labels, label="Models", elem_id="models")
+    prompt = gr.Textbox(label="Prompt", lines=3, elem_id="prompt", autofocus=True)
+    negative = gr.Textbox(label="Negative prompt", visible=can.negative, elem_id="negative")
+    with gr.Row():
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
+        dice = gr.Button("Another seed", size="sm", min_width=120, elem_id="dice")
+    with gr.Row():
+        sides = {name: _side(name.capitalize(), can) for name in ("width", "height")}
+    steps = gr.Slider(1, max(100, can.steps), can.steps, step=1, label="Steps", elem_id="steps")
+    guidance = gr.Slider(1, max(20.0, can.scale), can.scale, step=0.1, label="Guidance", visible=can.guidance)
+    about = "Keep the estimates of pixel models within the colors of sRGB at every step."
+    clamp = gr.Checkbox(can.clamped, label="Clamp", info=about, visible=can.clamp, elem_id="clamp")
+    with gr.Row():
+        go = gr.Button("Paint", variant="primary", elem_id="paint", min_width=120)
+        stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=120)
+    optional = {"negative": negative, "guidance": guidance, "clamp": clamp}
+    fields = {"prompt": prompt, "seed": seed, **sides, "steps": steps, **optional}
+    return Choices(models, fields, optional, dice, go, stop)
+
+
+def _side(label: str, can: Abilities) -> Any:
+    return gr.Number(
+        can.size,
+        label=label,
+        precision=0,
+        step=can.side,
+        minimum=can.side,
+        maximum=LARGEST // can.side * can.side,
+        min_width=120,
+    )
+
+
+def _view(labels: list[str]) -> View:
+    """The right side."""
+    results = gr.State([])
+    status = gr.HTML(_status("Ready. Models load when they are first used."), elem_id="status", padding=False)
+    cards, pictures, notes = {}, {}, {}
+    with gr.Row():
+        for label in labels:
+            with gr.Column(min_width=150, elem_classes="card") as cards[label]:
+                gr.HTML(f'<p class="name">{html.escape(label)}</p>', padding=False)
+                pictures[label] = gr.Image(
+                    label=label,
+                    show_label=False,
+                    interactive=False,
+                    format="png",
+                    type="filepath",
+                    buttons=["download", "fullscreen"],
+                    elem_classes="picture",
+                )
+                notes[label] = gr.HTML("", elem_classes="note", padding=False)
+    with gr.Group(visible=False) as looking:
+        about = "Pixels of the screen to one of the picture; enlarged pictures scroll together."
+        zoom = gr.Radio(ZOOMS, value="", label="Zoom", info=about, elem_id="zoom")
+        at = gr.Slider(1, 2, 2, step=1, label="Step by step", elem_id="at")
+    with gr.Column(visible=False) as wiping:
+        with gr.Row():
+            left = gr.Dropdown([], label="Wipe between", min_width=120, elem_id="left")
+            right = gr.Dropdown([], label="and", min_width=120, elem_id="right")
+        wipe = gr.ImageSlider(
+            label="Wipe",
+            show_label=False,
+            interactive=False,
+            buttons=["fullscreen"],
+            elem_id="wipe",
+            elem_classes="picture",
+            max_height=2000,
+        )
+    return View(results, status, cards, pictures, notes, looking, zoom, at, wiping, wipe, left, right)
+
+
+def _files(painted: Painted) -> list[Path]:
+    """The pictures of a run, step by step, the finished one last."""
+    return [*(step.estimate for step in painted.steps if step.estimate is not None), painted.file]
+
+
+def _which(results: list[Painted], at: int) -> str:
+    """What the pictures show at a step, counted from 1."""
+    steps = results[0].steps if results else ()
+    if at > len(steps):
+        return "The finished pictures."
+    return f"What each model expects to arrive at, after step {steps[at - 1].index + 1}."
+
+
+def _status(text: str, fraction: float | None = None, problem: bool = False) -> str:
+    """What goes on, as a text, and how far it is."""
+    bar = "" if fraction is None else f'<progress max="1" value="{fraction:.4f}"></progress>'
+    kind = ' class="problem" role="alert"' if problem else ""
+    return f"<p{kind}>{html.escape(text)}</p>{bar}"
+
+
+def style() -> str:
+    """CSS of the page."""
+    return (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+
+
+def theme() -> Any:
+    """The fonts of the machine, so that none is fetched."""
+    sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+    return gr.themes.Default(primary_hue="blue", neutral_hue="stone", font=sans, font_mono=mono)
