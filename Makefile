@@ -57,7 +57,7 @@ OLD_PYTHON := import sys; sys.exit("liftkit needs python >= 3.11, this is " + sy
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(OLD_PYTHON)'
-	@echo "Installing torch and friends into $(VENV), about 2 minutes, 1.7 GB (more where torch comes with CUDA)"
+	@echo "Installing torch and friends into $(VENV), about 2 minutes, 1.9 GB (more where torch comes with CUDA)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) "$$(grep '^torch==' constraints.txt)"
 	@$(INSTALL) -c constraints.txt -e ".[dev]"

@@ -90,6 +90,12 @@ KEYS: dict[str, dict[str, str]] = {
         "found": "number of images that an earlier run had made",
         "device": "that was taken",
     },
+    "try": {
+        "address": "of the page on this machine; the object is printed when the page has ended",
+        "public": "its public address; null without --share",
+        "models": "what the models were called",
+        "device": "that was taken",
+    },
     "import": {
         "kind": "`adapter`, `lora` or `checkpoint`",
         "output": "the folder that was made; for a LoRA, the file",

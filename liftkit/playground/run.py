@@ -67,7 +67,7 @@ class Request:
             value = getattr(self, name)
             if value is None and name != "seed":
                 continue
-            if not isinstance(value, int | float) or value != int(value) or not low <= value <= high:
+            if not isinstance(value, int | float) or not float(value).is_integer() or not low <= value <= high:
                 raise UsageError(f"{name}: expected a whole number from {low} to {high}, got {value}")
             object.__setattr__(self, name, int(value))
 

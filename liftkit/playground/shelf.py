@@ -81,7 +81,7 @@ class Shelf:
             there = available_memory(self.device)
             if needed > there:
                 raise LiftkitError(
-                    f"{label}: its weights need {needed / 1e9:.1f} GB on {self.device}, and {there / 1e9:.1f} GB are free; "
+                    f"{label}: its weights need {needed / 1e9:.3g} GB on {self.device}, and {there / 1e9:.3g} GB are free; "
                     "end what else uses the memory, or give another --device"
                 )
             self._loaded[label] = self.entries[label].load(self.device)
