@@ -259,7 +259,7 @@ def test_the_last_denoised_estimate_is_the_picture(specimen: Specimen, pixels: b
     noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
     found: list[tuple[float, Tensor]] = []
     model = Loaded(pipeline, height)
-    with watched(model, lambda sigma, estimate: found.append((sigma, estimate())), height, width):
+    with watched(model, lambda at, estimate: found.append((at.sigma, estimate())), height, width):
         output = run(specimen, pipeline, noise if pixels else lift.lower(noise), 3)
     assert "step" not in vars(pipeline.scheduler)
     levels = [sigma for sigma, _ in found]

@@ -24,21 +24,22 @@ from liftkit.embedded import TINY_PIXEL
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.evaluate.entries import open_entry
 from liftkit.evaluate.tied import pixel_noise
-from liftkit.options import Guidance
+from liftkit.models.sampling import sample
+from liftkit.options import Guidance, SampleOptions, Sampler
 from liftkit.playground import serve, shelf
 from liftkit.playground.abilities import Abilities, abilities
-from liftkit.playground.run import MOST_SHOWN, Cancelled, Painted, Request, Step, paint
+from liftkit.playground.run import MOST_SHOWN, Cancelled, Painted, Step, paint
 from liftkit.playground.shelf import Shelf
 from liftkit.playground.streamed import streamed
 from liftkit.report.pictures import to_uint8
 from liftkit.report.saving import read_settings
-from liftkit.models.sampling import sample
 from tests.zoo import ZOO
 
 # Gradio leaves event loops to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 BASE = "tiny-klein"
-ASKED = Request("a red seven", seed=3, steps=3, guidance=3.0)
+PROMPT = "a red seven"
+ASKED = SampleOptions(seed=3, steps=3, guidance=Guidance(3.0))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,27 +65,27 @@ def read(path: Path) -> Any:
 
 
 def test_each_model_paints_from_the_same_noise(models: Shelf, tmp_path: Path) -> None:
-    base, pixel = paint(models, ASKED, models.labels, tmp_path, quiet)
+    base, pixel = paint(models, PROMPT, ASKED, models.labels, tmp_path, quiet)
     assert [base.model, pixel.model] == models.labels
     lift = models.entries[pixel.model].lift
     assert lift is not None
     noise = pixel_noise([0], 64, 64, 3)
     for painted, start in ((base, lift.lower(noise)), (pixel, noise)):
         loaded = models.take(painted.model, models.labels)
-        again = sample(loaded, ["a red seven"], noise=start, steps=3, guidance=Guidance(3.0))
+        again = sample(loaded, [PROMPT], ASKED, noise=start)
         assert np.array_equal(read(painted.file), to_uint8(again)[0])
 
 
 def test_a_pixel_model_paints_what_liftkit_sample_paints(models: Shelf, tmp_path: Path) -> None:
     label = models.labels[1]
-    (painted,) = paint(models, ASKED, [label], tmp_path, quiet)
-    again = sample(models.take(label, [label]), ["a red seven"], seed=3, steps=3, guidance=Guidance(3.0))
+    (painted,) = paint(models, PROMPT, ASKED, [label], tmp_path, quiet)
+    again = sample(models.take(label, [label]), [PROMPT], ASKED)
     assert np.array_equal(read(painted.file), to_uint8(again)[0])
 
 
 def test_a_picture_holds_its_settings(models: Shelf, pixel_klein: Path, tmp_path: Path) -> None:
-    asked = replace(ASKED, negative="blue", clamp=True)
-    base, pixel = paint(models, asked, models.labels, tmp_path, quiet)
+    asked = replace(ASKED, negative="blue", sampler=Sampler(clamp=True))
+    base, pixel = paint(models, PROMPT, asked, models.labels, tmp_path, quiet)
     shared = {
         "prompt": "a red seven",
         "seed": 3,
@@ -105,14 +106,16 @@ def test_a_picture_holds_its_settings(models: Shelf, pixel_klein: Path, tmp_path
 
 
 def test_steps_are_shown_and_the_last_is_the_picture(models: Shelf, tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int, Step | None]] = []
-    asked = replace(ASKED, steps=MOST_SHOWN + 3, guidance=1.0)
-    (painted,) = paint(models, asked, models.labels[1:], tmp_path, lambda *event: seen.append(event))
-    assert [(index, count) for _, index, count, _ in seen] == [(index, asked.steps) for index in range(asked.steps + 1)]
-    assert seen[0][3] is None
+    seen: list[tuple[str, Step | None]] = []
+    asked = replace(ASKED, steps=MOST_SHOWN + 3, guidance=Guidance(1.0))
+    (painted,) = paint(models, PROMPT, asked, models.labels[1:], tmp_path, lambda *event: seen.append(event))
+    assert seen[0][1] is None
+    assert [(step.at.index, step.at.count) for _, step in seen[1:] if step] == [
+        (n, asked.steps) for n in range(asked.steps)
+    ]
     assert len(painted.steps) == MOST_SHOWN
-    assert [painted.steps[0].index, painted.steps[-1].index] == [0, asked.steps - 1]
-    levels = [step.sigma for step in painted.steps]
+    assert [painted.steps[0].at.index, painted.steps[-1].at.index] == [0, asked.steps - 1]
+    levels = [step.at.sigma for step in painted.steps]
     assert levels == sorted(levels, reverse=True)
     assert levels[0] == pytest.approx(1.0)
     files = [step.estimate for step in painted.steps]
@@ -124,42 +127,37 @@ def test_a_stopped_run_leaves_the_model_as_it_was(models: Shelf, tmp_path: Path)
     label = models.labels[1]
     scheduler = models.take(label, [label]).pipeline.scheduler
 
-    def stop(model: str, index: int, count: int, step: Step | None) -> None:
-        if index == 2:
+    def stop(model: str, step: Step | None) -> None:
+        if step is not None and step.at.index == 2:
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        list(paint(models, replace(ASKED, clamp=True), [label], tmp_path, stop))
+        list(paint(models, PROMPT, replace(ASKED, sampler=Sampler(clamp=True)), [label], tmp_path, stop))
     after = models.take(label, [label]).pipeline.scheduler
     assert after is scheduler
     assert "step" not in vars(after)
 
 
 def test_sizes_are_made_of_whole_tokens_and_may_be_oblong(models: Shelf, tmp_path: Path) -> None:
-    for painted in paint(models, replace(ASKED, width=96, height=40), models.labels, tmp_path, quiet):
+    for painted in paint(models, PROMPT, replace(ASKED, width=96, height=40), models.labels, tmp_path, quiet):
         assert Image.open(painted.file).size == (96, 40)
         assert Image.open(painted.steps[0].estimate).size == (96, 40)
     with pytest.raises(UsageError, match="width 60: not a multiple of the 8 pixels"):
-        list(paint(models, replace(ASKED, width=60), models.labels, tmp_path, quiet))
+        list(paint(models, PROMPT, replace(ASKED, width=60), models.labels, tmp_path, quiet))
     with pytest.raises(UsageError, match="no model is chosen"):
-        list(paint(models, ASKED, [], tmp_path, quiet))
+        list(paint(models, PROMPT, ASKED, [], tmp_path, quiet))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"seed": -1},
-        {"seed": None},
-        {"steps": 0},
-        {"steps": 2.5},
-        {"width": 10**6},
-        {"height": "x"},
-        {"seed": float("nan")},
-    ],
-)
-def test_numbers_that_are_none_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=f"{next(iter(wrong))}: expected a whole number from"):
-        Request("", **wrong)
+@pytest.mark.parametrize("solver", ["heun", "unipc"])
+def test_other_solvers_show_their_steps_too(models: Shelf, tmp_path: Path, solver: Any) -> None:
+    asked = replace(ASKED, sampler=Sampler(solver=solver))
+    for painted in paint(models, PROMPT, asked, models.labels, tmp_path, quiet):
+        assert painted.settings["solver"] == solver
+        assert len(painted.steps) == painted.steps[0].at.count == (5 if solver == "heun" else 3)
+        assert np.abs(read(painted.steps[-1].estimate).astype(int) - read(painted.file)).max() <= 1
+        assert type(models.take(painted.model, models.labels).pipeline.scheduler).__name__.endswith(
+            "EulerDiscreteScheduler"
+        )
 
 
 def test_models_load_when_used_and_leave_when_others_are_chosen(models: Shelf, pixel_klein: Path) -> None:
@@ -201,8 +199,8 @@ def test_latents_are_tied_by_a_pixel_model_that_fits(models: Shelf, pixel_klein:
 
 def test_a_latent_model_alone_draws_its_own_noise(tmp_path: Path) -> None:
     alone = Shelf([open_entry("demo")], "cpu")
-    (painted,) = paint(alone, ASKED, alone.labels, tmp_path, quiet)
-    again = sample(alone.take(BASE, [BASE]), ["a red seven"], seed=3, steps=3, guidance=Guidance(3.0))
+    (painted,) = paint(alone, PROMPT, ASKED, alone.labels, tmp_path, quiet)
+    again = sample(alone.take(BASE, [BASE]), [PROMPT], ASKED)
     assert np.array_equal(read(painted.file), to_uint8(again)[0])
     assert "noise" not in painted.settings
 
@@ -292,6 +290,7 @@ def values(page: Any, **changes: Any) -> dict[Any, Any]:
         "height": 64,
         "steps": 2,
         "guidance": 1.0,
+        "solver": "",
     }
     chosen |= {"clamp": False, "models": page.shelf.labels, **changes}
     return {choices.models: chosen.pop("models"), **{choices.fields[name]: value for name, value in chosen.items()}}
@@ -351,6 +350,10 @@ def test_errors_are_one_line_on_the_page(page: Any) -> None:
         ({"models": []}, "no model is chosen; choose at least one"),
         ({"width": 60}, "width 60: not a multiple of the 8 pixels of one token"),
         ({"seed": None}, "seed: expected a whole number"),
+        ({"seed": -1}, "seed: expected a whole number"),
+        ({"steps": 2.5}, "steps: expected a whole number from 1 to 10000, got 2.5"),
+        ({"height": float("nan")}, "height: expected a whole number"),
+        ({"width": 10**6}, "width: expected a whole number"),
         ({"prompt": "<b>\ud800"}, "&lt;b&gt;"),
     ):
         (*_, last) = page.paint(values(page, **changes), SESSION)
@@ -439,4 +442,4 @@ def test_lack_of_memory_while_painting_is_one_line(
 
     monkeypatch.setattr("liftkit.playground.run.sample", full)
     with pytest.raises(LiftkitError, match="tiny-klein: no memory left on cpu; take a smaller picture"):
-        list(paint(models, ASKED, models.labels, tmp_path, quiet))
+        list(paint(models, PROMPT, ASKED, models.labels, tmp_path, quiet))

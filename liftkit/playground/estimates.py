@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,15 +17,28 @@ from liftkit.models.sampling import Loaded
 from liftkit.models.scheduler import noise_level
 
 
+@dataclass(frozen=True)
+class At:
+    """Which step of a sampler.
+
+    Args:
+        index: from 0.
+        count: of all steps; Heun's method has two for most noise levels.
+        sigma: noise level of the state, in [0, 1].
+    """
+
+    index: int
+    count: int
+    sigma: float
+
+
 @contextmanager
-def watched(
-    model: Loaded, each: Callable[[float, Callable[[], Tensor]], None], height: int, width: int
-) -> Iterator[None]:
+def watched(model: Loaded, each: Callable[[At, Callable[[], Tensor]], None], height: int, width: int) -> Iterator[None]:
     """Within it, every step of the model's pipeline is reported before it is taken.
 
     Args:
         model: the model.
-        each: called with the noise level and a function that makes the denoised estimate, (B, 3, H, W) in [-1, 1], on the CPU.
+        each: called with the step and a function that makes the denoised estimate, (B, 3, H, W) in [-1, 1], on the CPU.
             What it raises ends the pipeline's call.
         height, width: of the images in pixels.
     """
@@ -36,9 +50,11 @@ def watched(
     def reported(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         if scheduler.step_index is None:
             scheduler._init_step_index(timestep)
+        begin = scheduler.begin_index or 0  # image-to-image begins later
         sigma = noise_level(scheduler, scheduler.step_index)
         sign = -1.0 if scheduler.config.get("invert_sigmas") else 1.0
-        each(sigma, lambda: estimate(model, sample.float() - sign * sigma * model_output.float(), height, width))
+        at = At(scheduler.step_index - begin, len(scheduler.timesteps) - begin, sigma)
+        each(at, lambda: estimate(model, sample.float() - sign * sigma * model_output.float(), height, width))
         return step(model_output, timestep, sample, *args, **kwargs)
 
     scheduler.step = reported

@@ -13,14 +13,20 @@ from typing import Any
 
 import gradio as gr
 
-from liftkit.errors import LiftkitError
+from liftkit.errors import LiftkitError, UsageError
+from liftkit.options import LAST_SEED, Guidance, SampleOptions, Sampler
 from liftkit.playground.abilities import Abilities
-from liftkit.playground.run import LARGEST, Cancelled, Painted, Request, Step, paint
+from liftkit.playground.run import Cancelled, Painted, Step, paint
 from liftkit.playground.shelf import Shelf
 from liftkit.playground.streamed import streamed
 
 TITLE = "liftkit try"
 LEAD = "Every model starts from the same noise: what differs is what the models do."
+LARGEST = 8192
+"""Side of a picture in pixels."""
+RANGES = {"seed": (0, LAST_SEED), "height": (1, LARGEST), "width": (1, LARGEST), "steps": (1, 10_000)}
+SOLVERS = [("the model's own", ""), "euler", "heun", "unipc"]
+"""Those that walk from the same noise in pixels and in latents."""
 KEPT = 4
 """Runs whose files are kept; pages show the last."""
 ZOOMS = [("fit", ""), *((f"{count} to 1", str(count)) for count in (1, 2, 4, 8, 16))]
@@ -44,7 +50,7 @@ class Choices:
 
     Args:
         models: labels.
-        fields: of :class:`liftkit.playground.run.Request`, by name.
+        fields: the prompt and what makes up :class:`liftkit.options.SampleOptions`, by name.
         optional: those of them that not every model has, by the name of the :class:`Abilities`.
         dice: draws another seed.
         go, stop: begin and end a run.
@@ -157,9 +163,9 @@ class Page:
         done: list[Painted] = []
         yield self._fresh()
         try:
-            wanted = self._request(chosen, values)
+            prompt, options = self._asked(chosen, values)
             folder = self._folder()
-            for event in streamed(lambda observe: paint(self.shelf, wanted, chosen, folder, observe), stop):
+            for event in streamed(lambda observe: paint(self.shelf, prompt, options, chosen, folder, observe), stop):
                 if isinstance(event, Painted):
                     done.append(event)
                     yield self._painted(event)
@@ -187,11 +193,19 @@ class Page:
             changes[self.view.wipe] = (found[left], found[right])
         return {**changes, self.view.at: gr.update(info=_which(results, int(at)))}
 
-    def _request(self, chosen: Sequence[str], values: Mapping[Any, Any]) -> Request:
-        """What was chosen, without what none of the models can do, which the page does not show."""
+    def _asked(self, chosen: Sequence[str], values: Mapping[Any, Any]) -> tuple[str, SampleOptions]:
+        """Prompt and options, without what none of the models can do, which the page does not show."""
         can = self.shelf.can(chosen)
-        hidden = {name for name in self.choices.optional if not getattr(can, name)}
-        return Request(**{name: values[each] for name, each in self.choices.fields.items() if name not in hidden})
+        asked = {name: values[each] for name, each in self.choices.fields.items()}
+        asked |= {name: None for name in self.choices.optional if not getattr(can, name)}
+        numbers: dict[str, Any] = {name: _whole(name, asked[name], *RANGES[name]) for name in RANGES}
+        options = SampleOptions(
+            **numbers,
+            guidance=Guidance(asked["guidance"]),
+            negative=asked["negative"] or None,
+            sampler=Sampler(solver=asked["solver"] or None, clamp=asked["clamp"]),
+        )
+        return asked["prompt"] or "", options
 
     def _running(self, runs: bool) -> Changes:
         return {self.choices.go: gr.update(interactive=not runs), self.choices.stop: gr.update(interactive=runs)}
@@ -203,12 +217,13 @@ class Page:
         empty = {**dict.fromkeys(view.pictures.values()), **dict.fromkeys(view.notes.values(), "")}
         return {view.results: [], view.status: _status("Starting."), **hidden, **empty}
 
-    def _step(self, model: str, index: int, count: int, step: Step | None) -> Changes:
+    def _step(self, model: str, step: Step | None) -> Changes:
         """A model has taken a step, or is loaded."""
         if step is None:
             return {self.view.status: _status(f"{model}: loading, unless it is in memory.", 0.0)}
-        text = f"{model}: step {index} of {count}, noise level {step.sigma:.2f}"
-        changes: Changes = {self.view.status: _status(text, index / count)}
+        number, count = step.at.index + 1, step.at.count
+        text = f"{model}: step {number} of {count}, noise level {step.at.sigma:.2f}"
+        changes: Changes = {self.view.status: _status(text, number / count)}
         if step.estimate is not None:
             changes[self.view.pictures[model]] = str(step.estimate)
         return changes
@@ -256,6 +271,7 @@ def _choices(labels: list[str], can: Abilities) -> Choices:
     with gr.Row():
         sides = {name: _side(name.capitalize(), can) for name in ("width", "height")}
     steps = gr.Slider(1, max(100, can.steps), can.steps, step=1, label="Steps", elem_id="steps")
+    solver = gr.Dropdown(SOLVERS, value="", label="Solver", elem_id="solver")
     guidance = gr.Slider(1, max(20.0, can.scale), can.scale, step=0.1, label="Guidance", visible=can.guidance)
     about = "Keep the estimates of pixel models within the colors of sRGB at every step."
     clamp = gr.Checkbox(can.clamped, label="Clamp", info=about, visible=can.clamp, elem_id="clamp")
@@ -263,8 +279,19 @@ def _choices(labels: list[str], can: Abilities) -> Choices:
         go = gr.Button("Paint", variant="primary", elem_id="paint", min_width=120)
         stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=120)
     optional = {"negative": negative, "guidance": guidance, "clamp": clamp}
-    fields = {"prompt": prompt, "seed": seed, **sides, "steps": steps, **optional}
+    fields = {"prompt": prompt, "seed": seed, **sides, "steps": steps, "solver": solver, **optional}
     return Choices(models, fields, optional, dice, go, stop)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> int:
+    """A number that was typed.
+
+    Raises:
+        UsageError: if it is none, or out of range.
+    """
+    if not isinstance(value, int | float) or not float(value).is_integer() or not low <= value <= high:
+        raise UsageError(f"{name}: expected a whole number from {low} to {high}, got {value}")
+    return int(value)
 
 
 def _side(label: str, can: Abilities) -> Any:
@@ -328,7 +355,7 @@ def _which(results: list[Painted], at: int) -> str:
     steps = results[0].steps if results else ()
     if at > len(steps):
         return "The finished pictures."
-    return f"What each model expects to arrive at, after step {steps[at - 1].index + 1}."
+    return f"What each model expects to arrive at, after step {steps[at - 1].at.index + 1}."
 
 
 def _status(text: str, fraction: float | None = None, problem: bool = False) -> str:

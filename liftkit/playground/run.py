@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,61 +15,20 @@ from liftkit import __version__
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.evaluate.tied import pixel_noise
 from liftkit.lift import Lift
-from liftkit.models.sampling import Loaded, check_size, sample, set_noise
-from liftkit.options import LAST_SEED, Guidance
-from liftkit.playground.estimates import watched
+from liftkit.models.sampling import Loaded, check_size, sample, walked
+from liftkit.options import Guidance, SampleOptions, Sampler
+from liftkit.playground.abilities import Abilities
+from liftkit.playground.estimates import At, watched
 from liftkit.playground.shelf import Shelf
 from liftkit.report.pictures import grid
 from liftkit.report.saving import slug, write_picture
 
 MOST_SHOWN = 12
 """Denoised estimates that are kept of one picture, evenly over its steps: decoding latents takes time."""
-LARGEST = 8192
-"""Side of a picture in pixels."""
-OPTIONAL = {"negative": "negative prompt", "guidance": "guidance", "clamp": "clamp"}
-"""Choices that not every model has, in words."""
 
 
 class Cancelled(Exception):
     """The run was asked to end."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to paint. None leaves a choice to each pipeline.
-
-    Args:
-        prompt: what the picture should show.
-        negative: what it should not show; empty for nothing.
-        seed: of the noise.
-        height, width: in pixels.
-        steps: of the sampler.
-        guidance: its scale.
-        clamp: keep the denoised estimate within sRGB.
-
-    Raises:
-        UsageError: naming a number that is none, or out of range.
-    """
-
-    prompt: str
-    negative: str = ""
-    seed: int = 0
-    height: int | None = None
-    width: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    clamp: bool | None = None
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("seed", 0, LAST_SEED), ("height", 1, LARGEST), ("width", 1, LARGEST), ("steps", 1, 10_000),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is None and name != "seed":
-                continue
-            if not isinstance(value, int | float) or not float(value).is_integer() or not low <= value <= high:
-                raise UsageError(f"{name}: expected a whole number from {low} to {high}, got {value}")
-            object.__setattr__(self, name, int(value))
 
 
 @dataclass(frozen=True)
@@ -78,14 +37,12 @@ class Step:
 
     Args:
         model: its label.
-        index: of the step, from 0.
-        sigma: noise level of the model's state, in [0, 1].
+        at: which step.
         estimate: file of the picture that the model expects to arrive at; None for steps that are not shown.
     """
 
     model: str
-    index: int
-    sigma: float
+    at: At
     estimate: Path | None
 
 
@@ -96,7 +53,7 @@ class Painted:
     Args:
         model: its label.
         file: a PNG with its settings inside, see :func:`liftkit.report.saving.read_settings`.
-        steps: that were shown, in order.
+        steps: that are shown, in order.
         seconds: that sampling took.
         settings: what made it.
         left_out: choices that do not apply to the model.
@@ -110,17 +67,19 @@ class Painted:
     left_out: tuple[str, ...]
 
 
-Observe = Callable[[str, int, int, Step | None], None]
-"""Called with a model's label, the steps that are done, their number, and the last of them; before the first, while the model is
-loaded, with None. What it raises ends the run."""
+Observe = Callable[[str, Step | None], None]
+"""Called with a model's label and each step that it takes; before it is loaded, with None. What it raises ends the run."""
 
 
-def paint(shelf: Shelf, request: Request, chosen: Sequence[str], folder: Path, observe: Observe) -> Iterator[Painted]:
+def paint(
+    shelf: Shelf, prompt: str, options: SampleOptions, chosen: Sequence[str], folder: Path, observe: Observe
+) -> Iterator[Painted]:
     """Pictures of the chosen models, in the shelf's order, each as it is ready.
 
     Args:
         shelf: the models.
-        request: what to paint.
+        prompt: what the pictures should show.
+        options: how they are sampled. What a model cannot do is left out for it; the device is the shelf's.
         chosen: labels.
         folder: for the files.
         observe: see :data:`Observe`.
@@ -133,57 +92,51 @@ def paint(shelf: Shelf, request: Request, chosen: Sequence[str], folder: Path, o
     if not order:
         raise UsageError("no model is chosen; choose at least one")
     for number, label in enumerate(order):
-        observe(label, 0, request.steps or shelf.abilities[label].steps, None)
+        observe(label, None)
         with _memory(label, shelf.device):
             model = shelf.take(label, order)
-            painted = _paint(shelf, model, request, order, label, folder / str(number), observe)
+            painted = _paint(shelf, model, prompt, options, order, label, folder / str(number), observe)
         yield painted
 
 
 def _paint(
-    shelf: Shelf, model: Loaded, request: Request, chosen: Sequence[str], label: str, folder: Path, observe: Observe
+    shelf: Shelf,
+    model: Loaded,
+    prompt: str,
+    asked: SampleOptions,
+    chosen: Sequence[str],
+    label: str,
+    folder: Path,
+    observe: Observe,
 ) -> Painted:
     """One model's picture."""
-    can, asked = shelf.abilities[label], request
-    request = replace(
-        asked,
-        height=asked.height or model.size,
-        width=asked.width or model.size,
-        steps=asked.steps or can.steps,
-        negative=asked.negative if can.negative else "",
-        guidance=asked.guidance if can.guidance else None,
-        clamp=asked.clamp if can.clamp else None,
-    )
-    assert request.height is not None
-    assert request.width is not None
-    check_size(model, request.height, request.width)
+    can = shelf.abilities[label]
+    options = _fitting(asked, can)
+    height, width = options.height or model.size, options.width or model.size
+    check_size(model, height, width)
     tie = None if model.flow.is_pixel else shelf.tie(label, chosen)
     folder.mkdir(parents=True, exist_ok=True)
-    steps = _Steps(label, request.steps or 1, folder, observe)
-    begun, scheduler = time.perf_counter(), model.pipeline.scheduler
-    try:
-        if can.clamp:
-            set_noise(model, None, request.clamp)
-        with watched(model, steps, request.height, request.width):
-            images = sample(
-                model,
-                [request.prompt],
-                noise=_noise(model, request, tie),
-                seed=request.seed,
-                height=request.height,
-                width=request.width,
-                steps=request.steps,
-                guidance=Guidance(request.guidance),
-                negative=request.negative or None,
-            )
-    finally:
-        model.pipeline.scheduler = scheduler
-    seconds = time.perf_counter() - begun
-    settings = _settings(shelf, label, request, None if tie is None else tie[0])
-    file = folder / f"{request.seed:06d}-{slug(request.prompt)}-{slug(label)}.png"
+    steps, begun = _Steps(label, folder, observe), time.perf_counter()
+    # The scheduler that is watched is the one that the choice of a solver makes.
+    with walked(model, options), watched(model, steps, height, width):
+        noise = _noise(model, height, width, options.seed, tie)
+        images = sample(model, [prompt], replace(options, sampler=Sampler()), noise=noise)
+    settings = {
+        **_origin(shelf, label),
+        "prompt": prompt,
+        "seed": options.seed,
+        "width": width,
+        "height": height,
+        "steps": options.steps or can.steps,
+        "guidance": can.scale,
+        **options.record,
+        **({} if tie is None else {"noise": f"of pixels, carried to latents by {tie[0]}"}),
+        "liftkit": __version__,
+    }
+    file = folder / f"{options.seed:06d}-{slug(prompt)}-{slug(label)}.png"
     write_picture(grid(images, 1), file, settings)
-    left_out = [words for name, words in OPTIONAL.items() if getattr(asked, name) and not getattr(request, name)]
-    return Painted(label, file, tuple(steps.shown), seconds, settings, tuple(left_out))
+    seconds, left_out = time.perf_counter() - begun, _left_out(asked, options)
+    return Painted(label, file, tuple(steps.shown), seconds, settings, left_out)
 
 
 class _Steps:
@@ -191,50 +144,58 @@ class _Steps:
 
     Args:
         label: of the model.
-        count: of the steps.
         folder: for the files.
         observe: see :data:`Observe`.
     """
 
-    def __init__(self, label: str, count: int, folder: Path, observe: Observe) -> None:
-        self.label, self.count, self.folder, self.observe = label, count, folder, observe
-        self.done, self.shown = 0, list[Step]()
-        most = min(count, MOST_SHOWN)
-        self.kept = {round(index * (count - 1) / max(most - 1, 1)) for index in range(most)}
+    def __init__(self, label: str, folder: Path, observe: Observe) -> None:
+        self.label, self.folder, self.observe = label, folder, observe
+        self.shown: list[Step] = []
 
-    def __call__(self, sigma: float, estimate: Callable[[], Tensor]) -> None:
+    def __call__(self, at: At, estimate: Callable[[], Tensor]) -> None:
         """A step is taken."""
-        file = self.folder / f"step-{self.done + 1:04d}.png" if self.done in self.kept else None
-        step = Step(self.label, self.done, sigma, file)
+        most = min(at.count, MOST_SHOWN)
+        kept = {round(number * (at.count - 1) / max(most - 1, 1)) for number in range(most)}
+        file = self.folder / f"step-{at.index + 1:04d}.png" if at.index in kept else None
+        step = Step(self.label, at, file)
         if file is not None:
             grid(estimate(), 1).save(file)
             self.shown.append(step)
-        self.done += 1
-        self.observe(self.label, min(self.done, self.count), self.count, step)
+        self.observe(self.label, step)
 
 
-def _noise(model: Loaded, request: Request, tie: tuple[str, Lift] | None) -> Tensor | None:
+def _fitting(asked: SampleOptions, can: Abilities) -> SampleOptions:
+    """The options without what a model cannot do."""
+    return replace(
+        asked,
+        negative=asked.negative if can.negative else None,
+        guidance=asked.guidance if can.guidance else Guidance(),
+        sampler=asked.sampler if can.clamp else replace(asked.sampler, clamp=None),
+    )
+
+
+def _left_out(asked: SampleOptions, options: SampleOptions) -> tuple[str, ...]:
+    """The choices that :func:`_fitting` left out, in words."""
+    gone = {
+        "negative prompt": asked.negative and not options.negative,
+        "guidance": asked.guidance != options.guidance,
+        "clamp": asked.sampler.clamp and not options.sampler.clamp,
+    }
+    return tuple(name for name, is_gone in gone.items() if is_gone)
+
+
+def _noise(model: Loaded, height: int, width: int, seed: int, tie: tuple[str, Lift] | None) -> Tensor | None:
     """That of pixels, which a tie carries to a latent model's; None for a latent model without one, which draws its own."""
     if not model.flow.is_pixel and tie is None:
         return None
-    assert request.height is not None
-    assert request.width is not None
-    noise = pixel_noise([0], request.height, request.width, request.seed)
+    noise = pixel_noise([0], height, width, seed)
     return noise if tie is None else tie[1].lower(noise)
 
 
-def _settings(shelf: Shelf, label: str, request: Request, tie: str | None) -> dict[str, Any]:
-    """What made a picture, under the names that ``liftkit sample`` gives."""
-    chosen = asdict(request)
+def _origin(shelf: Shelf, label: str) -> dict[str, Any]:
+    """The model, and its adapter if it has one, as ``liftkit sample`` records them."""
     entry = shelf.entries[label]
-    return {
-        "model": entry.folder.name if entry.source == entry.folder.source else entry.source,
-        "prompt": chosen.pop("prompt"),
-        "guidance": shelf.abilities[label].scale if request.guidance is None else chosen.pop("guidance"),
-        "liftkit": __version__,
-        **{name: value for name, value in chosen.items() if value not in (None, "")},
-        **({} if tie is None else {"noise": f"of pixels, carried to latents by {tie}"}),
-    }
+    return {"model": entry.folder.name, "adapter": None if entry.source == entry.folder.source else entry.source}
 
 
 @contextmanager
