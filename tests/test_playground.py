@@ -25,7 +25,7 @@ from liftkit.errors import LiftkitError, UsageError
 from liftkit.evaluate.entries import open_entry
 from liftkit.evaluate.tied import pixel_noise
 from liftkit.models.sampling import sample
-from liftkit.options import Guidance, SampleOptions, Sampler
+from liftkit.options import Guidance, Pictures, SampleOptions, Sampler
 from liftkit.playground import serve, shelf
 from liftkit.playground.abilities import Abilities, abilities
 from liftkit.playground.run import MOST_SHOWN, Cancelled, Painted, Step, paint
@@ -231,9 +231,11 @@ def test_a_distilled_model_neither_guides_nor_takes_negative_prompts(models: She
 
 
 def test_several_models_can_do_what_any_can() -> None:
-    plain = Abilities(negative=False, guidance=False, clamp=False, clamped=False, side=8, size=64, steps=4, scale=1.0)
-    other = replace(plain, negative=True, clamp=True, side=16, size=1024, steps=50)
-    assert plain.with_(other) == replace(plain, negative=True, clamp=True, side=16)
+    plain = Abilities(
+        negative=False, guidance=False, clamp=False, clamped=False, references=0, side=8, size=64, steps=4, scale=1.0
+    )
+    other = replace(plain, negative=True, clamp=True, references=10, side=12, size=1024, steps=50)
+    assert plain.with_(other) == replace(plain, negative=True, clamp=True, references=10, side=24)
 
 
 def test_work_is_streamed_in_order_and_its_errors_come_out() -> None:
@@ -291,6 +293,9 @@ def values(page: Any, **changes: Any) -> dict[Any, Any]:
         "steps": 2,
         "guidance": 1.0,
         "solver": "",
+        "image": None,
+        "strength": 0.6,
+        "references": None,
     }
     chosen |= {"clamp": False, "models": page.shelf.labels, **changes}
     return {choices.models: chosen.pop("models"), **{choices.fields[name]: value for name, value in chosen.items()}}
@@ -432,6 +437,55 @@ def test_bad_input_is_one_line(cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_pa
     code, _, err = cli("try", "demo")
     assert (code, err.count("\n")) == (2, 1)
     assert "pip install 'liftkit[try]'" in err
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "given" / "start.png"
+    path.parent.mkdir()
+    Image.new("RGB", (96, 80), "orange").save(path)
+    return path
+
+
+def test_all_models_start_from_a_picture(models: Shelf, picture: Path, tmp_path: Path) -> None:
+    asked = replace(ASKED, steps=6, height=64, width=64, pictures=Pictures(image=picture, strength=0.5))
+    for painted in paint(models, PROMPT, asked, models.labels, tmp_path, quiet):
+        assert (painted.settings["image"], painted.settings["strength"]) == ("start.png", 0.5)
+        assert [step.at.index for step in painted.steps] == [0, 1, 2]
+        assert painted.steps[0].at.sigma < 0.8
+        red, green, blue = read(painted.file).mean(axis=(0, 1))
+        assert red > green > blue + 40, "orange is still to be seen"
+        assert np.abs(read(painted.steps[-1].estimate).astype(int) - read(painted.file)).max() <= 1
+
+
+def test_reference_images_go_to_models_that_take_them(models: Shelf, picture: Path, tmp_path: Path) -> None:
+    asked = replace(ASKED, height=64, width=64, pictures=Pictures(references=(picture,)))
+    label = models.labels[1]
+    assert models.abilities[label].references == 10
+    (painted,) = paint(models, PROMPT, asked, [label], tmp_path / "a", quiet)
+    (without,) = paint(models, PROMPT, replace(asked, pictures=Pictures()), [label], tmp_path / "b", quiet)
+    assert painted.settings["references"] == ["start.png"]
+    assert not np.array_equal(read(painted.file), read(without.file))
+    unable = Shelf(list(models.entries.values()), "cpu")
+    unable.abilities[label] = replace(models.abilities[label], references=0)
+    (left,) = paint(unable, PROMPT, asked, [label], tmp_path / "c", quiet)
+    assert np.array_equal(read(left.file), read(without.file))
+    assert left.left_out == ("reference images",)
+
+
+def test_the_page_shows_given_pictures_and_says_which_are_none(page: Any, picture: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "given" / "broken.png"
+    broken.write_text("no picture")
+    changes = page.look(str(picture), [str(broken)])
+    ((small, name),) = changes[page.choices.seen]["value"]
+    assert (Image.open(small).size, name) == ((96, 80), "start.png")
+    assert "broken.png" in changes[page.view.status]
+    assert str(tmp_path) not in changes[page.view.status]
+    (*_, last) = page.paint(values(page, image=str(broken)), SESSION)
+    assert "broken.png" in last[page.view.status]
+    assert 'role="alert"' in last[page.view.status]
+    (*_, last) = page.paint(values(page, image=str(picture)), SESSION)
+    assert last[page.view.results][0].settings["strength"] == 0.6
 
 
 def test_lack_of_memory_while_painting_is_one_line(

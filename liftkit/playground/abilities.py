@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from math import lcm
 from typing import Any
 
 from liftkit.evaluate.entries import Entry
 from liftkit.models.registry import architecture
 from liftkit.models.vaes import vae_geometry
+
+CAN = ("negative", "guidance", "clamp", "clamped", "references")
+"""What a model can or cannot do."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Abilities:
         guidance: guides by a scale.
         clamp: paints colors, which can be kept within sRGB at every step.
         clamped: does so unless asked.
+        references: number of reference images that it takes at most.
         side: of a token in pixels; heights and widths are multiples.
         size: side of the images that it was made for, in pixels.
         steps: its pipeline's own number of steps.
@@ -30,21 +35,16 @@ class Abilities:
     guidance: bool
     clamp: bool
     clamped: bool
+    references: int
     side: int
     size: int
     steps: int
     scale: float
 
     def with_(self, other: Abilities) -> Abilities:
-        """What either can do, with this one's own choices; of tokens the larger, whose multiples fit both where one divides the
-        other."""
-        either = {
-            each.name: getattr(self, each.name) or getattr(other, each.name)
-            for each in fields(self)
-            if isinstance(getattr(self, each.name), bool)
-        }
-        mine = {each.name: getattr(self, each.name) for each in fields(self)}
-        return Abilities(**{**mine, **either, "side": max(self.side, other.side)})
+        """What either can do, with this one's own choices; sides are multiples of both tokens."""
+        either = {name: max(getattr(self, name), getattr(other, name)) for name in CAN}
+        return replace(self, **either, side=lcm(self.side, other.side))
 
 
 def abilities(entry: Entry) -> Abilities:
@@ -60,6 +60,7 @@ def abilities(entry: Entry) -> Abilities:
         guidance=guides,
         clamp=entry.lift is not None,
         clamped=folder.config("scheduler").get("clamp") is not None,
+        references=spec.references.get(str(folder.index["_class_name"]), range(1))[-1],
         side=entry.lift.patch_size if entry.lift is not None else _token_side(entry),
         size=entry.size,
         steps=steps if isinstance(steps, int) else 28,

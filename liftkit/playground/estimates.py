@@ -50,11 +50,13 @@ def watched(model: Loaded, each: Callable[[At, Callable[[], Tensor]], None], hei
     def reported(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         if scheduler.step_index is None:
             scheduler._init_step_index(timestep)
-        begin = scheduler.begin_index or 0  # image-to-image begins later
-        sigma = noise_level(scheduler, scheduler.step_index)
-        sign = -1.0 if scheduler.config.get("invert_sigmas") else 1.0
-        at = At(scheduler.step_index - begin, len(scheduler.timesteps) - begin, sigma)
-        each(at, lambda: estimate(model, sample.float() - sign * sigma * model_output.float(), height, width))
+        # Where there is a start image, the first step goes to it, whatever the network says.
+        late = 1 if getattr(scheduler, "skipped", 0) else 0
+        if scheduler.step_index >= late:
+            sigma = noise_level(scheduler, scheduler.step_index)
+            sign = -1.0 if scheduler.config.get("invert_sigmas") else 1.0
+            at = At(scheduler.step_index - late, len(scheduler.timesteps) - late, sigma)
+            each(at, lambda: estimate(model, sample.float() - sign * sigma * model_output.float(), height, width))
         return step(model_output, timestep, sample, *args, **kwargs)
 
     scheduler.step = reported

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Any
 import gradio as gr
 
 from liftkit.errors import LiftkitError, UsageError
-from liftkit.options import LAST_SEED, Guidance, SampleOptions, Sampler
+from liftkit.models.editing import read
+from liftkit.options import LAST_SEED, STRENGTH, Guidance, Pictures, SampleOptions, Sampler
 from liftkit.playground.abilities import Abilities
 from liftkit.playground.run import Cancelled, Painted, Step, paint
 from liftkit.playground.shelf import Shelf
@@ -53,6 +55,7 @@ class Choices:
         fields: the prompt and what makes up :class:`liftkit.options.SampleOptions`, by name.
         optional: those of them that not every model has, by the name of the :class:`Abilities`.
         dice: draws another seed.
+        seen: shows the pictures that were given.
         go, stop: begin and end a run.
     """
 
@@ -60,6 +63,7 @@ class Choices:
     fields: dict[str, Any]
     optional: dict[str, Any]
     dice: Any
+    seen: Any
     go: Any
     stop: Any
 
@@ -106,7 +110,7 @@ class Page:
 
     def __init__(self, shelf: Shelf, folder: Path) -> None:
         self.shelf, self.folder = shelf, folder
-        self.runs = 0
+        self.runs = self.looks = 0
         self.stops: dict[str, Event] = {}
         with gr.Blocks(title=TITLE, analytics_enabled=False) as self.blocks:
             gr.HTML(f"<h1>{TITLE}</h1><p>{LEAD}</p>", padding=False)
@@ -132,6 +136,9 @@ class Page:
         )
         run.then(lambda: self._running(False), None, [choices.go, choices.stop], **QUICK)
         choices.stop.click(self.stop, None, None, **QUICK)
+        given = [choices.fields["image"], choices.fields["references"]]
+        for each in given:
+            each.change(self.look, given, [choices.seen, view.status], **QUICK)
         choices.dice.click(lambda: randrange(2**31), None, choices.fields["seed"], **QUICK)
         adapted = [*choices.optional.values(), *view.cards.values()]
         choices.models.change(self.adapt, choices.models, adapted, **QUICK)
@@ -144,7 +151,7 @@ class Page:
     def adapt(self, chosen: Sequence[str]) -> Changes:
         """Show the choices that go with some models, and their cards."""
         can = self.shelf.can(chosen)
-        visible = {each: getattr(can, name) for name, each in self.choices.optional.items()}
+        visible = {each: bool(getattr(can, name)) for name, each in self.choices.optional.items()}
         visible |= {card: label in chosen for label, card in self.view.cards.items()}
         return {each: gr.update(visible=value) for each, value in visible.items()}
 
@@ -175,8 +182,24 @@ class Page:
         except Cancelled:
             text = _status("Stopped.")
         except LiftkitError as error:
-            text = _status(str(error), problem=True)
+            text = self._problem(error)
         yield {self.view.status: text, **self._finished(done)}
+
+    def look(self, image: str | None, references: Sequence[str] | None) -> Changes:
+        """Show the pictures that were given, as liftkit reads them."""
+        found, status = [], gr.skip()
+        self.looks += 1
+        for number, path in enumerate([*([image] if image else []), *(references or ())]):
+            small = self.folder / f"given-{self.looks}-{number}.png"  # a new name, or the browser shows its old picture
+            try:
+                picture = read("", Path(path))
+            except LiftkitError as error:
+                status = self._problem(error)
+                continue
+            picture.thumbnail((256, 256))
+            picture.save(small)
+            found.append((str(small), Path(path).name))
+        return {self.choices.seen: gr.update(value=found, visible=bool(found)), self.view.status: status}
 
     def stop(self, request: gr.Request) -> None:
         """End the run of this page at its next step."""
@@ -204,8 +227,17 @@ class Page:
             guidance=Guidance(asked["guidance"]),
             negative=asked["negative"] or None,
             sampler=Sampler(solver=asked["solver"] or None, clamp=asked["clamp"]),
+            pictures=Pictures(
+                image=Path(asked["image"]) if asked["image"] else None,
+                strength=asked["strength"] if asked["image"] else None,
+                references=tuple(map(Path, asked["references"] or ())),
+            ),
         )
         return asked["prompt"] or "", options
+
+    def _problem(self, error: LiftkitError) -> str:
+        """What went wrong, without the folders that pictures were uploaded to."""
+        return _status(re.sub(re.escape(f"{self.folder}/") + r"[^/\s]*/", "", str(error)).strip(), problem=True)
 
     def _running(self, runs: bool) -> Changes:
         return {self.choices.go: gr.update(interactive=not runs), self.choices.stop: gr.update(interactive=runs)}
@@ -275,12 +307,25 @@ def _choices(labels: list[str], can: Abilities) -> Choices:
     guidance = gr.Slider(1, max(20.0, can.scale), can.scale, step=0.1, label="Guidance", visible=can.guidance)
     about = "Keep the estimates of pixel models within the colors of sRGB at every step."
     clamp = gr.Checkbox(can.clamped, label="Clamp", info=about, visible=can.clamp, elem_id="clamp")
+    with gr.Accordion("Pictures to start from", open=False, elem_id="pictures"):
+        image = gr.File(label="Start image", height=110, elem_id="image")
+        about = "Share of the steps that are taken from it: 1 forgets it, little keeps it."
+        strength = gr.Slider(0.01, 1.0, STRENGTH, step=0.01, label="Strength", info=about)
+        references = gr.File(
+            label="Reference images, which the model edits or takes up",
+            file_count="multiple",
+            height=110,
+            visible=can.references > 0,
+            elem_id="references",
+        )
+        seen = gr.Gallery(label="Given", visible=False, height=160, columns=3, buttons=[], interactive=False)
     with gr.Row():
         go = gr.Button("Paint", variant="primary", elem_id="paint", min_width=120)
         stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=120)
-    optional = {"negative": negative, "guidance": guidance, "clamp": clamp}
+    optional = {"negative": negative, "guidance": guidance, "clamp": clamp, "references": references}
     fields = {"prompt": prompt, "seed": seed, **sides, "steps": steps, "solver": solver, **optional}
-    return Choices(models, fields, optional, dice, go, stop)
+    fields |= {"image": image, "strength": strength}
+    return Choices(models, fields, optional, dice, seen, go, stop)
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:

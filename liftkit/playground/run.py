@@ -15,8 +15,9 @@ from liftkit import __version__
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.evaluate.tied import pixel_noise
 from liftkit.lift import Lift
-from liftkit.models.sampling import Loaded, check_size, sample, walked
-from liftkit.options import Guidance, SampleOptions, Sampler
+from liftkit.models.editing import check_pictures, size_for
+from liftkit.models.sampling import Loaded, check_options, sample, walked
+from liftkit.options import Guidance, Pictures, SampleOptions, Sampler
 from liftkit.playground.abilities import Abilities
 from liftkit.playground.estimates import At, watched
 from liftkit.playground.shelf import Shelf
@@ -92,6 +93,7 @@ def paint(
     if not order:
         raise UsageError("no model is chosen; choose at least one")
     for number, label in enumerate(order):
+        check_pictures(shelf.entries[label].folder, _fitting(options, shelf.abilities[label]).pictures)
         observe(label, None)
         with _memory(label, shelf.device):
             model = shelf.take(label, order)
@@ -112,15 +114,21 @@ def _paint(
     """One model's picture."""
     can = shelf.abilities[label]
     options = _fitting(asked, can)
-    height, width = options.height or model.size, options.width or model.size
-    check_size(model, height, width)
+    check_options(model, options)
+    height, width = size_for(options, model.size, model.multiple)
     tie = None if model.flow.is_pixel else shelf.tie(label, chosen)
     folder.mkdir(parents=True, exist_ok=True)
     steps, begun = _Steps(label, folder, observe), time.perf_counter()
-    # The scheduler that is watched is the one that the choice of a solver makes.
-    with walked(model, options), watched(model, steps, height, width):
-        noise = _noise(model, height, width, options.seed, tie)
-        images = sample(model, [prompt], replace(options, sampler=Sampler()), noise=noise)
+    # What is watched is the scheduler that solver and start image make, once.
+    rest = replace(
+        options,
+        height=height,
+        width=width,
+        sampler=Sampler(),
+        pictures=Pictures(references=options.pictures.references),
+    )
+    with walked(model, options, height, width), watched(model, steps, height, width):
+        images = sample(model, [prompt], rest, noise=_noise(model, height, width, options.seed, tie))
     settings = {
         **_origin(shelf, label),
         "prompt": prompt,
@@ -130,6 +138,7 @@ def _paint(
         "steps": options.steps or can.steps,
         "guidance": can.scale,
         **options.record,
+        **_names(options.pictures),
         **({} if tie is None else {"noise": f"of pixels, carried to latents by {tie[0]}"}),
         "liftkit": __version__,
     }
@@ -171,6 +180,7 @@ def _fitting(asked: SampleOptions, can: Abilities) -> SampleOptions:
         negative=asked.negative if can.negative else None,
         guidance=asked.guidance if can.guidance else Guidance(),
         sampler=asked.sampler if can.clamp else replace(asked.sampler, clamp=None),
+        pictures=asked.pictures if can.references else replace(asked.pictures, references=()),
     )
 
 
@@ -180,6 +190,7 @@ def _left_out(asked: SampleOptions, options: SampleOptions) -> tuple[str, ...]:
         "negative prompt": asked.negative and not options.negative,
         "guidance": asked.guidance != options.guidance,
         "clamp": asked.sampler.clamp and not options.sampler.clamp,
+        "reference images": asked.pictures.references != options.pictures.references,
     }
     return tuple(name for name, is_gone in gone.items() if is_gone)
 
@@ -190,6 +201,13 @@ def _noise(model: Loaded, height: int, width: int, seed: int, tie: tuple[str, Li
         return None
     noise = pixel_noise([0], height, width, seed)
     return noise if tie is None else tie[1].lower(noise)
+
+
+def _names(pictures: Pictures) -> dict[str, Any]:
+    """The files of pictures without the folder that they were uploaded to."""
+    image = {} if pictures.image is None else {"image": pictures.image.name}
+    references = {} if not pictures.references else {"references": [path.name for path in pictures.references]}
+    return {**image, **references}
 
 
 def _origin(shelf: Shelf, label: str) -> dict[str, Any]:
