@@ -19,8 +19,8 @@ from liftkit import color
 from liftkit.errors import UsageError
 from liftkit.evaluate import figures
 from liftkit.finetune import terms
-from liftkit.finetune.perceptual import make_perceptual
 from liftkit.finetune.step import Objective
+from liftkit.finetune.terms import make_perceptual
 from liftkit.fit.engine import fit_collected, fit_pass
 from liftkit.formats import exporting
 from liftkit.models import registry

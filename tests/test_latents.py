@@ -16,7 +16,7 @@ import liftkit
 from liftkit.color import to_signed
 from liftkit.data import demo
 from liftkit.embedded import TINY_FLUX2
-from liftkit.finetune.perceptual import make_perceptual
+from liftkit.finetune.terms import make_perceptual
 from liftkit.fit.gallery import psnr
 from liftkit.lift import Lift
 from liftkit.models.latents import LatentSpace

@@ -486,7 +486,8 @@ def test_any_set_of_keys_is_read_or_named(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(key=st.text(max_size=60) | KEYS | st.tuples(KEYS, KEYS).map(".".join))
 def test_any_name_is_a_part_or_is_none(key: str) -> None:
-    from liftkit.checkpoint.contents import kinds_of_change, part_of, shown
+    from liftkit.checkpoint.contents import kinds_of_change, part_of
+    from liftkit.checkpoint.header import shown
 
     part: Any = part_of(key)
     assert part is None or (key.startswith(part.stem) and part.stem)

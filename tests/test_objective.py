@@ -17,7 +17,8 @@ from liftkit.errors import UsageError
 from liftkit.finetune import asymflow_loss, flow_loss
 from liftkit.finetune.network import Network, Reference, bind, connect, original_modules
 from liftkit.finetune.opening import opening_columns
-from liftkit.finetune.perceptual import VaeFeatures, gradient_distance, make_perceptual
+from liftkit.finetune.perceptual import VaeFeatures, gradient_distance
+from liftkit.finetune.terms import make_perceptual
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.models.surgery import convert_transformer
 from liftkit.tokens import unpatchify

@@ -9,10 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from liftkit.checkpoint.header import TensorEntry
+from liftkit.checkpoint.header import TensorEntry, shown
 
 A, B, B_BIAS, MAGNITUDE, ALPHA = "lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "alpha"
 """Parts of a module's change under peft's names, whatever the file calls them."""
@@ -162,8 +160,3 @@ def _quantized_by_name(names: Iterable[str]) -> str | None:
         if first is not None:
             return f"{kind}, such as tensor {shown(first)}"
     return None
-
-
-def shown(name: str, most: int = 160) -> str:
-    """A name from a file for a message: quoted, on one line, cut if it is long."""
-    return repr(name if len(name) <= most else f"{name[:most]}...")

@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from liftkit.checkpoint.contents import shown
 from liftkit.checkpoint.source import Stamp, open_regular, stamp_of
 from liftkit.errors import UsageError
 
@@ -225,3 +224,8 @@ def _no_safetensors(path: Path, lead: bytes, length: int, size: int) -> str:
             f"{path}: no safetensors file: its header would take {length} bytes, {MAX_HEADER} at most; fetch it again"
         )
     return f"{path}: no safetensors file, or truncated ({size} bytes, header of {max(length, 0)}); fetch the file again"
+
+
+def shown(name: str, most: int = 160) -> str:
+    """A name from a file for a message: quoted, on one line, cut if it is long."""
+    return repr(name if len(name) <= most else f"{name[:most]}...")

@@ -10,21 +10,6 @@ from torch import Tensor
 
 from liftkit.errors import UsageError
 from liftkit.finetune.objective import Perceptual
-from liftkit.finetune.terms import PERCEPTUAL
-
-
-def make_perceptual(name: str, vae: Any | None, device: str) -> Perceptual | None:
-    """The distance of a recipe's ``objective.perceptual``.
-
-    Args:
-        name: ``none``, or one of :data:`liftkit.finetune.terms.PERCEPTUAL`.
-        vae: the checkpoint's own VAE, for ``vae``; other distances may go without.
-        device: where images will be.
-
-    Raises:
-        UsageError: if what it needs is not installed or cannot be had.
-    """
-    return None if name == "none" else PERCEPTUAL[name](vae, device)
 
 
 def gradient_distance(images: Tensor, target: Tensor) -> Tensor:

@@ -18,11 +18,11 @@ from liftkit.embedded import DEMO
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import fill_caches, load_vae
 from liftkit.finetune.optimizer import make_optimizers
-from liftkit.finetune.perceptual import make_perceptual
 from liftkit.finetune.recipe import DatasetSource, DemoSource, FolderSource, Recipe, Source, WebDatasetSource
 from liftkit.finetune.result import card, learned_adapter, write_model
 from liftkit.finetune.resume import Resumption, check_model, find_resumption, model_record
 from liftkit.finetune.run_folder import RunFolder
+from liftkit.finetune.terms import make_perceptual
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Outcome, Trainer
 from liftkit.formats.generations import for_latent_base

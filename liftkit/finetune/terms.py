@@ -40,3 +40,17 @@ PERCEPTUAL: dict[str, Callable[[Any, str], Perceptual]] = {"lpips": _lpips, "vae
 TERMS: dict[str, Term] = {}
 """``objective.terms``: ``(estimate of x_0, x_0, sigma (B,)) -> scalar``, in the space that the student models, with
 gradients. The recipe gives each a weight."""
+
+
+def make_perceptual(name: str, vae: Any | None, device: str) -> Perceptual | None:
+    """The distance of a recipe's ``objective.perceptual``.
+
+    Args:
+        name: ``none``, or one of :data:`PERCEPTUAL`.
+        vae: the checkpoint's own VAE, for ``vae``; other distances may go without.
+        device: where images will be.
+
+    Raises:
+        UsageError: if what it needs is not installed or cannot be had.
+    """
+    return None if name == "none" else PERCEPTUAL[name](vae, device)

@@ -20,7 +20,6 @@ from liftkit.finetune.ahead import Ahead, Prepared
 from liftkit.finetune.interrupt import Interrupt
 from liftkit.finetune.network import Reference, compile_blocks, connect
 from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, set_rate, step_scaled
-from liftkit.finetune.perceptual import make_perceptual
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.resume import Resumption
 from liftkit.finetune.run_folder import RunFolder
@@ -39,6 +38,7 @@ from liftkit.finetune.state import (
     write_checkpoint,
 )
 from liftkit.finetune.step import Objective, step_seed, with_shift_of
+from liftkit.finetune.terms import make_perceptual
 from liftkit.finetune.trainee import COMPUTE, Trainee
 from liftkit.finetune.watch import preview, preview_prompts, validate
 from liftkit.models.broken import first_not_finite

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from liftkit.checkpoint.contents import ALPHA, B_BIAS, MAGNITUDE, A, B, part_of, shown
+from liftkit.checkpoint.contents import ALPHA, B_BIAS, MAGNITUDE, A, B, part_of
 from liftkit.checkpoint.files import check_file, write_safetensors
+from liftkit.checkpoint.header import shown
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.errors import UsageError
 from liftkit.formats.lora_read import read_lora

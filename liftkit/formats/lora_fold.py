@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.contents import ALPHA, B_BIAS, DIFF, DIFF_B, MAGNITUDE, A, B, shown
+from liftkit.checkpoint.contents import ALPHA, B_BIAS, DIFF, DIFF_B, MAGNITUDE, A, B
+from liftkit.checkpoint.header import shown
 from liftkit.errors import UsageError
 from liftkit.formats.lora_names import Place
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.contents import ALPHA, DIFF_B, FOLDED, MAGNITUDE, Part, cannot_fold, part_of, shown
+from liftkit.checkpoint.contents import ALPHA, DIFF_B, FOLDED, MAGNITUDE, Part, cannot_fold, part_of
 from liftkit.checkpoint.files import read_safetensors
-from liftkit.checkpoint.header import read_header
+from liftkit.checkpoint.header import read_header, shown
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.text import printable
 from liftkit.errors import UsageError

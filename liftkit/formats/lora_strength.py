@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from liftkit.checkpoint.contents import shown
-from liftkit.checkpoint.header import no_duplicates
+from liftkit.checkpoint.header import no_duplicates, shown
 from liftkit.checkpoint.model import read_json
 from liftkit.errors import UsageError
 

@@ -18,11 +18,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from liftkit.checkpoint.card import front_matter, plain_name, source_header
-from liftkit.checkpoint.contents import no_transformer, quantization, shown
+from liftkit.checkpoint.contents import no_transformer, quantization
 from liftkit.checkpoint.files import reason, write_text
 from liftkit.checkpoint.finite import check_files
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
-from liftkit.checkpoint.header import Header, read_header
+from liftkit.checkpoint.header import Header, read_header, shown
 from liftkit.checkpoint.model import STEM, ModelFolder, find_model
 from liftkit.checkpoint.record import versions
 from liftkit.checkpoint.rewrite import rewrite_file

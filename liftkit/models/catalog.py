@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from liftkit.embedded import ASSETS
@@ -17,7 +16,6 @@ from liftkit.errors import UsageError
 FILE = ASSETS / "models.json"
 PROOFS = ("bare", "pipeline", "finetune")
 """Of Theorem 1 on the transformer alone, of it through a stock pipeline with guidance, and of a short finetune."""
-GUIDE = "docs/extending.md"
 
 
 @dataclass(frozen=True)
@@ -76,12 +74,7 @@ def supported(name: str) -> Supported:
     known = {each.name: each for each in catalog()}
     found = known.get(name) or known.get(name.removeprefix("Asym"))
     if found is None:
+        from liftkit.models.registry import unknown
+
         raise UsageError(unknown(name, known))
     return found
-
-
-def unknown(name: str, known: Any) -> str:
-    """What to say of a class that is not supported."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"transformer class {name!r} is not supported{hint}; liftkit models lists those that are, {GUIDE} says how to add one"

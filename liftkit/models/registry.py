@@ -6,6 +6,8 @@ the entry point group ``liftkit.architectures``, each entry an :class:`Architect
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -14,10 +16,10 @@ from typing import Any
 
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.models import families
-from liftkit.models.catalog import unknown
 from liftkit.models.spec import Architecture
 
 GROUP = "liftkit.architectures"
+GUIDE = "docs/extending.md"
 _KNOWN: dict[str, Architecture] = {}
 
 
@@ -58,6 +60,13 @@ def architecture(class_name: str) -> Architecture:
     if found is None:
         raise UsageError(unknown(class_name, known))
     return found
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What to say of a class that is not supported."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"transformer class {name!r} is not supported{hint}; liftkit models lists those that are, {GUIDE} says how to add one"
 
 
 def is_lifted(class_name: str) -> bool:
