@@ -67,10 +67,10 @@ class Lift:
                 f"lift: the basis has shape {tuple(self.basis.shape)}; a {self.patch_size} x {self.patch_size} "
                 f"RGB patch needs ({3 * self.patch_size**2}, rank)"
             )
-        if self.latent_patch < 1 or not 1 <= self.rank <= self.dim or self.patch_size % self.latent_patch:
+        if self.latent_patch < 1 or not 0 <= self.rank <= self.dim or self.patch_size % self.latent_patch:
             raise ValueError(
                 f"lift: rank {self.rank} of {self.dim}, pixel patch {self.patch_size}, latent patch "
-                f"{self.latent_patch}: the rank is from 1 to {self.dim}, and the patches must divide"
+                f"{self.latent_patch}: the rank is from 0 to {self.dim}, and the patches must divide"
             )
         if self.rank % self.latent_patch**2:
             raise ValueError(
@@ -110,6 +110,8 @@ class Lift:
     def orthonormality(self) -> float:
         """max |A^T A - I|, computed in float64."""
         basis = self.basis.double()
+        if not self.rank:
+            return 0.0
         return (
             (basis.T @ basis - torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)).abs().max().item()
         )

@@ -152,6 +152,68 @@ class FitOptions:
     ] = 0
 
 
+def rank_or_auto(text: str) -> int | Auto:
+    """The value of ``--rank``.
+
+    Raises:
+        UsageError: if it is neither a whole number nor ``auto``.
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal():
+        raise UsageError(f"--rank {text}: expected a number of directions, or 'auto'")
+    return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitOptions:
+    """Choices of a model that is made from nothing."""
+
+    architecture: Annotated[
+        Literal["jit", "dit", "prx", "flux2"], Option("Kind of network, of which all are conditioned on a class.")
+    ] = "jit"
+    size: Annotated[
+        Literal["tiny", "S", "B", "L", "H"], Option("Size of the network: for jit, B, L and H are the paper's.")
+    ] = "B"
+    classes: Annotated[
+        str,
+        Option(
+            "Names of the classes: a text file with one in each line, a folder with one folder for each class, a number of "
+            "nameless classes, or `demo` for the ten digits of the embedded data.",
+            "FILE|FOLDER|INTEGER",
+        ),
+    ] = "1000"
+    patch: Annotated[int | None, Option("Side of a token in pixels.", min=1, max=64, default="16, tiny: 8")] = None
+    resolution: Annotated[
+        int | None, Option("Side of the images in pixels.", min=1, max=4096, default="16 tokens, tiny: 8")
+    ] = None
+    rank: Annotated[
+        int | Auto,
+        Option(
+            "Number of directions that the noise has in a token: 0 predicts the data (JiT), all of them the velocity; `auto` "
+            "takes those that the images fill.",
+            "INTEGER|auto",
+            parse=rank_or_auto,
+        ),
+    ] = 8
+    subspace: Annotated[
+        Path | None,
+        Option(
+            "Lift with the leading directions, such as `liftkit fit --kind pca --rank 8` writes.",
+            "FILE",
+            default="fitted to --images",
+        ),
+    ] = None
+    images: Annotated[
+        str | None,
+        Option("Folder of images whose leading directions are taken, or `demo`.", "FOLDER", default="none"),
+    ] = None
+    num_images: Annotated[int, Option("Number of these images, at most.", min=1)] = 10_000
+    color: Annotated[Literal["srgb", "oklab"], Option("Color space of the pixels: sRGB in [-1, 1], or Oklab.")] = "srgb"
+    seed: Annotated[int, Option("Seed of the weights, and of the order of the images.", min=0, max=LAST_SEED)] = 0
+    overwrite: Overwrite = False
+
+
 @dataclass
 class ConvertOptions(FitOptions):
     """Choices of a conversion: those of its fit, and these."""

@@ -21,6 +21,10 @@ ROOT = "DiffusionPipeline"
 LIBRARIES = ("diffusers", "transformers")
 AUTOENCODERS = ("PixelAutoencoder", "AutoencoderTinyFlux2")
 """liftkit's own classes in the place of a VAE, for which diffusers answers too (:mod:`liftkit.models._diffusers`)."""
+CLASS_PIPELINE = "AsymFlowClassPipeline"
+"""liftkit's own pipeline, of models that are conditioned on a class."""
+OWN = (*AUTOENCODERS, CLASS_PIPELINE, "JiTTransformer2DModel")
+"""All of liftkit's own classes whose names do not follow from those of diffusers."""
 # Classes of transformers that serve several models, and stand outside of their folders.
 _SHARED = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _SOURCES = ("modeling_*.py", "tokenization_*.py", "*process*.py", "feature_extraction_*.py")
@@ -56,6 +60,8 @@ def pipeline_parts(name: str) -> tuple[str, tuple[str, ...]] | None:
     Returns:
         None if diffusers has no pipeline of that name.
     """
+    if name == CLASS_PIPELINE:
+        return name, ("transformer", "vae", "scheduler", "id2label")
     if not _is_identifier(name) or name not in _exported():
         return None
     found = _pipeline(name)
@@ -81,7 +87,7 @@ def _is_known(library: str, name: str) -> bool:
         return name in _SHARED or _is_model_class(name)
     if library == "diffusers":
         # It answers for our own classes too.
-        return name[0].isupper() and (name.removeprefix("Asym") in _exported() or name in AUTOENCODERS)
+        return name[0].isupper() and bool({name, name.removeprefix("Asym")} & {*_exported(), *OWN})
     return any(
         re.search(rf"^class {name}\b", text, re.MULTILINE) for text in _texts("diffusers", f"pipelines/{library}")
     )

@@ -25,6 +25,7 @@ from liftkit.cli.finetune import finetune
 from liftkit.cli.fit import fit
 from liftkit.cli.generate import generate
 from liftkit.cli.import_ import import_
+from liftkit.cli.init import init
 from liftkit.cli.models import models
 from liftkit.cli.options import Command
 from liftkit.cli.recipes import recipes
@@ -46,6 +47,7 @@ app.command(cls=Command)(convert)
 app.command(cls=Command)(fit)
 app.command(cls=Command)(verify)
 app.command(cls=Command)(report)
+app.command(cls=Command)(init)
 app.command(cls=Command)(finetune)
 app.command(cls=Command)(clean)
 app.command(cls=Command)(compare)

@@ -82,6 +82,8 @@ class CaptionedFolder(EncodedSource):
 
     Args:
         path: the folder.
+        by_folder: the caption is the name of the first folder below ``path`` that holds the image, as ImageNet has its classes;
+            files of captions are not looked for.
 
     Attributes:
         texts: accounts of the lines of metadata, and of caption files.
@@ -90,15 +92,19 @@ class CaptionedFolder(EncodedSource):
         UsageError: if it is missing, holds no image, or its metadata are broken.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, by_folder: bool = False) -> None:
         self.path = Path(path).expanduser()
         check_folder(self.path, str(path), "give a folder of images and captions")
         found = scan(self.path)
         self.files, self.tally = found.pictures, found.tally
         if not self.files:
             raise UsageError(f"{path}: {no_pictures(found.tally)}")
-        self.name = self.path.resolve().name
+        self.name, self.by_folder = self.path.resolve().name, by_folder
         self._names = [plain_name(self.label(index)) for index in range(len(self.files))]
+        if by_folder:
+            self.texts = []
+            self._check_folders(str(path))
+            return
         others = {plain_name(file.relative_to(self.path).as_posix()): file for file in found.others}
         lines, files = self.texts = [Tally("lines of metadata"), Tally("caption files")]
         self._captions = CaptionFiles(
@@ -128,8 +134,19 @@ class CaptionedFolder(EncodedSource):
 
     def caption(self, index: int) -> str:
         """See :class:`CaptionedSource`."""
+        if self.by_folder:
+            return self._names[index].partition("/")[0]
         return self._captions.of(self._names[index])
 
     def describe(self) -> dict[str, Any]:
         """See :class:`CaptionedSource`."""
         return {"source": "folder", "name": self.name, "images": len(self)}
+
+    def _check_folders(self, where: str) -> None:
+        """Raise unless every image is in a folder of a class."""
+        loose = [name for name in self._names if "/" not in name]
+        if loose:
+            raise UsageError(
+                f"{where}: {len(loose)} of {len(self._names)} images, such as {loose[0]}, are in no folder that names their class; "
+                "move them into one, or take captions: files"
+            )

@@ -16,7 +16,7 @@ from liftkit.errors import UsageError
 
 CAPTION_KEYS = ("text", "caption", "prompt")
 """Where metadata keep a caption, the first that is there."""
-SIDECARS = (".txt", ".caption", ".json")
+SIDECARS = (".txt", ".caption", ".json", ".cls")
 """Endings of files beside a picture that hold its caption, the first that is there."""
 WITHOUT = "without text, caption or prompt"
 NOT_TAKEN = "of a kind that is not read"

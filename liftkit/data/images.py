@@ -228,6 +228,24 @@ def covered(image: Image, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.asarray(fitted).transpose(2, 0, 1).copy())
 
 
+def adm_cropped(image: Image, height: int, width: int) -> Tensor:
+    """An RGB picture as ADM prepares ImageNet: halved by boxes while it is twice too large, then bicubic to cover the size, and
+    cropped about its center; uint8 (3, height, width)."""
+    from PIL import Image
+
+    while image.width >= 2 * width and image.height >= 2 * height:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)))
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+CROPS: dict[str, Callable[[Image, int, int], Tensor]] = {"lanczos": covered, "adm": adm_cropped}
+"""Ways to bring a picture to a size, by name."""
+
+
 def batches(images: Iterator[tuple[int, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Neighboring images of equal shape, ``size`` at most.
 

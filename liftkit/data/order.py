@@ -17,7 +17,7 @@ from liftkit.data.source import Size
 
 SLOTS = 10_000
 # Purposes of random streams: SeedSequence((seed, purpose, ...)).
-PERMUTATION, DROPOUT = 101, 102
+PERMUTATION, DROPOUT, MIRROR = 101, 102, 103
 
 
 def stream(seed: int, purpose: int, *place: int) -> np.random.Generator:

@@ -10,9 +10,9 @@ from typing import IO, Any
 
 from torch import Tensor
 
-from liftkit.data.images import covered
+from liftkit.data.images import CROPS
 from liftkit.data.picture_errors import PictureError
-from liftkit.data.pictures import READER, decoded, look
+from liftkit.data.pictures import MOST_PIXELS, READER, decoded, look
 from liftkit.tally import Tally
 
 Size = tuple[int, int]
@@ -81,6 +81,9 @@ class CaptionedSource(ABC):
 class EncodedSource(CaptionedSource):
     """Pictures as encoded files: subclasses say where their bytes are, and what to call them."""
 
+    crop: str = "lanczos"
+    """How pictures are brought to a size; of :data:`liftkit.data.images.CROPS`."""
+
     @abstractmethod
     def open(self, index: int) -> AbstractContextManager[IO[bytes]]:
         """The picture's file, at its beginning.
@@ -108,8 +111,9 @@ class EncodedSource(CaptionedSource):
     def image(self, index: int, size: Size) -> Tensor:
         """See :class:`CaptionedSource`."""
         # JPEG's own reduction down to twice the size cannot be distinguished from Lanczos over all pixels.
-        with self.open(index) as file, decoded(file, self.label(index), 2 * max(size)) as image:
-            return covered(image, *size)
+        most = 2 * max(size) if self.crop == "lanczos" else MOST_PIXELS
+        with self.open(index) as file, decoded(file, self.label(index), most) as image:
+            return CROPS[self.crop](image, *size)
 
 
 def digest(file: IO[bytes], name: str) -> str:

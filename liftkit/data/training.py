@@ -21,7 +21,7 @@ from liftkit.data.buckets import bucket_sizes, square
 from liftkit.data.cache import FactsTable, TensorCache
 from liftkit.data.filling import Filling, ImageEncoder, Picture, PromptEncoder, check_captions, load, prompt_key
 from liftkit.data.images import prefetch
-from liftkit.data.order import DROPOUT, Order, chances
+from liftkit.data.order import DROPOUT, MIRROR, Order, chances
 from liftkit.data.picture_errors import PictureError
 from liftkit.data.source import CaptionedSource
 from liftkit.errors import LiftkitError, UsageError
@@ -94,6 +94,7 @@ class TrainingData:
         prompt_dropout: chance in [0, 1] that an image is trained with the empty prompt.
         cache: folder of the caches.
         workers: threads that decode; with 0, :meth:`prefetch` decodes as it goes.
+        flip: chance in [0, 1] that an image is mirrored; 0 where latents are cached.
 
     Attributes:
         tally: of the images, also those that :meth:`batch` could not read any more.
@@ -116,6 +117,7 @@ class TrainingData:
         prompt_dropout: float,
         cache: Path,
         workers: int,
+        flip: float = 0.0,
     ) -> None:
         if not sources:
             raise UsageError("training data: no source; give at least one")
@@ -130,7 +132,7 @@ class TrainingData:
         self.weights = [weight for _, weight in sources]
         self.sizes = bucket_sizes(resolution, multiple) if buckets else [square(resolution, multiple)]
         self.batch_size, self.seed, self.prompt_dropout = batch_size, seed, prompt_dropout
-        self.cache, self.workers = Path(cache), workers
+        self.cache, self.workers, self.flip = Path(cache), workers, flip
         self.tally = Tally("images")
         self.lost: list[tuple[str, str]] = []
         self._pictures: dict[tuple[int, int], Picture] = {}
@@ -284,6 +286,8 @@ class TrainingData:
         picture, image = self._loaded(self._pictures[source, index])
         dropped = chances(self.seed, DROPOUT, step, self.batch_size)[row] < self.prompt_dropout
         caption = "" if dropped else picture.caption
+        if self.flip and chances(self.seed, MIRROR, step, self.batch_size)[row] < self.flip:
+            image = image.flip(2)
         latents = self._latents.get(picture.latents_key)["latents"].float() if self._latents is not None else None
         prompts = self._embeddings.get(prompt_key(caption))
         return _Row(image, latents, prompts, caption, (picture.source, picture.index))

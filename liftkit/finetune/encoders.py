@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.checkpoint.classes import CLASS_PIPELINE
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.text import check_prompts
 from liftkit.data.cache import held_cache
@@ -50,6 +51,11 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
         return encode
 
     def prompt_encoder() -> Callable[[list[str]], dict[str, Tensor]]:
+        if folder.index["_class_name"] == CLASS_PIPELINE:
+            from liftkit.models.classes import class_conditioning
+
+            names, config = class_names(folder), folder.config("transformer")
+            return lambda prompts: class_conditioning(trainee.spec, config, names, prompts)
         pipeline, length = load_text_side(folder, device), folder.text_length()
 
         @torch.no_grad()
@@ -78,6 +84,11 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
             gc.collect()
 
 
+def class_names(folder: ModelFolder) -> dict[int, str]:
+    """The classes of a model that is conditioned on them, by number."""
+    return {int(number): str(name) for number, name in dict(folder.index.get("id2label") or {}).items()}
+
+
 def load_text_side(folder: ModelFolder, device: str) -> Any:
     """The stock pipeline without its transformers. Its VAE stays, small as it is: some pipelines cannot be made without (Bria).
 
@@ -96,6 +107,9 @@ def text_dtype(device: str) -> torch.dtype:
 
 def text_fingerprint(folder: ModelFolder, device: str) -> str:
     """Tells the text side of a model from others: the contents of its files, its precision and how many tokens are asked for."""
+    if folder.index["_class_name"] == CLASS_PIPELINE:
+        shown = repr((class_names(folder), folder.class_of("transformer")))
+        return hashlib.sha256(shown.encode()).hexdigest()
     parts = [f"tokens {folder.text_length()}", f"precision {text_dtype(device)}"]
     for name in sorted(folder.index):
         if name.startswith(("text_encoder", "tokenizer")) and (folder.path / name).is_dir():

@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from liftkit.errors import LiftkitError, UsageError
+=======
+from liftkit.errors import UsageError
+from liftkit.finetune.recipe import Ema
+>>>>>>> dff6dc5 (liftkit init: untrained class-conditional pixel models of any rank, a pipeline for them, and recipes that make one)
 from liftkit.finetune.recipe import Optimizer as OptimizerRecipe
 from liftkit.finetune.stages import trunk_of
 from liftkit.models.detail_head import in_head
@@ -143,26 +148,36 @@ def step_scaled(optimizers: Sequence[Any], scaler: Any, norm: float) -> bool:
 
 
 class Average:
-    """Running mean of parameters by Karras' power function: ``beta_t = (1 - 1 / t)^(gamma + 1)``.
+    """Running mean of parameters, by Karras' power function, ``beta_t = (1 - 1 / t)^(gamma + 1)``, or of one constant beta.
 
     Args:
         parameters: what learns, by name.
-        gamma: the mean reaches back over about 1 / gamma of the steps.
-        start: step at which it begins; before it, the mean is the parameters themselves.
+        recipe: the section ``ema``. By the power function the mean reaches back over about 1 / gamma of the steps; before its
+            start it is the parameters themselves.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], gamma: float, start: int) -> None:
-        self.gamma, self.start = gamma, start
+    def __init__(self, parameters: dict[str, nn.Parameter], recipe: Ema) -> None:
+        self.recipe = recipe
         self.values: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
     def update(self, parameters: dict[str, nn.Parameter], step: int) -> None:
         """After step ``step`` (from 1)."""
+<<<<<<< HEAD
         age = max(step - self.start, 1)
         kept = (1.0 - 1.0 / age) ** (self.gamma + 1.0)
         means, current = [self.values[name] for name in parameters], list(parameters.values())
         # In a few kernels instead of one for each of some hundred tensors.
         torch._foreach_lerp_([*map(_local, means)], [*map(_local, current)], weight=1.0 - kept)
+=======
+        recipe = self.recipe
+        age = max(step - recipe.start, 1)
+        kept = (1.0 - 1.0 / age) ** (recipe.gamma + 1.0)
+        if recipe.kind == "constant":
+            kept = recipe.decay if step > recipe.start else 0.0
+        for name, parameter in parameters.items():
+            self.values[name].lerp_(parameter.detach(), 1.0 - kept)
+>>>>>>> dff6dc5 (liftkit init: untrained class-conditional pixel models of any rank, a pipeline for them, and recipes that make one)
 
     @torch.no_grad()
     def exchange(self, parameters: dict[str, nn.Parameter]) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from liftkit.finetune.recipe_network import NEW, Network
 from liftkit.finetune.recipe_sections import (
     SOURCES,
     Checkpoints,
@@ -112,6 +113,21 @@ RULES = (
         "init random has no pretrained reference and needs objective.loss flow",
     ),
     Rule(
+        ("data.flip", "space", "objective.loss"),
+        lambda flip, space, loss: flip == 0 or (space == "pixel" and loss == "flow"),
+        "data.flip mirrors images and no cached latents: it needs space pixel and objective.loss flow",
+    ),
+    Rule(
+        ("data.crop", "space", "objective.loss"),
+        lambda crop, space, loss: crop == "lanczos" or (space == "pixel" and loss == "flow"),
+        "data.crop adm is for pixels alone: it needs space pixel and objective.loss flow",
+    ),
+    Rule(
+        ("model", "objective.loss", "trainable.mode"),
+        lambda model, loss, mode: model != NEW or (loss == "flow" and mode == "full"),
+        "a new model has nothing to be compared with nor to adapt: it needs objective.loss flow and trainable.mode full",
+    ),
+    Rule(
         ("trainable.open", "space"),
         lambda opened, space: opened == 0 or space == "pixel",
         "trainable.open is about pixels; space latent takes 0",
@@ -176,8 +192,12 @@ class Recipe(Section):
 
     model: Annotated[
         Text,
-        Field(description="A converted folder, a latent one, a Hub id, or `demo`, the embedded model."),
+        Field(
+            description="A converted folder, a latent one, a Hub id, `demo`, the embedded model, or `new`, one that is made from "
+            "nothing as the section `network` says."
+        ),
     ]
+    network: Annotated[Network, Field(description="What a new model is, as `liftkit init` makes it.")] = Network()
     adapter: Annotated[
         Text | None,
         Field(

@@ -10,7 +10,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from yaml.error import Mark
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -203,6 +203,15 @@ def _empty(key: Node) -> MappingNode:
     return MappingNode(f"{CORE}map", [], key.start_mark, key.end_mark)
 
 
+def _default(section: type[BaseModel], location: Location) -> Any:
+    """The default of a location, also within a section that has to be written."""
+    field = section.model_fields[str(location[0])]
+    if len(location) > 1 and field.is_required():
+        assert isinstance(field.annotation, type)
+        return _default(field.annotation, location[1:])
+    return reduce(getattr, map(str, location[1:]), field.default)
+
+
 def _value(plain: dict[str, Any], location: Location, wrong: set[Location]) -> Any:
     """What a location holds, or its default; ``LookupError`` where what it holds is wrong."""
     if any(location[:depth] in wrong for depth in range(1, len(location) + 1)):
@@ -210,6 +219,6 @@ def _value(plain: dict[str, Any], location: Location, wrong: set[Location]) -> A
     held: Any = plain
     for part in location:
         if part not in held:
-            return reduce(getattr, map(str, location[1:]), Recipe.model_fields[str(location[0])].default)
+            return _default(Recipe, location)
         held = held[part]
     return held

@@ -24,7 +24,7 @@ def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
         plain: a recipe's data; what is of a wrong type is passed over.
     """
     model = plain.get("model")
-    if _is_text(model) and model != "demo" and not os.path.isdir(os.path.expanduser(model)):
+    if _is_text(model) and model not in ("demo", "new") and not os.path.isdir(os.path.expanduser(model)):
         if Path(os.path.expanduser(model)).exists():
             yield ("model",), f"model: expected a diffusers folder, {model} is {misplaced(model)}"
         elif not is_hub_id(model):

@@ -88,6 +88,12 @@ class FolderSource(_Source):
 
     kind: Literal["folder"]
     path: Annotated[File, Field(description="The folder.")]
+    captions: Annotated[
+        Literal["files", "folders"],
+        Field(
+            description="Where captions come from: files beside the images, or the names of the folders that they are in."
+        ),
+    ] = "files"
 
 
 class WebDatasetSource(_Source):
@@ -130,6 +136,15 @@ class Data(Section):
     prompt_dropout: Annotated[
         Share, Field(description="Share of the samples whose prompt is empty, for classifier-free guidance.")
     ] = 0.1
+    flip: Annotated[Share, Field(description="Share of the samples that are mirrored; needs loss flow in pixels.")] = (
+        0.0
+    )
+    crop: Annotated[
+        Literal["lanczos", "adm"],
+        Field(
+            description="How images become smaller: by Lanczos' filter, or as ADM prepares ImageNet (boxes, then bicubic)."
+        ),
+    ] = "lanczos"
     cache: Annotated[
         File | None, Field(description="Folder for encoded prompts and latents; null: `cache` in the run folder.")
     ] = None
@@ -280,12 +295,19 @@ class Objective(Section):
 
 
 class Ema(Section):
-    """A running mean of what learns, by Karras' power function."""
+    """A running mean of what learns."""
 
     enabled: Annotated[bool, Field(description="Keep a running mean, and write it as the result.")] = True
+    kind: Annotated[
+        Literal["karras", "constant"],
+        Field(description="Kind of mean: by Karras' power function, or with the same share kept at each step."),
+    ] = "karras"
     gamma: Annotated[float, Field(gt=0, description="Exponent of the power function; a larger one forgets sooner.")] = (
         7.0
     )
+    decay: Annotated[
+        float, Field(ge=0, lt=1, description="Share that the constant kind keeps at each step.")
+    ] = 0.9999
     start: Annotated[int, Field(ge=0, description="Step at which the running mean begins.")] = 100
 
 

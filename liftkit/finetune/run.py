@@ -12,13 +12,14 @@ import torch
 
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.data.captioned import CaptionedFolder, DemoCaptioned
-from liftkit.data.source import CaptionedSource
+from liftkit.data.source import CaptionedSource, EncodedSource
 from liftkit.data.training import TrainingData
 from liftkit.embedded import DEMO
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import fill_caches, load_vae
 from liftkit.finetune.optimizer import make_optimizers
 from liftkit.finetune.recipe import DatasetSource, DemoSource, FolderSource, Recipe, Source, WebDatasetSource
+from liftkit.finetune.recipe_network import NEW
 from liftkit.finetune.result import card, learned_adapter, write_model
 from liftkit.finetune.resume import Resumption, check_model, find_resumption, model_record
 from liftkit.finetune.run_folder import RunFolder
@@ -28,6 +29,7 @@ from liftkit.finetune.trainer import Outcome, Trainer
 from liftkit.formats.generations import for_latent_base
 from liftkit.models.flow import open_flow
 from liftkit.models.latents import LatentSpace
+from liftkit.options import LAST_SEED
 from liftkit.progress import Observer, Silent
 from liftkit.tally import Tally
 
@@ -182,8 +184,8 @@ def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
 
 
 def find_source(recipe: Recipe, output: Path, observer: Observer) -> ModelFolder:
-    """The folder that training begins from; ``demo`` is tiny-klein, converted into the run folder where need be, and an adapter
-    to go on from is merged into its base there."""
+    """The folder that training begins from; ``demo`` is tiny-klein, converted into the run folder where need be, ``new`` is made
+    there, and an adapter to go on from is merged into its base there."""
     if recipe.adapter is not None:
         from liftkit.formats.adapters import fuse
 
@@ -192,6 +194,14 @@ def find_source(recipe: Recipe, output: Path, observer: Observer) -> ModelFolder
             output.mkdir(parents=True, exist_ok=True)
             fuse(recipe.adapter, recipe.model, merged, shards="link", observer=observer)
         return find_model(str(merged))
+    if recipe.model == NEW:
+        from liftkit.conversion.scratch import begin
+
+        begun = output / "base"
+        if not begun.is_dir():
+            output.mkdir(parents=True, exist_ok=True)
+            begin(begun, recipe.network.options(recipe.seed % LAST_SEED), observer)
+        return find_model(str(begun))
     if recipe.model != DEMO or recipe.space == "latent":
         return find_model(recipe.model)
     from liftkit.conversion.execute import convert
@@ -203,20 +213,24 @@ def find_source(recipe: Recipe, output: Path, observer: Observer) -> ModelFolder
     return find_model(str(base))
 
 
-def make_source(source: Source) -> CaptionedSource:
-    """Images and captions of one source of a recipe."""
+def make_source(source: Source, crop: str = "lanczos") -> CaptionedSource:
+    """Images and captions of one source of a recipe, cropped in one of the ways of :data:`liftkit.data.images.CROPS`."""
     if isinstance(source, DemoSource):
         return DemoCaptioned(source.count)
+    made: EncodedSource
     if isinstance(source, FolderSource):
-        return CaptionedFolder(source.path)
-    if isinstance(source, WebDatasetSource):
+        made = CaptionedFolder(source.path, by_folder=source.captions == "folders")
+    elif isinstance(source, WebDatasetSource):
         from liftkit.data.shards import WebDataset
 
-        return WebDataset(list(source.urls))
-    assert isinstance(source, DatasetSource)
-    from liftkit.data.hub import HubDataset
+        made = WebDataset(list(source.urls))
+    else:
+        assert isinstance(source, DatasetSource)
+        from liftkit.data.hub import HubDataset
 
-    return HubDataset(source.path, source.split, source.image_column, source.caption_column)
+        made = HubDataset(source.path, source.split, source.image_column, source.caption_column)
+    made.crop = crop
+    return made
 
 
 def training_data(
@@ -231,7 +245,7 @@ def training_data(
             "with empty ones, and may forget what it did with others"
         )
     choice = recipe.data
-    sources = [(make_source(each), each.weight) for each in choice.sources]
+    sources = [(make_source(each, choice.crop), each.weight) for each in choice.sources]
     common: dict[str, Any] = {
         "resolution": choice.resolution or trainee.folder.image_size(),
         "multiple": token_side(trainee),
@@ -248,7 +262,12 @@ def training_data(
         if apart:
             held_out = TrainingData(apart, batch_size=size, seed=recipe.seed, prompt_dropout=0.0, **common)
     data = TrainingData(
-        sources, batch_size=recipe.batch_size, seed=recipe.seed, prompt_dropout=choice.prompt_dropout, **common
+        sources,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        prompt_dropout=choice.prompt_dropout,
+        flip=choice.flip,
+        **common,
     )
     return data, held_out
 

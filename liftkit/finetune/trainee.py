@@ -174,8 +174,11 @@ def _check_space(recipe: Recipe, folder: ModelFolder, lifted: bool) -> None:
         raise UsageError(
             f"model: {folder.source}: a pixel model, and the recipe says space: latent; give the latent one"
         )
-    if recipe.space == "pixel" and not (folder.path / "latent").is_dir():
-        raise UsageError(f"model: {folder.path / 'latent'}: missing; finetuning needs it: convert the model again")
+    if recipe.objective.loss == "asymflow" and not (folder.path / "latent").is_dir():
+        raise UsageError(
+            f"model: {folder.path / 'latent'}: missing; the loss asymflow needs it: convert the model again, or set "
+            "objective.loss to flow for a model that was made from nothing"
+        )
 
 
 def _load(recipe: Recipe, folder: ModelFolder, name: str) -> Any:

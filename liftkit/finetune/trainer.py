@@ -115,7 +115,7 @@ class Trainer:
         self.bare = [getattr(each, "optimizer", each) for each in self.optimizers]
         # Sharding may have put other tensors in the places of parameters.
         self.parameters: dict[str, nn.Parameter] = trainee.parameters
-        self.average = Average(self.parameters, recipe.ema.gamma, recipe.ema.start) if recipe.ema.enabled else None
+        self.average = Average(self.parameters, recipe.ema) if recipe.ema.enabled else None
         student, latent = connect(trainee.transformer, self.model)
         lift = trainee.lift
         if lift is not None:

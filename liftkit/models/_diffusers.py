@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from liftkit.checkpoint.classes import AUTOENCODERS
+from liftkit.checkpoint.classes import CLASS_PIPELINE, OWN
 
 
 def register() -> None:
@@ -43,6 +43,14 @@ def lifted(name: str) -> Any:
         from liftkit.models.tiny_flux2 import AutoencoderTinyFlux2
 
         return AutoencoderTinyFlux2
+    if name == CLASS_PIPELINE:
+        from liftkit.models.classes import AsymFlowClassPipeline
+
+        return AsymFlowClassPipeline
+    if name == "JiTTransformer2DModel":
+        from liftkit.models.jit import JiTTransformer2DModel
+
+        return JiTTransformer2DModel
     if name.startswith("Asym"):
         from liftkit.models import registry, scheduler
 
@@ -61,7 +69,7 @@ def _teach(diffusers: ModuleType) -> None:
 
     class DiffusersWithLiftkit(stock):  # type: ignore[misc, valid-type]
         def __getattr__(self, name: str) -> Any:
-            found = lifted(name) if name.startswith(("Asym", *AUTOENCODERS)) else None
+            found = lifted(name) if name.startswith(("Asym", *OWN)) else None
             return super().__getattr__(name) if found is None else found
 
     diffusers.__class__ = DiffusersWithLiftkit

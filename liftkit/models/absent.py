@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from liftkit.checkpoint.classes import pipeline_parts
+from liftkit.checkpoint.classes import CLASS_PIPELINE, pipeline_parts
 from liftkit.checkpoint.components import Component, read_components
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.errors import UsageError
@@ -20,8 +20,7 @@ def absent(folder: ModelFolder) -> list[str]:
 
 def limits(folder: ModelFolder, parts: list[Component] | None = None) -> list[str]:
     """What cannot be done with a model, or with its conversion, though it converts: each on one line, with the reason."""
-    name = folder.class_of("transformer") or ""
-    needed = architecture(name).encoders
+    needed = needed_encoders(folder)
     gone = [each for each in needed if folder.class_of(each) is None]
     found = []
     if gone:
@@ -47,8 +46,7 @@ def check_text_side(folder: ModelFolder) -> None:
     Raises:
         UsageError: naming what it goes without.
     """
-    name = folder.class_of("transformer") or ""
-    gone = [each for each in architecture(name).encoders if folder.class_of(each) is None]
+    gone = [each for each in needed_encoders(folder) if folder.class_of(each) is None]
     if gone:
         raise UsageError(
             f"{folder.source}: no {' and '.join(gone)} (null or missing in model_index.json), so that prompts mean nothing "

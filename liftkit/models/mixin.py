@@ -123,13 +123,15 @@ def channels_for(spec: Architecture, config: dict[str, Any], *, latent: bool) ->
     """
     rank, dim = config["lift_rank"], config["lift_dim"]
     size, area = spec.token_size(config), spec.cell(config) ** 2
-    if size not in (rank, dim):
+    # A model that was made from nothing may have a rank that no channels give: it is stored with other counts than its own.
+    channels = max(rank // area, 1)
+    if size not in (channels * area, dim):
         raise ValueError(
             f"{spec.lifted_name}: a token of {size} numbers is neither the latent {rank} nor the pixel {dim} of its lift"
         )
-    wanted = rank if latent else dim
+    wanted = channels if latent else dim // area
     present = [key for key in spec.channel_keys if config.get(key) is not None]
-    scaled = {key: spec.scaled(config[key], size // area, wanted // area) for key in present}
+    scaled = {key: spec.scaled(config[key], size // area, wanted) for key in present}
     return {**config, **scaled}
 
 

@@ -206,6 +206,8 @@ class Architecture:
         encoders: components without which its stock pipelines cannot read a prompt.
         prompts: ``(pipeline, prompts, text length or None) -> conditioning`` by the stock pipeline's own text encoders:
             tensors (B, ...) whose shapes do not depend on the texts, with masks.
+        labels: what ``forward`` is given for class labels (B,), ``(config, labels) -> conditioning``, in models that are made from
+            nothing (``liftkit init``); None where none are made.
     """
 
     name: str
@@ -246,6 +248,7 @@ class Architecture:
     color: Literal["oklab", "oklab-paper"] = "oklab"
     encoders: tuple[str, ...] = ("text_encoder", "tokenizer")
     prompts: Callable[[Any, list[str], int | None], dict[str, Tensor]] = _no_prompts
+    labels: Callable[[Config, Tensor], dict[str, Tensor]] | None = None
 
     @property
     def lifted_name(self) -> str:
@@ -317,6 +320,22 @@ def encoded(*names: str | None, **more: Any) -> Callable[[Any, list[str], int | 
         return {name: value for name, value in zip(names, found) if name is not None}
 
     return prompts
+
+
+def one_hot(name: str, size: str, **more: bool) -> Callable[[Config, Tensor], dict[str, Tensor]]:
+    """``labels`` of an architecture that reads text: one token with a 1 in the place of the label.
+
+    Args:
+        name: of the argument that holds the text.
+        size: config entry with the numbers of a token, one for each class and one for none.
+        more: masks, by name.
+    """
+
+    def read(config: Config, labels: Tensor) -> dict[str, Tensor]:
+        text = F.one_hot(labels, config[size]).float()[:, None]
+        return {name: text, **{mask: torch.full_like(text[:, :, 0], on, dtype=torch.bool) for mask, on in more.items()}}
+
+    return read
 
 
 def padded(rows: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,7 @@ DIT = Architecture(
         "transformer_blocks.*.ff.net.2",
         "transformer_blocks.*.attn1.to_out.0",
     ),
+    labels=lambda config, labels: {"class_labels": labels},
     encoders=(),
     prompts=_prompts,
 )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Config, Grid, Projection, randn
+from liftkit.models.spec import Architecture, Config, Grid, Projection, one_hot, randn
 
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,4 +102,5 @@ FLUX2 = Architecture(
     # What the authors' adapters mean, so that a conversion can be exported as one.
     color="oklab-paper",
     prompts=_prompts,
+    labels=one_hot("encoder_hidden_states", "joint_attention_dim"),
 )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Config, Projection, random
+from liftkit.models.spec import Architecture, Config, Projection, one_hot, random
 
 
 def _refuse(config: Config) -> str | None:
@@ -36,4 +36,5 @@ PRX = Architecture(
     adapters=("blocks.*.up_proj", "blocks.*.down_proj", "blocks.*.attention.to_out.0"),
     guidance="batch",
     prompts=_prompts,
+    labels=one_hot("encoder_hidden_states", "context_in_dim", attention_mask=True),
 )
