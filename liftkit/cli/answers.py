@@ -43,6 +43,12 @@ KEYS: dict[str, dict[str, str]] = {
         "resumed": "those of them that an interrupted run had seen",
         "tallies": TALLIES,
     },
+    "init": {
+        "output": "the folder that was made",
+        "rank": "of the model",
+        "dim": "numbers in a token",
+        "parameters": "of the network",
+    },
     "verify": {
         "folder": "that was looked at",
         "checks": "a list of `name`, `ok`, `detail` and `problems`, a list of lines",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from pydantic import Field, create_model
 
@@ -36,4 +36,7 @@ def _fields() -> dict[str, Any]:
     return found
 
 
-Network: type[_Network] = create_model("Network", __base__=_Network, __doc__=_Network.__doc__, **_fields())
+if TYPE_CHECKING:
+    Network = _Network
+else:
+    Network = create_model("Network", __base__=_Network, __doc__=_Network.__doc__, **_fields())

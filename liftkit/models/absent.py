@@ -40,6 +40,12 @@ def limits(folder: ModelFolder, parts: list[Component] | None = None) -> list[st
     return found
 
 
+def needed_encoders(folder: ModelFolder) -> tuple[str, ...]:
+    """The components without which a pipeline cannot read a prompt: none where prompts name classes."""
+    by_class = folder.index.get("_class_name") == CLASS_PIPELINE
+    return () if by_class else architecture(folder.class_of("transformer") or "").encoders
+
+
 def check_text_side(folder: ModelFolder) -> None:
     """Raise unless the pipeline has the text encoders and tokenizers that prompts need.
 
