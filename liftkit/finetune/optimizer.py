@@ -10,12 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from liftkit.errors import LiftkitError, UsageError
-=======
-from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Ema
->>>>>>> dff6dc5 (liftkit init: untrained class-conditional pixel models of any rank, a pipeline for them, and recipes that make one)
 from liftkit.finetune.recipe import Optimizer as OptimizerRecipe
 from liftkit.finetune.stages import trunk_of
 from liftkit.models.detail_head import in_head
@@ -163,21 +159,14 @@ class Average:
     @torch.no_grad()
     def update(self, parameters: dict[str, nn.Parameter], step: int) -> None:
         """After step ``step`` (from 1)."""
-<<<<<<< HEAD
-        age = max(step - self.start, 1)
-        kept = (1.0 - 1.0 / age) ** (self.gamma + 1.0)
-        means, current = [self.values[name] for name in parameters], list(parameters.values())
-        # In a few kernels instead of one for each of some hundred tensors.
-        torch._foreach_lerp_([*map(_local, means)], [*map(_local, current)], weight=1.0 - kept)
-=======
         recipe = self.recipe
         age = max(step - recipe.start, 1)
         kept = (1.0 - 1.0 / age) ** (recipe.gamma + 1.0)
         if recipe.kind == "constant":
             kept = recipe.decay if step > recipe.start else 0.0
-        for name, parameter in parameters.items():
-            self.values[name].lerp_(parameter.detach(), 1.0 - kept)
->>>>>>> dff6dc5 (liftkit init: untrained class-conditional pixel models of any rank, a pipeline for them, and recipes that make one)
+        means, current = [self.values[name] for name in parameters], list(parameters.values())
+        # In a few kernels instead of one for each of some hundred tensors.
+        torch._foreach_lerp_([*map(_local, means)], [*map(_local, current)], weight=1.0 - kept)
 
     @torch.no_grad()
     def exchange(self, parameters: dict[str, nn.Parameter]) -> None:
