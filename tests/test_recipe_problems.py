@@ -125,7 +125,7 @@ trackers: [wandb, wandb]
 
 REPORT = """\
 recipe.yaml: 25 problems
-recipe.yaml:2:1: model: required, and missing: a converted folder, a latent one, a Hub id, or `demo`, the embedded model
+recipe.yaml:2:1: model: required, and missing: a converted folder, a latent one, a Hub id, `demo`, or `new` (see `network`)
   modle: demo
   ^
 recipe.yaml:2:1: modle: unknown key; did you mean model?
@@ -259,6 +259,10 @@ def test_tabs_and_wide_characters_stand_above_the_caret() -> None:
 
 
 BROKEN = {
+    ("objective.repa", "objective.loss", "trainable.mode"): (("objective.repa=0.5",), "0.5"),
+    ("data.flip", "space", "objective.loss"): (("data.flip=0.5",), "0.5"),
+    ("data.crop", "space", "objective.loss"): (("data.crop=adm",), "adm"),
+    ("model", "objective.loss", "trainable.mode"): (("model=new", "objective.loss=flow"), "new"),
     ("micro_batch", "batch_size"): (("batch_size=10", "micro_batch=4"), "4"),
     ("objective.loss", "space"): (("space=latent",), "latent"),
     ("objective.perceptual", "objective.loss"): (("objective={loss: flow, perceptual: vae}",), "vae"),

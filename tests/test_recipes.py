@@ -40,7 +40,7 @@ def values(key: dict[str, Any]) -> st.SearchStrategy[Any]:
     bounds = {"min_value": key.get("minimum"), "max_value": key.get("maximum")}
     text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
     return {
-        "integer": st.integers(**{**bounds, "max_value": 2**40}),
+        "integer": st.integers(bounds["min_value"], key.get("maximum", 2**40)),
         "number": st.floats(
             **{**bounds, "min_value": key.get("exclusiveMinimum", bounds["min_value"])},
             exclude_min="exclusiveMinimum" in key,
@@ -65,6 +65,7 @@ def allowed(data: dict[str, Any]) -> dict[str, Any]:
         "save": "model",
         "trackers": ["wandb"],
     }
+    data["data"] |= {"flip": 0.0, "crop": "lanczos"}
     data["micro_batch"] = data.get("micro_batch") and data.get("batch_size", 32)
     data.get("optimizer", {}).pop("decay_from", None)
     data.get("optimizer", {}).pop("betas", None)
@@ -72,6 +73,8 @@ def allowed(data: dict[str, Any]) -> dict[str, Any]:
     data.get("trainable", {}).pop("dropout", None)
     data.get("objective", {}).pop("perceptual", None)
     data.get("objective", {}).pop("terms", None)
+    data.get("objective", {}).pop("repa", None)
+    data.get("ema", {}).pop("decay", None)
     if data.get("precision") == "fp16":
         data.get("optimizer", {}).pop("name", None)
     if "validation" in data:
@@ -177,7 +180,12 @@ def test_overrides() -> None:
     assert recipe.previews.prompts == ("a", "b=c")
     assert recipe.data.sources[0].model_dump() == {"kind": "demo", "weight": 1.0, "count": 5}
     changed = load(SMALL, "data.sources.0={kind: folder, path: photos}", "data.sources.0.weight=2")
-    assert changed.data.sources[0].model_dump() == {"kind": "folder", "weight": 2.0, "path": Path("photos")}
+    assert changed.data.sources[0].model_dump() == {
+        "kind": "folder",
+        "weight": 2.0,
+        "path": Path("photos"),
+        "captions": "files",
+    }
 
 
 def test_an_override_leaves_aliases_alone() -> None:

@@ -54,6 +54,8 @@ def test_options_in_comments_are_keys(name: str, tmp_path: Path) -> None:
 
 TRANSFORMERS = {
     "tiny-klein": "Flux2Transformer2DModel",
+    "jit-tiny": "JiTTransformer2DModel",
+    "jit-h16-imagenet": "JiTTransformer2DModel",
     "flux2-klein-4b": "Flux2Transformer2DModel",
     "flux2-klein-9b": "Flux2Transformer2DModel",
     "sd3.5-medium": "SD3Transformer2DModel",
@@ -123,6 +125,20 @@ def test_klein_9b_has_the_settings_of_the_paper() -> None:
     assert (noise.mean, noise.std, noise.shift) == (0, 1, 17)
     assert (recipe.ema.gamma, recipe.ema.start) == (7, 100)
     assert (recipe.objective.perceptual, recipe.objective.kappa) == ("lpips", 0.3)
+
+
+def test_jit_h16_has_the_settings_of_the_paper() -> None:
+    recipe = load_recipe("jit-h16-imagenet", ("data.sources.0={kind: demo}",))
+    network, optimizer, noise, data = recipe.network, recipe.optimizer, recipe.noise, recipe.data
+    assert (network.size, network.patch, network.resolution, network.rank) == ("H", 16, 256, 8)
+    assert (network.color, network.num_images, data.flip, data.crop) == ("srgb", 10_000, 0.5, "adm")
+    assert (optimizer.name, optimizer.learning_rate, optimizer.betas) == ("adamw", 2e-4, (0.9, 0.95))
+    assert (optimizer.weight_decay, optimizer.clip, optimizer.decay) == (0, None, "constant")
+    assert (recipe.batch_size, recipe.steps, optimizer.warmup) == (1024, 600 * 1251, 5 * 1251)
+    assert (noise.mean, noise.std, noise.shift, data.prompt_dropout) == (0.8, 0.8, 1, 0.1)
+    assert (recipe.ema.kind, recipe.ema.decay, recipe.ema.start) == ("constant", 0.9999, 0)
+    assert (recipe.objective.loss, recipe.objective.weight, recipe.objective.sigma_floor) == ("flow", 1, 0.05)
+    assert (recipe.precision, recipe.gradient_checkpointing, recipe.compile) == ("bf16", True, True)
 
 
 def test_the_shift_of_sd35_comes_from_the_lift() -> None:

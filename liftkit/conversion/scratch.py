@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,11 @@ from liftkit.color import SRGB, ColorSpace, Oklab, to_signed
 from liftkit.conversion.card import ASYMFLOW, pipeline_file
 from liftkit.conversion.networks import NETWORKS, Shape
 from liftkit.data import demo
-from liftkit.data.images import batches, open_images
+from liftkit.data.captioned import CaptionedFolder, DemoCaptioned
+from liftkit.data.images import check_folder
+from liftkit.data.pictures import PictureError
+from liftkit.data.source import CaptionedSource
+from liftkit.embedded import DEMO
 from liftkit.errors import UsageError
 from liftkit.fit.moments import TokenMoments
 from liftkit.fit.pca import fit_pca
@@ -35,11 +40,11 @@ from liftkit.models.registry import architecture, lifted_class
 from liftkit.models.spec import Architecture
 from liftkit.options import InitOptions
 from liftkit.progress import Observer, Silent
+from liftkit.tally import Tally
 from liftkit.tokens import patchify, token_order
 
 SAMPLING = {"num_train_timesteps": 1000, "shift": 1.0, "lift_scale": 1.0, "use_dynamic_shifting": False}
 MOST_CLASSES = 1_000_000
-TOGETHER = 64
 
 
 class Begun:
@@ -212,17 +217,25 @@ def patch_moments(options: InitOptions, shape: Shape, color: ColorSpace, observe
     Raises:
         UsageError: if there is no usable image.
     """
-    assert options.images is not None
-    source = open_images(options.images, options.num_images, options.seed)
-    dim = 3 * shape.patch**2
-    moments = TokenMoments(1, dim)
-    with observer.stage("init: reading images", len(source), "images") as advance:
-        for places, images in batches(source.images(shape.resolution, shape.patch), TOGETHER):
-            tokens = patchify(color.encode(to_signed(images)).double(), shape.patch)
-            moments.update(tokens[..., :1], tokens)
-            advance(len(places))
+    dim, size = 3 * shape.patch**2, (shape.resolution, shape.resolution)
+    source = _source(options)
+    order = np.random.Generator(np.random.PCG64(options.seed)).permutation(len(source))[: options.num_images].tolist()
+    moments, tally = TokenMoments(1, dim), Tally("images")
+    with observer.stage("init: reading images", len(order), "images") as advance:
+        for place in order:
+            try:
+                image = source.image(place, size)
+                tally.use()
+            except PictureError as error:
+                tally.leave_out(error.name, error.reason)
+            else:
+                tokens = patchify(color.encode(to_signed(image[None])).double(), shape.patch)
+                moments.update(tokens[..., :1], tokens)
+            advance(1)
+    if tally.lost:
+        observer.note(tally.summary())
     if not moments.count:
-        raise UsageError(f"--images {options.images}: no usable image: {source.tally.reasons()}")
+        raise UsageError(f"--images {options.images}: no usable image: {tally.reasons()}")
     mirror = torch.arange(dim).reshape(3, shape.patch, shape.patch).flip(2).flatten()
     mirrored = TokenMoments(1, dim)
     mirrored.count, mirrored.images = moments.count, 0
@@ -233,6 +246,15 @@ def patch_moments(options: InitOptions, shape: Shape, color: ColorSpace, observe
         mirrored.pixel_gram[:1],
     )
     return moments + mirrored
+
+
+def _source(options: InitOptions) -> CaptionedSource:
+    """The images, brought to a size as training does it."""
+    assert options.images is not None
+    if options.images == DEMO:
+        return DemoCaptioned(options.num_images, seed=options.seed)
+    check_folder(Path(options.images).expanduser(), f"--images {options.images}", "give a folder of images, or 'demo'")
+    return CaptionedFolder(options.images)
 
 
 def _write(

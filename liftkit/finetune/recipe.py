@@ -128,6 +128,11 @@ RULES = (
         "a new model has nothing to be compared with nor to adapt: it needs objective.loss flow and trainable.mode full",
     ),
     Rule(
+        ("objective.repa", "objective.loss", "trainable.mode"),
+        lambda repa, loss, mode: repa == 0 or (loss == "flow" and mode == "full"),
+        "objective.repa trains another part beside the network: it needs objective.loss flow and trainable.mode full",
+    ),
+    Rule(
         ("trainable.open", "space"),
         lambda opened, space: opened == 0 or space == "pixel",
         "trainable.open is about pixels; space latent takes 0",
@@ -192,10 +197,7 @@ class Recipe(Section):
 
     model: Annotated[
         Text,
-        Field(
-            description="A converted folder, a latent one, a Hub id, `demo`, the embedded model, or `new`, one that is made from "
-            "nothing as the section `network` says."
-        ),
+        Field(description="A converted folder, a latent one, a Hub id, `demo`, or `new` (see `network`)."),
     ]
     network: Annotated[Network, Field(description="What a new model is, as `liftkit init` makes it.")] = Network()
     adapter: Annotated[

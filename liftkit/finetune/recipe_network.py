@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
-from pydantic import Field, create_model
+from pydantic import Field, PlainValidator, WithJsonSchema, create_model
 
 from liftkit.finetune.recipe_sections import File, Section
-from liftkit.options import InitOptions
+from liftkit.options import InitOptions, rank_or_auto
 
 NEW = "new"
 """The word for a new model in the place of a folder."""
+
+
+def _rank(value: object) -> object:
+    if value != "auto" and (type(value) is not int or value < 0):
+        raise ValueError(f"expected a whole number, at least 0, or auto, found {str(value)[:60]}")
+    return value
+
+
+Rank = Annotated[
+    Any,
+    PlainValidator(_rank),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0}, {"const": "auto", "type": "string", "enum": ["auto"]}]}
+    ),
+]
 
 
 class _Network(Section):
@@ -30,8 +45,8 @@ def _fields() -> dict[str, Any]:
         if each.name in ("seed", "overwrite"):
             continue
         kind, option = get_args(hints[each.name])
-        kind = File | None if Path in get_args(kind) else kind
-        bounds = {"ge": option.min, "le": option.max} if get_args(kind) != (int, Literal["auto"]) else {}
+        kind = File | None if Path in get_args(kind) else Rank if option.parse is rank_or_auto else kind
+        bounds = {} if kind is Rank else {"ge": option.min, "le": option.max}
         found[each.name] = (kind, Field(default=each.default, description=option.help, **bounds))
     return found
 

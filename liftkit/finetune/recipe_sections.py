@@ -288,6 +288,13 @@ class Objective(Section):
     ] = "none"
     perceptual_weight: Annotated[float, Field(ge=0, description="Weight of the perceptual term.")] = 1.0
     adversarial: Annotated[float, Field(ge=0, description="Weight of an adversarial term; 0: none.")] = 0.0
+    repa: Annotated[float, Field(ge=0, description="Weight of REPA: JiT's hidden tokens follow DINOv2's; 0: none.")] = (
+        0.0
+    )
+    repa_block: Annotated[int, Field(ge=1, description="Blocks behind which the tokens of REPA are taken.")] = 8
+    repa_encoder: Annotated[
+        Text, Field(description="DINOv2 of REPA: a folder that transformers reads, or a Hub id.")
+    ] = "facebook/dinov2-base"
     terms: Annotated[
         dict[Text, float],
         Field(description="Weights of loss terms of your own, by the name that they are registered by."),

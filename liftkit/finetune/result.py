@@ -14,6 +14,7 @@ from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.record import read_record, versions
 from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.repa import without_projector
 from liftkit.finetune.trainee import Trainee
 from liftkit.formats.merging import write_merged
 from liftkit.models.adapter import LORA_A, LORA_B, Adapter, compact
@@ -29,7 +30,7 @@ def learned_adapter(recipe: Recipe, trainee: Trainee, values: dict[str, Tensor],
     """
     weights = trainee.folder.weights("transformer")
     tensors = {}
-    for name, value in values.items():
+    for name, value in without_projector(values).items():
         key = _stored_name(name)
         weight = key.replace(LORA_A, ".weight").replace(LORA_B, ".weight")
         stored = weights.read(weight)
@@ -57,6 +58,8 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data that may be published: of paths the name alone."""
     plain = recipe.model_dump(mode="json")
     plain["output"], plain["model"] = Path(plain["output"]).name, Path(plain["model"]).name
+    for key in ("classes", "images", "subspace"):
+        plain["network"][key] = plain["network"][key] and Path(plain["network"][key]).name
     plain["adapter"] = None if plain["adapter"] is None else Path(plain["adapter"]).name
     plain["data"]["cache"] = None
     for source in plain["data"]["sources"]:

@@ -165,8 +165,11 @@ def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
     # accelerate keeps the precision of a process's first run for all that follow; each of ours has its own.
     AcceleratorState._reset_state()
 
+    # REPA's part is no part of the forward, and would be taken for unused.
     handlers = [
-        DistributedDataParallelKwargs(find_unused_parameters=recipe.trainable.mode == "full"),
+        DistributedDataParallelKwargs(
+            find_unused_parameters=recipe.trainable.mode == "full" and not recipe.objective.repa
+        ),
         InitProcessGroupKwargs(timeout=ENCODING),
     ]
     try:

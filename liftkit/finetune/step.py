@@ -91,6 +91,7 @@ class Objective:
         lift: A and s; None in latent space.
         perceptual: see :mod:`liftkit.finetune.perceptual`.
         adversary: adds its term where a recipe asks for one.
+        repa: the same; see :mod:`liftkit.finetune.repa`.
     """
 
     recipe: Recipe
@@ -99,6 +100,7 @@ class Objective:
     lift: Lift | None
     perceptual: Perceptual | None = None
     adversary: Any = None
+    repa: Any = None
 
     def state(self, batch: Batch) -> Tensor:
         """What the student models: images in the color space, or latents."""
@@ -136,6 +138,9 @@ class Objective:
         if self.adversary is not None and self.lift is not None:
             term, judged = self.adversary(to_signed(batch.images), self.lift.color.decode(recall.denoised), sigma)
             loss, metrics["adversarial"] = loss + choice.adversarial * term, term.detach()
+        if self.repa is not None:
+            term = self.repa(to_signed(batch.images))
+            loss, metrics["repa"] = loss + choice.repa * term, term.detach()
         for name, weight in choice.terms.items():
             term = TERMS[name](recall.denoised, x0, sigma)
             loss, metrics[name] = loss + weight * term, term.detach()

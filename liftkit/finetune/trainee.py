@@ -19,6 +19,7 @@ from liftkit.errors import UsageError
 from liftkit.finetune.network import Network, original_modules
 from liftkit.finetune.opening import opening_columns
 from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.repa import attach, load_encoder
 from liftkit.finetune.stages import default_modules
 from liftkit.lift import Lift
 from liftkit.models.detail_head import HEAD, DetailHead, add_head, in_head
@@ -110,6 +111,8 @@ def make_trainee(
             frozen.detail_head = None
     _give_head(recipe, transformer)
     pretrained = dict(transformer.named_modules())
+    if recipe.objective.repa:
+        attach(transformer, load_encoder(recipe.objective.repa_encoder).config.hidden_size, recipe.seed)
     learns = _choose(recipe, spec, transformer)
     if originals is not None and frozen is None:
         # Whatever learns in full is exchanged, or the reference would learn with it.

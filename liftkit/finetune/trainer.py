@@ -21,6 +21,7 @@ from liftkit.finetune.interrupt import Interrupt
 from liftkit.finetune.network import Reference, compile_blocks, connect
 from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, set_rate, step_scaled
 from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.repa import Repa, load_encoder
 from liftkit.finetune.resume import Resumption
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.sharding import keep_apart, set_sharding, share_gradients
@@ -124,7 +125,10 @@ class Trainer:
         reference = Reference(latent, lift) if asymmetric and latent is not None and lift is not None else None
         adversary = Adversary(recipe, device) if recipe.objective.adversarial else None
         perceptual = make_perceptual(recipe.objective.perceptual, vae, str(device))
-        self.objective = Objective(recipe, student, reference, lift, perceptual, adversary)
+        repa = None
+        if recipe.objective.repa:
+            repa = Repa(trainee.transformer, load_encoder(recipe.objective.repa_encoder), recipe.objective.repa_block)
+        self.objective = Objective(recipe, student, reference, lift, perceptual, adversary, repa)
         self.ahead = Ahead(self.lifted, self._rows(), device, lift is not None)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
