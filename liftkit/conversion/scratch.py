@@ -28,7 +28,7 @@ from liftkit.conversion.networks import NETWORKS, Shape
 from liftkit.data import demo
 from liftkit.data.captioned import CaptionedFolder, DemoCaptioned
 from liftkit.data.images import check_folder
-from liftkit.data.pictures import PictureError
+from liftkit.data.picture_errors import PictureError
 from liftkit.data.source import CaptionedSource
 from liftkit.embedded import DEMO
 from liftkit.errors import UsageError

@@ -312,9 +312,7 @@ class Ema(Section):
     gamma: Annotated[float, Field(gt=0, description="Exponent of the power function; a larger one forgets sooner.")] = (
         7.0
     )
-    decay: Annotated[
-        float, Field(ge=0, lt=1, description="Share that the constant kind keeps at each step.")
-    ] = 0.9999
+    decay: Annotated[float, Field(ge=0, lt=1, description="Share that the constant kind keeps at each step.")] = 0.9999
     start: Annotated[int, Field(ge=0, description="Step at which the running mean begins.")] = 100
 
 
