@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from liftkit.checkpoint.text import printable
-from liftkit.progress import Advance
+from liftkit.progress import Advance, size
 
 EVERY = 15.0
 """Seconds between plain lines; as long a wait for slow work to advance is a line too."""
@@ -235,12 +235,3 @@ def clock_text(seconds: float | None) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"

@@ -16,9 +16,9 @@ from rich.text import Text
 from liftkit.checkpoint.files import output_file, write_text
 from liftkit.checkpoint.text import printable
 from liftkit.cli import bars
-from liftkit.cli.bars import size as size
 from liftkit.cli.terminal import SafeConsole
 from liftkit.options import Option
+from liftkit.progress import size as size
 from liftkit.tally import Tally
 
 

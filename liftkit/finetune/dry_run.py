@@ -27,6 +27,7 @@ from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Trainer
 from liftkit.formats.asymflow_adapter import export_problem
 from liftkit.progress import Observer, Silent
+from liftkit.progress import size as _bytes
 from liftkit.tally import Tally, combined
 
 DECODED = 1000
@@ -244,11 +245,3 @@ def span(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
