@@ -275,7 +275,7 @@ def judged(images: Tensor, reference: Tensor) -> dict[str, float]:
     """What the oracle reads, and distances to held-out images."""
     from liftkit.data.oracle import load_oracle
     from liftkit.evaluate.features import texture_features
-    from liftkit.evaluate.patches import frechet_distance, patch_frechet
+    from liftkit.evaluate.patches import frechet, gaussian, patch_frechet
 
     oracle = load_oracle()
     with torch.no_grad():
@@ -284,8 +284,8 @@ def judged(images: Tensor, reference: Tensor) -> dict[str, float]:
         features = [torch.cat([oracle.features(p) for p in each.split(256)]) for each in (images, reference)]
     return {
         "digit": (read == wanted).float().mean().item(),
-        "oracle_frechet": frechet_distance(features[0].double(), features[1].double()),
-        "texture_frechet": frechet_distance(texture_features(images).double(), texture_features(reference).double()),
+        "oracle_frechet": frechet(*map(gaussian, features)),
+        "texture_frechet": frechet(gaussian(texture_features(images)), gaussian(texture_features(reference))),
         "patch_frechet": patch_frechet(images, reference),
     }
 
