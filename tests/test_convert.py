@@ -222,10 +222,15 @@ def test_license_is_inherited(klein: Path, image_folder: Path, tmp_path: Path) -
         ("file.safetensors", "a single file"),
         ("../escape/../none", "no such folder"),
         ("org/unknown-model", "the Hub did not give it"),
+        ("model/transformer", "it is a component, did you mean"),
+        ("modular", "it is a modular one"),
     ],
 )
 def test_a_path_that_is_no_model(where: str, expected: str, cli: Cli, image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file.safetensors").write_bytes(b"x")
+    for file in ("model/model_index.json", "model/transformer/config.json", "modular/modular_model_index.json"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("{}")
     name = where if where.startswith("org/") else str(tmp_path / where)
     failed(cli("convert", name, "--images", image_folder, "-o", tmp_path / "out"), expected)
     assert not (tmp_path / "out").exists()

@@ -131,6 +131,13 @@ def _open(path: Path, source: str) -> ModelFolder:
     if not (path / "model_index.json").is_file():
         inner = [p.parent.name for p in sorted(path.glob("*/model_index.json"))]
         hint = f"; did you mean {path / inner[0]}?" if inner else ""
+        if (path.absolute().parent / "model_index.json").is_file():
+            hint = f"; it is a component, did you mean {path.absolute().parent}?"
+        if (path / "modular_model_index.json").is_file():
+            hint = (
+                ", it is a modular one: in memory liftkit.convert_transformer lifts its transformer, commands need a whole "
+                "pipeline's folder"
+            )
         if lora_folder(path):
             hint = f"; it holds a LoRA: {lora_advice(source)}"
         raise UsageError(f"{source}: no diffusers pipeline: model_index.json is missing{hint}")

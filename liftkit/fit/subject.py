@@ -181,7 +181,7 @@ def _check_model(folder: ModelFolder) -> tuple[Architecture, dict[str, Any], int
     if channels * patch * patch != size:
         raise UsageError(
             f"{folder.source}: the transformer's tokens have {size} numbers, the VAE's latents give "
-            f"{channels} x {patch} x {patch} = {channels * patch * patch}; inpainting and control variants are not supported"
+            f"{channels} x {patch} x {patch} = {channels * patch * patch}; does the VAE belong to it?"
         )
     _check_flow(folder)
     _check_pipeline(folder)
