@@ -19,6 +19,7 @@ from PIL import Image
 from liftkit.data.captioned import CaptionedFolder, WebDataset
 from liftkit.data.captions import plain_name
 from liftkit.data.metadata import Metadata, read_metadata
+from liftkit.data.picture_files import MASK
 from liftkit.data.training import TrainingData
 from liftkit.errors import UsageError
 from liftkit.tally import Tally
@@ -70,10 +71,27 @@ def test_files_beside_pictures(tmp_path: Path) -> None:
         draw(tmp_path / picture)
         (tmp_path / text).write_text(content)
     (tmp_path / "a.caption").write_text("not taken: .txt goes first")
+    (tmp_path / "a.TXT").write_text("not taken: endings in small letters go first")
     source = CaptionedFolder(tmp_path)
     found = captions(source)
     assert [found[name] for name in texts] == ["one", "two", "three", "four", "five", "six", "seven"]
-    assert source.texts[1].left_out == {"beside another one that is taken": {"a.caption": None}}
+    assert source.texts[1].left_out == {"beside another one that is taken": {"a.TXT": None, "a.caption": None}}
+
+
+def test_masks_of_other_trainers_are_no_pictures(tmp_path: Path) -> None:
+    masks = {"a-masklabel.png", "a-condlabel.png", "b_mask.jpg", "x/c-MASK.png"}
+    for name in {"a.png", "b.png", "x/c.webp", "d_mask.png", "x/_mask.png", *masks}:
+        draw(tmp_path / name)
+    source = CaptionedFolder(tmp_path)
+    assert set(captions(source)) == {"a.png", "b.png", "x/c.webp", "d_mask.png", "x/_mask.png"}
+    assert set(source.tally.left_out[MASK]) == masks
+
+
+def test_where_a_file_stops_being_text_is_named(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_bytes(b"file_name,text\na.png,caf\xe9\n")
+    with pytest.raises(UsageError, match="at byte 24"):
+        CaptionedFolder(tmp_path)
 
 
 def test_text_in_every_encoding(tmp_path: Path) -> None:

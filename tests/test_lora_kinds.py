@@ -493,3 +493,18 @@ def test_any_name_is_a_part_or_is_none(key: str) -> None:
     assert part is None or (key.startswith(part.stem) and part.stem)
     assert isinstance(kinds_of_change([key]), list)
     assert "\n" not in shown(key)
+
+
+def test_a_lora_that_changes_nothing_is_noted(converted: dict[str, Path], cli: Cli, tmp_path: Path) -> None:
+    rows, columns = 32, 32
+    state = {
+        f"transformer.{QUERY}.lora_A.weight": rand(2, columns),
+        f"transformer.{QUERY}.lora_B.weight": rand(rows, 2),
+    }
+    for name, factor in (("trained", 1.0), ("fresh", 0.0)):
+        state[f"transformer.{QUERY}.lora_B.weight"] *= factor
+        save_file(state, tmp_path / f"{name}.safetensors")
+        source, output = tmp_path / f"{name}.safetensors", tmp_path / f"{name}-out.safetensors"
+        code, out, err = cli("import", source, "--base", converted["flux2"], "-o", output)
+        assert code == 0, err
+        assert ("this LoRA changes nothing" in out + err) == (name == "fresh")

@@ -126,10 +126,11 @@ def stream_lines(file: IO[bytes], where: str) -> Iterator[str]:
     pieces: list[str] = []
     length = 0
     while True:
+        begun = done - len(decoder.getstate()[0])  # a character may have begun in the part before
         try:
             text = decoder.decode(part, final=not part)
         except UnicodeDecodeError as error:
-            raise UsageError(_no_text(where, error.reason, f"after byte {done}")) from error
+            raise UsageError(_no_text(where, error.reason, f"at byte {begun + error.start}")) from error
         *ended, rest = text.split("\n")
         for each in ended:
             number += 1

@@ -20,6 +20,7 @@ SIDECARS = (".txt", ".caption", ".json", ".cls")
 """Endings of files beside a picture that hold its caption, the first that is there."""
 WITHOUT = "without text, caption or prompt"
 NOT_TAKEN = "of a kind that is not read"
+TAKEN_TWICE = "beside another one that is taken"
 CAPTION_LIMIT = 1024 * 1024
 """Bytes of a caption's file at most."""
 
@@ -122,10 +123,14 @@ def sidecars(pictures: Iterable[str], others: Iterable[str]) -> tuple[dict[str, 
         The other file by picture; and why those are left out that could hold a caption and are not taken.
     """
     by_stem: dict[str, dict[str, str]] = {}
-    for name in others:
+    doubles = {}
+    # Endings in small letters first, where a.txt and a.TXT are both there.
+    for name in sorted(others, key=lambda name: (name != name.lower(), name)):
         stem, dot, ending = name.rpartition(".")
         if dot and f".{ending.lower()}" in SIDECARS:
-            by_stem.setdefault(stem, {})[f".{ending.lower()}"] = name
+            first = by_stem.setdefault(stem, {}).setdefault(f".{ending.lower()}", name)
+            if first != name:
+                doubles[name] = TAKEN_TWICE
     taken: dict[str, str] = {}
     claimed: set[str] = set()
     for picture in pictures:
@@ -137,12 +142,12 @@ def sidecars(pictures: Iterable[str], others: Iterable[str]) -> tuple[dict[str, 
                     # The longer name, a.png.txt, can mean this picture alone.
                     taken.setdefault(picture, found)
     used = set(taken.values())
-    left = {}
+    left = doubles
     for name in (name for names in by_stem.values() for name in names.values() if name not in used):
         if name not in claimed:
             left[name] = "that belong to no picture"
         elif not name.lower().endswith(".json"):  # beside a text that is the rule, and holds other things
-            left[name] = "beside another one that is taken"
+            left[name] = TAKEN_TWICE
     return taken, left
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from liftkit.data.pictures import open_picture_file
 from liftkit.tally import Tally
 
 HIDDEN = "hidden, or another program's"
+MASK = "a mask of the picture beside it, by its name"
+_MASK = re.compile(r"[-_](?:mask|masklabel|condlabel)$", re.IGNORECASE)
 _FOREIGN = {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
 _FOREIGN_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
@@ -54,6 +57,7 @@ def scan(root: Path) -> Folder:
     found = Folder(root)
     seen: set[tuple[int, int]] = set()
     _walk(root, found, seen)
+    _leave_out_masks(found)
     found.pictures.sort()
     found.others.sort()
     return found
@@ -82,6 +86,16 @@ def _walk(folder: Path, found: Folder, seen: set[tuple[int, int]]) -> None:
                     waiting.append(path)
             else:
                 _file(path, found)
+
+
+def _leave_out_masks(found: Folder) -> None:
+    """Take ``a_mask.png`` for a mask where there is a picture ``a``: trainers that have masks keep them so."""
+    stems = {path.with_suffix("") for path in found.pictures}
+    whose = {path: _MASK.sub("", path.stem) for path in found.pictures}
+    masks = [path for path, of in whose.items() if of not in ("", path.stem) and path.with_name(of) in stems]
+    for path in sorted(masks):
+        found.tally.leave_out(_name(path, found), MASK)
+        found.pictures.remove(path)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

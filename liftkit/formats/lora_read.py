@@ -292,6 +292,8 @@ class _Reader:
             for base in bases:
                 up = self.state[f"{base}.lora_B.weight"]
                 self.state.setdefault(f"{base}.lora_B.bias", torch.zeros(len(up), dtype=up.dtype))
+        if not any(self.state[f"{base}.lora_B.weight"].float().any() for base in bases):
+            self.notes.append("every lora_B is zero, as before training: this LoRA changes nothing")
 
     def _leave_out(self, key: str, reason: str) -> None:
         self.tally.leave_out(printable(key[:160]), reason)
