@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import liftkit
 from liftkit.checkpoint.components import read_component
 from liftkit.checkpoint.model import find_model
+from liftkit.checkpoint.weights import read_weights
 from liftkit.conversion.audit import audit
 from liftkit.conversion.plan import make_plan
 from liftkit.embedded import TINY_KLEIN, TINY_PIXEL
@@ -131,6 +134,32 @@ def test_variants_of_any_components_load_before_and_after(
         assert all(torch.equal(have[key], value) for key, value in want.items())
     assert load.load_latent_vae(find_model(str(output))).state_dict().keys() == stock.vae.state_dict().keys()
     assert audit(output, str(klein)).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("klein.safetensors", "rename it to diffusion_pytorch_model.safetensors"),
+        ("diffusion_pytorch_model-00001-of-00002.safetensors", "fetch the model again"),
+        ("klein-Q4.gguf", "klein-Q4.gguf is unfinished or of another format"),
+        ("diffusion_pytorch_model.safetensors.incomplete", "is unfinished or of another format"),
+    ],
+)
+def test_weights_under_another_name_are_named(name: str, said: str, klein: Path, tmp_path: Path) -> None:
+    shutil.copytree(klein, tmp_path / "model")
+    weights = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name(name))
+    with pytest.raises(UsageError, match=re.escape(said)):
+        read_weights(weights.parent)
+
+
+def test_integers_in_the_place_of_weights_are_refused(klein: Path, tmp_path: Path) -> None:
+    shutil.copytree(klein / "transformer", tmp_path / "transformer")
+    file = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    save_file({**state, "context_embedder.weight": state["context_embedder.weight"].int()}, file)
+    with pytest.raises(UsageError, match=r"integers \(I32\), such as tensor 'context_embedder.weight'"):
+        read_weights(file.parent)
 
 
 def test_another_variant_beside_the_plain_weights_stays_behind_and_is_named(klein: Path, tmp_path: Path) -> None:

@@ -224,14 +224,23 @@ def test_license_is_inherited(klein: Path, image_folder: Path, tmp_path: Path) -
         ("org/unknown-model", "the Hub did not give it"),
         ("model/transformer", "it is a component, did you mean"),
         ("modular", "it is a modular one"),
+        ("models--a--b", "did you mean"),
+        ("comfy", "it holds flux.safetensors, a single file"),
+        ("old", "it holds model.ckpt, a single file, no folder: a pickle"),
+        ("https://huggingface.co/org/name/tree/main", "did you mean the Hub id org/name?"),
+        ("hf://org/name", "did you mean the Hub id org/name?"),
     ],
 )
 def test_a_path_that_is_no_model(where: str, expected: str, cli: Cli, image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file.safetensors").write_bytes(b"x")
-    for file in ("model/model_index.json", "model/transformer/config.json", "modular/modular_model_index.json"):
+    files = ("model/model_index.json", "model/transformer/config.json", "modular/modular_model_index.json")
+    for file in (*files, "models--a--b/snapshots/1f/model_index.json"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("{}")
-    name = where if where.startswith("org/") else str(tmp_path / where)
+    for file, content in (("comfy/flux.safetensors", b"\x02" + 7 * b"\0" + b"{}"), ("old/model.ckpt", b"PK\x03\x04")):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_bytes(content)
+    name = where if where.startswith(("org/", "h")) else str(tmp_path / where)
     failed(cli("convert", name, "--images", image_folder, "-o", tmp_path / "out"), expected)
     assert not (tmp_path / "out").exists()
 

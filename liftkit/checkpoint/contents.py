@@ -58,7 +58,7 @@ _QUANTIZED: tuple[tuple[str, str], ...] = (
     ("scaled by ComfyUI", r"\.comfy_quant"),
     ("scaled 8 bits", r"(?:.*\.)?(?:scale_weight|weight_scale(?:_inv)?|scale_input|input_scale|scaled_fp8)"),
 )
-_PLAIN_INTEGERS = ("BOOL", "U8", "I8")
+_PLAIN_INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 
 # What a file may hold in place of a transformer, by names of tensors: most of a VAE's or a text encoder's are such, and some of
 # a network's that steers a transformer, whose other names are the transformer's own.

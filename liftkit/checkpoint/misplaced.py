@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 
 from liftkit.checkpoint.contents import kinds_of_change, no_transformer, quantization
 from liftkit.checkpoint.header import read_header
 from liftkit.errors import UsageError
 
+_WEIGHTS = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
+_ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)([\w.-]+/[\w.-]+)")
 _LORA_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 
 
@@ -17,7 +20,10 @@ def misplaced(source: str) -> str:
     """In words, after a colon: what a file is, or that there is nothing, and what to do instead."""
     path = Path(os.path.expanduser(source))
     if not path.exists():
-        like_file = path.suffix in (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
+        address = _ADDRESS.match(source)
+        if address is not None:
+            return f"an address; did you mean the Hub id {address[1]}?"
+        like_file = path.suffix in _WEIGHTS
         what = "no such file" if like_file else "no such folder, and no Hub id of the form organization/name"
         return f"{what}{near(path)}"
     for folder, file, what in (
@@ -41,6 +47,24 @@ def misplaced(source: str) -> str:
     if other:
         return f"a single file: {other}"
     return f"a single file; liftkit import {source} --config MODEL -o FOLDER makes a diffusers folder of it"
+
+
+def no_pipeline(path: Path, source: str) -> str:
+    """After what was said of it: what a folder without model_index.json is, and what to do instead; empty if nothing shows it."""
+    inner = sorted(path.glob("*/model_index.json")) or sorted(path.glob("snapshots/*/model_index.json"))
+    if lora_folder(path):
+        return f"; it holds a LoRA: {lora_advice(source)}"
+    if (path / "modular_model_index.json").is_file():
+        return (
+            ", it is a modular one: in memory liftkit.convert_transformer lifts its transformer, commands need a whole "
+            "pipeline's folder"
+        )
+    if inner:
+        return f"; did you mean {inner[0].parent}?"
+    if (path.absolute().parent / "model_index.json").is_file():
+        return f"; it is a component, did you mean {path.absolute().parent}?"
+    files = [file for file in sorted(path.iterdir()) if file.suffix in _WEIGHTS]
+    return f"; it holds {files[0].name}, {misplaced(str(files[0]))}" if len(files) == 1 else ""
 
 
 def lora_advice(source: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from liftkit.checkpoint.classes import check_classes
 from liftkit.checkpoint.files import reason
-from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
+from liftkit.checkpoint.misplaced import misplaced, no_pipeline
 from liftkit.checkpoint.text import check_unmarked
 from liftkit.checkpoint.text import read_json as read_json
 from liftkit.checkpoint.weights import STEM as STEM
@@ -129,17 +129,7 @@ def is_hub_id(model: str) -> bool:
 
 def _open(path: Path, source: str) -> ModelFolder:
     if not (path / "model_index.json").is_file():
-        inner = [p.parent.name for p in sorted(path.glob("*/model_index.json"))]
-        hint = f"; did you mean {path / inner[0]}?" if inner else ""
-        if (path.absolute().parent / "model_index.json").is_file():
-            hint = f"; it is a component, did you mean {path.absolute().parent}?"
-        if (path / "modular_model_index.json").is_file():
-            hint = (
-                ", it is a modular one: in memory liftkit.convert_transformer lifts its transformer, commands need a whole "
-                "pipeline's folder"
-            )
-        if lora_folder(path):
-            hint = f"; it holds a LoRA: {lora_advice(source)}"
+        hint = no_pipeline(path, source)
         raise UsageError(f"{source}: no diffusers pipeline: model_index.json is missing{hint}")
     check_unmarked(path / "model_index.json")
     index = read_json(path / "model_index.json")

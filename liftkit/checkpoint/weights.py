@@ -138,11 +138,14 @@ def _no_weights(folder: Path, stem: str, variants: list[str]) -> str:
         )
     shards = [name for name in names if name.endswith(".safetensors")]
     if shards:
-        return (
-            f"{folder}: neither {stem}.safetensors nor an index {stem}.safetensors.index.json beside {shards[0]}; "
-            "fetch the model again"
-        )
-    return f"{folder}: {stem}.safetensors is missing; is the model folder complete?"
+        alone = len(shards) == 1 and not re.search(r"-\d+-of-\d+\.", shards[0])
+        what = f"rename it to {stem}.safetensors if it is that" if alone else "fetch the model again"
+        return f"{folder}: neither {stem}.safetensors nor an index {stem}.safetensors.index.json beside {shards[0]}; {what}"
+    others = [
+        name for name in names if name.endswith((".gguf", ".msgpack", ".h5", ".onnx", ".incomplete", ".part", ".aria2"))
+    ]
+    found = f"; {others[0]} is unfinished or of another format" if others else ""
+    return f"{folder}: {stem}.safetensors is missing{found}; is the model folder complete?"
 
 
 def read_known(weights: Weights, name: str) -> Tensor:
