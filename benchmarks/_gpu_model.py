@@ -69,7 +69,7 @@ class Scale:
     images: int = 16
     patch: int = 16
     square: int = 8192
-    conversion: str = "2GB"
+    conversion: str = "500MB"
     rounds: int = 5
 
 

@@ -58,9 +58,10 @@ def run(section: str, scale: Scale, seconds: float, add: Add) -> None:
         add: takes each row.
     """
     end = time.monotonic() + seconds
-    if section.startswith("finetune"):
+    kind, _, side = section.partition("-")
+    if kind in ("finetune", "compiled"):
         sides = sorted(scale.resolutions, reverse=True)
-        finetuning(section, scale, sides[0 if section == "finetune-1024" else 1], end, add)
+        finetuning(section, scale, sides[0 if side == "1024" else 1], end, add, kind == "compiled")
     else:
         {"tests": gpu_tests, "sampling": sampling, "fit": fit, "convert": conversion}[section](scale, end, add)
 
@@ -190,12 +191,12 @@ def _product(scale: Scale) -> Row:
 # ------------------------------------------------------------------------------------------------ 3: finetuning
 
 
-def finetuning(section: str, scale: Scale, side: int, end: float, add: Add) -> None:
-    """Steps of a run beside the bare networks: with and without gradient checkpointing and compilation."""
+def finetuning(section: str, scale: Scale, side: int, end: float, add: Add, compiled: bool) -> None:
+    """Steps of a run beside the bare networks: with and without gradient checkpointing."""
     flops = count_flops(scale, side)
     latent = latent_transformer(scale, device())
     took = 0.0
-    for compiled, checkpointing in ((False, True), (False, False), (True, False), (True, True)):
+    for checkpointing in (True, False):
         title = f"step at {side}" + ", checkpointing" * checkpointing + ", compiled" * compiled
         if time.monotonic() + took > end:
             add(Row(section, title, note="left out: no time"))
@@ -228,6 +229,8 @@ def _largest_batch(
                 raise
             batch //= 2
             continue
+        except RuntimeError as error:
+            raise RuntimeError(f"batch {batch}: {error}") from error
         break
     bare, ours, ratio, peak, first = rows
     work, note = batch * flops.step, f"batch {batch}"
@@ -327,12 +330,13 @@ def conversion(scale: Scale, end: float, add: Add) -> None:
         runs: dict[str, list[dict[str, float]]] = {"cp": [], "liftkit convert": []}
         for turn in range(max(scale.rounds - 2, 1) + 1):
             begun = time.monotonic()
-            for role in runs:
-                found = convert.measure(role, source, source.with_name("out"))
-                # The first round brings files and libraries into the cache.
-                if turn:
-                    runs[role].append(found)
-            if turn and 2 * time.monotonic() - begun > end:
+            found = {role: convert.measure(role, source, source.with_name("out")) for role in runs}
+            took = time.monotonic() - begun
+            # The first round brings files and libraries into the cache; it counts where there is no time for another.
+            if turn or begun + 2.5 * took > end:
+                for role, run in found.items():
+                    runs[role].append(run)
+            if begun + 2.5 * took > end:
                 break
         pairs = list(zip(*([run["seconds"] for run in each] for each in runs.values())))
         ratio = statistics.median(ours / floor for floor, ours in pairs)

@@ -303,7 +303,7 @@ class Elsewhere:
     """Pairs whose VAE says that it is on a GPU: a thread adds them."""
 
     def __init__(self, broken: int | None = None) -> None:
-        device = SimpleNamespace(type="cuda")
+        device = SimpleNamespace(type="mps")
         self.space = SimpleNamespace(vae=SimpleNamespace(device=device), factor=2, channels=4, fingerprint=lambda: "")
         self.broken = broken
 

@@ -89,6 +89,14 @@ class TokenMoments:
             setattr(total, name, getattr(self, name) + getattr(other, name))
         return total
 
+    def to(self, device: torch.device | str) -> TokenMoments:
+        """The same on a device."""
+        result = TokenMoments(self.latent_dim, self.pixel_dim)
+        result.count, result.images = self.count, self.images
+        for name in self.SUMS:
+            setattr(result, name, getattr(self, name).to(device))
+        return result
+
     def save(self, path: str | Path) -> None:
         """Write ``.safetensors``, atomically."""
         from liftkit.checkpoint.files import write_safetensors

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,6 +40,11 @@ class Collection:
     resumed: int = 0
     whole: bool = True
 
+    def on(self, device: torch.device | str) -> Collection:
+        """The same with its moments on a device."""
+        moved = {name: folds.map(lambda moments: moments.to(device)) for name, folds in self.folds.items()}
+        return replace(self, folds=moved)
+
     @property
     def any(self) -> FoldedMoments:
         """The folds of one color space; latents and counts are the same in all."""
@@ -57,7 +62,7 @@ class Pass:
         part: which share of the places this machine takes, from 0, and of how many.
         checkpoint: where to save now and then, and at the end, so that an interrupted fit resumes; whoever has used the
             moments removes it. None does not save.
-        stop: decides now and then whether enough has been seen.
+        stop: decides now and then whether enough has been seen; None never does.
         together: tokens that are added at once, from several batches where images are small; the larger, the less an
             image costs, and the more seldom ``stop`` is asked.
     """
@@ -67,7 +72,7 @@ class Pass:
     latent_patch: int
     part: tuple[int, int] = (0, 1)
     checkpoint: Path | None = None
-    stop: Callable[[Collection], bool] = lambda collection: False
+    stop: Callable[[Collection], bool] | None = None
     together: int = 16384
 
     @property
@@ -91,7 +96,9 @@ def collect(work: Pass, observer: Observer | None = None) -> Collection:
     Raises:
         UsageError: if the VAE makes something that is not finite.
     """
-    collection = _resume(work)
+    # A GPU has what a product needs already; other devices than CUDA's have no float64.
+    device = work.source.space.vae.device
+    collection = _resume(work).on(device if device.type == "cuda" else "cpu")
     index, parts = work.part
     places = range(index, len(work.source), parts)
     with (observer or Silent()).stage("fit: encoding images", len(places), "images") as advance:
@@ -105,12 +112,13 @@ def collect(work: Pass, observer: Observer | None = None) -> Collection:
                 if time.monotonic() - saved > SAVE_SECONDS:
                     _save(work, collection)
                     saved = time.monotonic()
-                if work.stop(collection):
+                if work.stop is not None and work.stop(collection.on("cpu")):
                     break
         except BaseException:
             # Interrupted or broken: what was gathered is kept for the next run.
             _save(work, collection)
             raise
+    collection = collection.on("cpu")
     _save(work, collection)
     return collection
 
@@ -183,13 +191,13 @@ def _check_finite(pair: Pair) -> None:
 def _add(work: Pass, collection: Collection, places: range, indices: Tensor, latents: Tensor, images: Tensor) -> None:
     """Add pairs, and count them as done."""
     collection.whole = False
-    tokens = patchify(latents, work.latent_patch).cpu()
+    device = collection.any.folds[0].cross.device
+    tokens = patchify(latents, work.latent_patch).to(device)
     # Fold by fold, so that what one product needs stays in the cache until it is taken.
     for _, which in collection.any.groups(indices):
-        seen = images[which.to(images.device)]
+        seen, own = images[which.to(images.device)], tokens[which.to(device)]
         for name, folds in collection.folds.items():
-            pixels = patchify(SPACES[name].plain(seen), work.side).cpu()
-            folds.update(tokens[which], pixels, indices[which])
+            folds.update(own, patchify(SPACES[name].plain(seen), work.side).to(device), indices[which])
     collection.done = places.index(int(indices[-1])) + 1
     collection.whole = True
 
@@ -198,7 +206,7 @@ def _save(work: Pass, collection: Collection) -> None:
     if work.checkpoint is None or not collection.whole:
         return
     metadata = {"identity": work.identity(), "part": str(work.part), "done": str(collection.done)}
-    write_folds(work.checkpoint, collection.folds, metadata)
+    write_folds(work.checkpoint, collection.on("cpu").folds, metadata)
 
 
 def _resume(work: Pass) -> Collection:
