@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import liftkit
 from liftkit.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CHANGELOG.md"]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 Cli = Callable[..., tuple[int, str, str]]
 
 
@@ -99,6 +103,16 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_floors_in_contributing_are_those_that_are_checked() -> None:
+    checked = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]["layers"]
+    rows = re.findall(r"^\| (.*?) \| .*\|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    floors = [set(re.findall(r"`(\w+)(?:/|\.py)`", row)) for row in rows][-len(checked) :]
+    for found, layer in zip(floors[:-1], checked[:-1], strict=True):
+        assert found == {name for name in re.split(r" [:|] ", layer) if name != "__main__"}
+    for floor in floors:
+        assert all((ROOT / "liftkit" / name).is_dir() or (ROOT / "liftkit" / f"{name}.py").is_file() for name in floor)
 
 
 def test_readme_shows_the_two_commands() -> None:
