@@ -19,6 +19,7 @@ from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.finetune.run import finetune
 from liftkit.formats.adapters import fuse
+from liftkit.formats.asymflow_adapter import check_exportable, export_problem
 from liftkit.models.adapted import load_pixel_pipeline
 from liftkit.models.adapter import Adapter
 from liftkit.models.detail_head import HEAD, KEY, DetailHead, add_head, head_shape
@@ -268,6 +269,26 @@ def test_half_a_head_is_refused(make: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not all of a detail head is there"):
         fuse(adapter, str(TINY_KLEIN), tmp_path / "fused")
     assert head_shape({"proj_out.weight": (3, 3)}) is None
+
+
+def test_the_authors_format_says_that_it_has_no_place_for_one() -> None:
+    specimen = ZOO["Flux2Transformer2DModel"]
+    tensors = {f"{HEAD}.{name}": value for name, value in DetailHead(8, 3).state_dict().items()}
+    adapter = Adapter(tensors, None, specimen.lift(), specimen.spec.lifted_name, "tiny", {})
+    with pytest.raises(UsageError, match="no place for a detail head"):
+        check_exportable(adapter)
+    assert "no place for a detail head" in export_problem(specimen.spec.lifted_name, specimen.lift().color, [HEAD])
+
+
+def test_what_is_computed_again_in_the_backward_pass_has_the_same_gradients() -> None:
+    head = awake(DetailHead(8, 3))
+    x, u, sigma = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16), torch.tensor([0.2, 0.9])
+    found = []
+    for head.checkpointing in (False, True):
+        head.zero_grad()
+        head(x, u, sigma).square().mean().backward()
+        found.append([each.grad.clone() for each in head.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_the_dry_run_says_what_it_costs(make: Any, cli: Cli, tmp_path: Path) -> None:

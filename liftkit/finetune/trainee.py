@@ -120,6 +120,8 @@ def make_trainee(
         originals |= {path: copy.deepcopy(pretrained[path]).to(COMPUTE[recipe.precision]) for path in missing}
     if recipe.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
+        if getattr(transformer, HEAD, None) is not None:
+            transformer.detail_head.checkpointing = True
     trainee = Trainee(folder, spec, transformer, lift, Network(transformer, originals, frozen), learns)
     open_complement(trainee, recipe.trainable.open, recipe.seed)
     return trainee

@@ -242,17 +242,17 @@ def check_exportable(adapter: Adapter) -> Lift:
     lift = adapter.lift
     if lift is None or adapter.transformer != CLASS:
         raise UsageError(f"--format {NAME}: it holds pixel adapters for {CLASS}, this one is for {adapter.transformer}")
+    if adapter.head is not None:
+        raise UsageError(
+            f"--format {NAME}: it has no place for a detail head, without which this would paint other images; export to "
+            f"--format adapter, or {WITHOUT_HEAD}"
+        )
     problem = color_problem(lift.color)
     if problem:
         raise UsageError(f"--format {NAME}: {problem}")
     missing = [name for name in FULL if name not in adapter.full]
     if missing:
         raise UsageError(f"--format {NAME}: it holds {missing[0]}, the adapter does not: give --base, the latent model")
-    if adapter.head is not None:
-        raise UsageError(
-            f"--format {NAME}: it has no place for a detail head, without which this would paint other images; export to "
-            f"--format adapter, or {WITHOUT_HEAD}"
-        )
     norm = NORM.removesuffix("linear.weight")
     other = [name for name in adapter.full if name not in FULL and not name.startswith(norm)]
     if other:
