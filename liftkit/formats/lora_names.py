@@ -126,7 +126,8 @@ class ModuleNames:
 
     def _swapped(self, original: str, module: str) -> bool:
         """The authors' modulation gives shift before scale, where there are no more than these two; diffusers' after."""
-        return "adaLN_modulation" in original and self.height(module) == 2 * self.width(module)
+        two = self.height(module) == 2 * self.width(module)
+        return "adaLN_modulation" in original and module.endswith(".linear") and two
 
 
 def of_text(stem: str) -> bool:

@@ -66,3 +66,34 @@ def to_length(text: Tensor, length: int, axis: int = 1) -> Tensor:
         return text.narrow(axis, 0, length)
     behind = [0, 0] * (text.ndim - 1 - axis)
     return F.pad(text, (*behind, 0, length - found))
+
+
+BFL = {
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    "time_in.in_layer": ("time_text_embed.timestep_embedder.linear_1",),
+    "time_in.out_layer": ("time_text_embed.timestep_embedder.linear_2",),
+    "vector_in.in_layer": ("time_text_embed.text_embedder.linear_1",),
+    "vector_in.out_layer": ("time_text_embed.text_embedder.linear_2",),
+    "guidance_in.in_layer": ("time_text_embed.guidance_embedder.linear_1",),
+    "guidance_in.out_layer": ("time_text_embed.guidance_embedder.linear_2",),
+    "final_layer.linear": ("proj_out",),
+    "final_layer.adaLN_modulation.1": ("norm_out.linear",),
+    "double_blocks.*.img_attn.qkv": tuple(f"transformer_blocks.*.attn.to_{part}" for part in "qkv"),
+    "double_blocks.*.txt_attn.qkv": tuple(f"transformer_blocks.*.attn.add_{part}_proj" for part in "qkv"),
+    "double_blocks.*.img_attn.proj": ("transformer_blocks.*.attn.to_out.0",),
+    "double_blocks.*.txt_attn.proj": ("transformer_blocks.*.attn.to_add_out",),
+    "double_blocks.*.img_mlp.0": ("transformer_blocks.*.ff.net.0.proj",),
+    "double_blocks.*.img_mlp.2": ("transformer_blocks.*.ff.net.2",),
+    "double_blocks.*.txt_mlp.0": ("transformer_blocks.*.ff_context.net.0.proj",),
+    "double_blocks.*.txt_mlp.2": ("transformer_blocks.*.ff_context.net.2",),
+    "double_blocks.*.img_mod.lin": ("transformer_blocks.*.norm1.linear",),
+    "double_blocks.*.txt_mod.lin": ("transformer_blocks.*.norm1_context.linear",),
+    "single_blocks.*.linear1": (
+        *(f"single_transformer_blocks.*.attn.to_{part}" for part in "qkv"),
+        "single_transformer_blocks.*.proj_mlp",
+    ),
+    "single_blocks.*.linear2": ("single_transformer_blocks.*.proj_out",),
+    "single_blocks.*.modulation.lin": ("single_transformer_blocks.*.norm.linear",),
+}
+"""Names in the code of FLUX.1's authors, with their modules in diffusers; those that a model like it lacks mean nothing."""

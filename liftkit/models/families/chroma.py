@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from liftkit.models.flux_like import ADAPTERS, INPUTS, OUTPUTS, two_by_two, with_ids
+from liftkit.models.flux_like import ADAPTERS, BFL, INPUTS, OUTPUTS, two_by_two, with_ids
 from liftkit.models.layout import Layout
 from liftkit.models.spec import Architecture, Grid, encoded, random
 
@@ -31,5 +31,10 @@ CHROMA = Architecture(
     conditioning=random(encoder_hidden_states=(7, "joint_attention_dim"), attention_mask=(7,)),
     arguments=_arguments,
     adapters=ADAPTERS,
+    original={
+        **BFL,
+        "distilled_guidance_layer.layers.*.in_layer": ("distilled_guidance_layer.layers.*.linear_1",),
+        "distilled_guidance_layer.layers.*.out_layer": ("distilled_guidance_layer.layers.*.linear_2",),
+    },
     prompts=encoded("encoder_hidden_states", None, "attention_mask", do_classifier_free_guidance=False),
 )

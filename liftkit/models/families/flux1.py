@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.models.flux_like import BFL
 from liftkit.models.layout import Layout
 from liftkit.models.spec import LIFTED, Architecture, Blocks, Grid, Projection, encoded, random
 
@@ -61,6 +62,7 @@ FLUX1 = Architecture(
     reference=("norm_out",),
     adapters=BLOCKS,
     guidance_argument="true_cfg_scale",
+    original=BFL,
     encoders=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
     prompts=encoded("encoder_hidden_states", "pooled_projections", prompt_2=None),
 )

@@ -23,6 +23,23 @@ def _rescale(guided: Tensor, conditional: Tensor, call: Mapping[str, Any]) -> Te
     return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
 
+def _original() -> dict[str, tuple[str, ...]]:
+    embedder = "time_caption_embed"
+    names: dict[str, tuple[str, ...]] = {
+        "cap_embedder.1": (f"{embedder}.caption_embedder.1",),
+        "t_embedder.mlp.0": (f"{embedder}.timestep_embedder.linear_1",),
+        "t_embedder.mlp.2": (f"{embedder}.timestep_embedder.linear_2",),
+        "final_layer.adaLN_modulation.1": ("norm_out.linear_1",),
+        "final_layer.linear": ("norm_out.linear_2",),
+    }
+    for blocks in ("layers.*", "noise_refiner.*", "context_refiner.*"):
+        names[f"{blocks}.attention.qkv"] = tuple(f"{blocks}.attn.to_{part}" for part in "qkv")
+        names[f"{blocks}.attention.out"] = (f"{blocks}.attn.to_out.0",)
+        names[f"{blocks}.adaLN_modulation.1"] = (f"{blocks}.norm1.linear",)
+        names |= {f"{blocks}.feed_forward.w{n}": (f"{blocks}.feed_forward.linear_{n}",) for n in (1, 2, 3)}
+    return names
+
+
 LUMINA2 = Architecture(
     name="Lumina2Transformer2DModel",
     inputs=(Projection("x_embedder", "pqc"),),
@@ -39,5 +56,6 @@ LUMINA2 = Architecture(
         "layers.*.attn.to_out.0",
     ),
     rescale=_rescale,
+    original=_original(),
     prompts=encoded("encoder_hidden_states", "encoder_attention_mask", do_classifier_free_guidance=False),
 )

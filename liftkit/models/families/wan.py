@@ -25,6 +25,22 @@ def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str,
     return encoded("encoder_hidden_states", do_classifier_free_guidance=False)(pipeline, prompts, length or LENGTH)
 
 
+def _original() -> dict[str, tuple[str, ...]]:
+    embedder = "condition_embedder"
+    names: dict[str, tuple[str, ...]] = {
+        "time_projection.1": (f"{embedder}.time_proj",),
+        "head.head": ("proj_out",),
+        "blocks.*.ffn.0": ("blocks.*.ffn.net.0.proj",),
+        "blocks.*.ffn.2": ("blocks.*.ffn.net.2",),
+    }
+    for kind in ("time", "text"):
+        names |= {f"{kind}_embedding.{2 * n}": (f"{embedder}.{kind}_embedder.linear_{n + 1}",) for n in (0, 1)}
+    for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2")):
+        names |= {f"blocks.*.{theirs}.{part}": (f"blocks.*.{ours}.to_{part}",) for part in "qkv"}
+        names |= {f"blocks.*.{theirs}.o": (f"blocks.*.{ours}.to_out.0",)}
+    return names
+
+
 WAN = Architecture(
     name="WanTransformer3DModel",
     inputs=(Projection("patch_embedding", "cpq"),),
@@ -35,5 +51,6 @@ WAN = Architecture(
     refuse=_refuse,
     call={"num_frames": 1},
     adapters=("blocks.*.ffn.net.0.proj", "blocks.*.ffn.net.2", "blocks.*.attn1.to_out.0"),
+    original=_original(),
     prompts=_prompts,
 )

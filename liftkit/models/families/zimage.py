@@ -60,6 +60,16 @@ def _rescale(guided: Tensor, conditional: Tensor, call: Mapping[str, Any]) -> Te
     return guided * (limit * most / found).clamp(max=1.0)
 
 
+def _original() -> dict[str, tuple[str, ...]]:
+    names: dict[str, tuple[str, ...]] = {"x_embedder": ("all_x_embedder.2-1",)}
+    names |= {f"final_layer.{each}": (f"all_final_layer.2-1.{each}",) for each in ("linear", "adaLN_modulation.1")}
+    for blocks in ("layers", "noise_refiner", "context_refiner"):
+        attention = f"{blocks}.*.attention"
+        names[f"{attention}.qkv"] = tuple(f"{attention}.to_{part}" for part in "qkv")
+        names[f"{attention}.out"] = (f"{attention}.to_out.0",)
+    return names
+
+
 ZIMAGE = Architecture(
     name="ZImageTransformer2DModel",
     inputs=(Projection("all_x_embedder.2-1", "pqc"),),
@@ -84,5 +94,6 @@ ZIMAGE = Architecture(
     guidance="batch conditional first",
     guidance_from="conditional",
     rescale=_rescale,
+    original=_original(),
     prompts=_prompts,
 )
