@@ -12,6 +12,7 @@ from diffusers.loaders import single_file_utils
 from torch import Tensor
 
 from liftkit.formats.lora_names import ModuleNames
+from liftkit.models.families.flux1 import FLUX1
 from liftkit.models.registry import architecture
 
 
@@ -65,3 +66,17 @@ def test_the_rows_of_every_matrix_are_those_that_diffusers_makes_of_the_original
             assert places is not None
             for place in places:
                 assert torch.equal(place.rows(tensor, rows[each]), found[f"{place.module}.weight"]), (spelling, place)
+
+
+def test_processors_of_xlabs_are_the_attention_of_each_stream() -> None:
+    with init_empty_weights():
+        model = diffusers.FluxTransformer2DModel(num_layers=1, num_single_layers=1)
+    names = ModuleNames(FLUX1, {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
+    for theirs, ours in {
+        "double_blocks.0.processor.qkv_lora1": "double_blocks.0.img_attn.qkv",
+        "double_blocks.0.processor.proj_lora2": "double_blocks.0.txt_attn.proj",
+        "diffusion_model.single_blocks.0.processor.proj_lora": "single_blocks.0.linear2",
+    }.items():
+        assert names.find(theirs) == names.find(ours) is not None
+    single = names.find("single_blocks.0.processor.qkv_lora") or ()
+    assert [place.module.rpartition(".")[2] for place in single] == ["to_q", "to_k", "to_v"]

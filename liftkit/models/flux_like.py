@@ -94,6 +94,9 @@ BFL = {
         "single_transformer_blocks.*.proj_mlp",
     ),
     "single_blocks.*.linear2": ("single_transformer_blocks.*.proj_out",),
+    # XLabs' processors.
+    "single_blocks.*.qkv": tuple(f"single_transformer_blocks.*.attn.to_{part}" for part in "qkv"),
+    "single_blocks.*.proj": ("single_transformer_blocks.*.proj_out",),
     "single_blocks.*.modulation.lin": ("single_transformer_blocks.*.norm.linear",),
 }
 """Names in the code of FLUX.1's authors, with their modules in diffusers; those that a model like it lacks mean nothing."""
