@@ -14,8 +14,9 @@ from convert import KLEIN_4B
 from torch import Tensor
 
 from liftkit.checkpoint.model import ModelFolder
+from liftkit.data.batch import Batch
 from liftkit.data.captioned import DemoCaptioned
-from liftkit.data.training import Batch, TrainingData
+from liftkit.data.training import TrainingData
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.run import make_accelerator
 from liftkit.finetune.run_folder import RunFolder

@@ -29,11 +29,12 @@ from torch import Tensor
 from liftkit.color import to_signed
 from liftkit.data import cache as cache_module
 from liftkit.data import demo
+from liftkit.data.batch import Batch
 from liftkit.data.buckets import assign_buckets, bucket_sizes, nearest_bucket
 from liftkit.data.cache import TensorCache
 from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaptioned, HubDataset, WebDataset
 from liftkit.data.order import Mixture
-from liftkit.data.training import Batch, TrainingData
+from liftkit.data.training import TrainingData
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.progress import Silent
 from liftkit.tally import Tally

@@ -10,13 +10,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from liftkit.data.batch import Batch, Row
 from liftkit.data.buckets import bucket_sizes, square
 from liftkit.data.cache import FactsTable, TensorCache
 from liftkit.data.filling import Filling, ImageEncoder, Picture, PromptEncoder, check_captions, load, prompt_key
@@ -29,56 +29,6 @@ from liftkit.progress import Observer, Silent
 from liftkit.tally import Tally, combined
 
 ALL = slice(None)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step trains on.
-
-    Args:
-        images: (B, 3, H, W), uint8: a quarter of the way to the device, and a table lookup away from linear RGB.
-        latents: (B, C, h, w) normalized, float32; None where no image encoder was given.
-        prompts: arguments of the transformer, (B, ...) each, in the dtype they were encoded in.
-        captions: the prompts in words, empty where dropped.
-        indices: source number and index of each image.
-    """
-
-    images: Tensor
-    latents: Tensor | None
-    prompts: dict[str, Tensor]
-    captions: list[str]
-    indices: list[tuple[int, int]]
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on a device; copies from pinned memory may still be on their way."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
-
-    def pinned(self) -> Batch:
-        """The same in memory that a GPU copies from by itself."""
-        return self._each(torch.Tensor.pin_memory)
-
-    def tensors(self) -> list[Tensor]:
-        """Images, latents and prompts."""
-        return [self.images, *([self.latents] if self.latents is not None else []), *self.prompts.values()]
-
-    def _each(self, work: Callable[[Tensor], Tensor]) -> Batch:
-        latents = work(self.latents) if self.latents is not None else None
-        prompts = {name: work(value) for name, value in self.prompts.items()}
-        return replace(self, images=work(self.images), latents=latents, prompts=prompts)
-
-    def rows(self, part: slice) -> Batch:
-        """Some of its rows."""
-        latents = self.latents[part] if self.latents is not None else None
-        prompts = {name: value[part] for name, value in self.prompts.items()}
-        return Batch(self.images[part], latents, prompts, self.captions[part], self.indices[part])
-
-
-class _Row(NamedTuple):
-    image: Tensor
-    latents: Tensor | None
-    prompts: dict[str, Tensor]
-    caption: str
-    place: tuple[int, int]
 
 
 class TrainingData:
@@ -198,7 +148,7 @@ class TrainingData:
             LiftkitError: if an image cannot be read any more, nor any other of its kind. One that cannot be read gives
                 its row to the next of its source and size, and is named in :attr:`tally`.
         """
-        return self._assemble(self._rows(step, range(self.batch_size)[part]))
+        return Batch.of(self._rows(step, range(self.batch_size)[part]))
 
     def prompts(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """The transformer's arguments for prompts that :meth:`prepare` embedded, (n, ...) each."""
@@ -221,11 +171,11 @@ class TrainingData:
         parts = [rows[start : start + share] for start in range(0, len(rows), share)]
         places = ((step, some) for step in range(first, last) for some in parts)
         with closing(prefetch(lambda place: self._rows(*place), places, self.workers, 2 * len(parts))) as loaded:
-            waiting: list[_Row] = []
+            waiting: list[Row] = []
             for _, future in loaded:
                 waiting += future.result()
                 if len(waiting) == len(rows):
-                    yield self._assemble(waiting)
+                    yield Batch.of(waiting)
                     waiting = []
 
     def describe(self) -> dict[str, Any]:
@@ -278,10 +228,10 @@ class TrainingData:
             self.tally.use(-1)
             self.lost.append((name, reason))
 
-    def _rows(self, step: int, rows: range) -> list[_Row]:
+    def _rows(self, step: int, rows: range) -> list[Row]:
         return [self._row(step, row) for row in rows]
 
-    def _row(self, step: int, row: int) -> _Row:
+    def _row(self, step: int, row: int) -> Row:
         source, index = self._order.row(step, row)
         picture, image = self._loaded(self._pictures[source, index])
         dropped = chances(self.seed, DROPOUT, step, self.batch_size)[row] < self.prompt_dropout
@@ -290,7 +240,7 @@ class TrainingData:
             image = image.flip(2)
         latents = self._latents.get(picture.latents_key)["latents"].float() if self._latents is not None else None
         prompts = self._embeddings.get(prompt_key(caption))
-        return _Row(image, latents, prompts, caption, (picture.source, picture.index))
+        return Row(image, latents, prompts, caption, (picture.source, picture.index))
 
     def _loaded(self, picture: Picture) -> tuple[Picture, Tensor]:
         """A picture and its image; the next one's where it went away."""
@@ -307,15 +257,4 @@ class TrainingData:
                 self.lose(error.name, error.reason)
         raise LiftkitError(
             f"{source.name}: none of its images of {picture.size} can be read any more; is the disk there?"
-        )
-
-    @staticmethod
-    def _assemble(rows: list[_Row]) -> Batch:
-        latents = [row.latents for row in rows if row.latents is not None]
-        return Batch(
-            torch.stack([row.image for row in rows]),
-            torch.stack(latents) if latents else None,
-            {name: torch.stack([row.prompts[name] for row in rows]) for name in rows[0].prompts},
-            [row.caption for row in rows],
-            [row.place for row in rows],
         )

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.data.batch import Batch
 from liftkit.data.images import prefetch
-from liftkit.data.training import Batch
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.step import draw
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from liftkit.checkpoint.folder import tree_size
+from liftkit.data.batch import Batch
 from liftkit.data.cache import FactsTable
 from liftkit.data.filling import Filling, check_captions
-from liftkit.data.training import Batch, TrainingData
+from liftkit.data.training import TrainingData
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import load_vae
 from liftkit.finetune.memory import estimate

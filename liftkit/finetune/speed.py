@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from liftkit.data.training import Batch
+from liftkit.data.batch import Batch
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.step import Objective
 

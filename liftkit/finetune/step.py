@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from liftkit.color import to_signed
-from liftkit.data.training import Batch
+from liftkit.data.batch import Batch
 from liftkit.finetune.bands import BandError
 from liftkit.finetune.network import Reference, bind
 from liftkit.finetune.objective import Perceptual, Velocity, asymflow_loss, flow_loss

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liftkit.data.training import Batch, TrainingData
+from liftkit.data.batch import Batch
+from liftkit.data.training import TrainingData
 from liftkit.errors import LiftkitError
 from liftkit.finetune.adversary import Adversary
 from liftkit.finetune.ahead import Ahead, Prepared
