@@ -34,9 +34,11 @@ FACTORS = {
 RELEASED = {
     "BriaFiboTransformer2DModel": (16, 48),
     "HiDreamImageTransformer2DModel": (16, 64),
+    "JiTTransformer2DModel": (16, 8),
     "Kandinsky5Transformer3DModel": (16, 64),
 }
-"""P and r where the released models are not what their class would make without arguments."""
+"""P and r where the released models are not what their class would make without arguments; of JiT, which has no latents, the
+rank that the paper takes on ImageNet."""
 VAES = {
     "CosmosTransformer3DModel": "AutoencoderKLQwenImage",
     "DiTTransformer2DModel": "AutoencoderKL",
