@@ -30,6 +30,15 @@ def orthonormal_to(basis: Tensor) -> float:
     return 1e-2 if any(torch.equal(basis, basis.to(half).to(basis.dtype)) for half in halves) else 1e-4
 
 
+def orthonormality(basis: Tensor) -> float:
+    """max |A^T A - I| of a basis (D, r), computed in float64; 0 where it has no column."""
+    if not basis.shape[1]:
+        return 0.0
+    wide = basis.double()
+    identity = torch.eye(wide.shape[1], dtype=torch.float64, device=wide.device)
+    return (wide.T @ wide - identity).abs().max().item()
+
+
 # Tensors have no single truth value: lifts are compared by what they do, not by ==.
 @dataclass(frozen=True, eq=False)
 class Lift:
@@ -109,12 +118,7 @@ class Lift:
 
     def orthonormality(self) -> float:
         """max |A^T A - I|, computed in float64."""
-        basis = self.basis.double()
-        if not self.rank:
-            return 0.0
-        return (
-            (basis.T @ basis - torch.eye(basis.shape[1], dtype=torch.float64, device=basis.device)).abs().max().item()
-        )
+        return orthonormality(self.basis)
 
     def raise_tokens(self, latent_tokens: Tensor) -> Tensor:
         """``s A z``: latent tokens (B, N, r) to pixel tokens (B, N, D)."""

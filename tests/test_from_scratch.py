@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors.torch import save_file
 
 from liftkit.color import SRGB
+from liftkit.conversion.audit import audit
 from liftkit.conversion.scratch import begin, class_names
 from liftkit.data import demo
 from liftkit.data.images import adm_cropped
@@ -21,9 +24,14 @@ from liftkit.errors import UsageError
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.repa import load_encoder
 from liftkit.finetune.run import finetune
+from liftkit.fit.moments import TokenMoments
+from liftkit.fit.pca import fit_pca
 from liftkit.fit.rank import auto_rank
 from liftkit.lift import Lift
 from liftkit.models.classes import labels_of
+from liftkit.models.flow import FlowModel
+from liftkit.models.jit_names import write_original
+from liftkit.models.scheduler import with_solver
 from liftkit.options import InitOptions
 from liftkit.tokens import patchify
 
@@ -259,3 +267,93 @@ def test_adm_halves_by_boxes_then_is_bicubic() -> None:
     halved = Image.fromarray(pixels).resize((70, 50), Image.Resampling.BOX)
     wanted = np.asarray(halved.resize((45, 32), Image.Resampling.BICUBIC))[:, 6:38]
     assert np.array_equal(adm_cropped(Image.fromarray(pixels), 32, 32).permute(1, 2, 0).numpy(), wanted)
+
+
+def _pipeline(begun: Path) -> Any:
+    """The untrained model, made to answer something."""
+    pipeline = DiffusionPipeline.from_pretrained(begun)
+    pipeline.set_progress_bar_config(disable=True)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in pipeline.transformer.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return pipeline
+
+
+def test_heun_takes_two_evaluations_a_step_but_for_the_last(begun: Path) -> None:
+    pipeline, calls = _pipeline(begun), []
+    pipeline.scheduler = with_solver(pipeline.scheduler, "heun")
+    pipeline.transformer.register_forward_hook(lambda *_: calls.append(1))
+    state = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    made = pipeline(class_labels=3, latents=state, num_inference_steps=5, output_type="latent").images
+    assert len(calls) == 2 * 5 - 1
+    assert made.isfinite().all()
+    # The grid of the paper: even from 1, and 0 at the end.
+    assert sorted(set(pipeline.scheduler.sigmas.tolist())) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_guidance_is_within_its_interval(begun: Path) -> None:
+    pipeline = _pipeline(begun)
+    state = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def made(**more: Any) -> torch.Tensor:
+        found: torch.Tensor = pipeline(
+            "seven", latents=state, num_inference_steps=4, output_type="latent", **more
+        ).images
+        return found
+
+    plain = made(guidance_scale=1.0)
+    assert torch.allclose(made(guidance_scale=3.0, guidance_interval=(0.9, 0.95)), plain, atol=1e-5)
+    low, full = (
+        made(guidance_scale=3.0, guidance_interval=(0.0, 0.3)),
+        made(guidance_scale=3.0, guidance_interval=(0.0, 1.0)),
+    )
+    assert not torch.allclose(low, plain, atol=1e-3)
+    assert not torch.allclose(low, full, atol=1e-3)
+    # The last step alone, at 0.25.
+    u, free = ({"class_labels": torch.tensor([label])} for label in (7, 10))
+    flow, sigma = FlowModel(pipeline.transformer), torch.tensor([0.25])
+    before = made(guidance_scale=1.0, callback_on_step_end=_stop_before_last)
+    with torch.no_grad():
+        c, f = flow.velocity(before, sigma, **u), flow.velocity(before, sigma, **free)
+    assert torch.allclose(low, before - 0.25 * (f + 3.0 * (c - f)), atol=1e-4)
+
+
+def _stop_before_last(pipeline: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:
+    if step == 2:
+        pipeline.kept = values["latents"]
+    return {"latents": pipeline.kept} if step == 3 else {}
+
+
+def test_a_begun_model_is_verified(begun: Path, tmp_path: Path) -> None:
+    assert audit(begun).ok
+    shutil.copytree(begun, tmp_path / "changed")
+    lift = Lift.load(begun / "lift.safetensors")
+    Lift(lift.basis.flip(1), 1.0, 8, 1, lift.color).save(tmp_path / "changed" / "lift.safetensors")
+    found = {check.name: check for check in audit(tmp_path / "changed").checks}
+    assert not found["manifest"].ok
+    assert found["lift"].problems == ["transformer: lift.basis is not that of lift.safetensors"]
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_weights_of_the_authors_become_a_folder(begun: Path, rank: int, tmp_path: Path) -> None:
+    pipeline = _pipeline(begun)
+    twin, lift = pipeline.transformer, Lift.load(begun / "lift.safetensors")
+    theirs = write_original(twin.config, twin.state_dict(), lift.basis.float() if rank else None)
+    save_file({name: value.contiguous() for name, value in theirs.items()}, tmp_path / "theirs.safetensors")
+    done = begin(tmp_path / "model", options(weights=tmp_path / "theirs.safetensors", images=None))
+    assert done.lift.rank == rank
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "model").transformer
+    assert loaded.config.predicts_data is (rank == 0)
+    state = loaded.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in twin.state_dict().items() if name != "lift.basis")
+    with pytest.raises(UsageError, match="of 10 classes, --classes names 3"):
+        begin(tmp_path / "other", options(weights=tmp_path / "theirs.safetensors", classes="3"))
+
+
+def test_pca_takes_the_automatic_rank() -> None:
+    generator = torch.Generator().manual_seed(0)
+    moments = TokenMoments(1, 12)
+    tokens = torch.randn(40, 50, 12, generator=generator, dtype=torch.float64) * torch.tensor([3.0, 2.0] + [0.3] * 10)
+    moments.update(tokens[..., :1], tokens)
+    assert fit_pca(moments, rank="auto", color=SRGB()).rank == 2

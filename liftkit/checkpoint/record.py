@@ -10,6 +10,8 @@ from liftkit.checkpoint.model import read_json
 from liftkit.errors import UsageError
 
 RECORD = "liftkit.json"
+BEGUN = "liftkit.init"
+"""The format that the record of a model names that was made from nothing; it stays when the model learns."""
 PACKAGES = ("liftkit", "torch", "diffusers", "transformers", "safetensors", "numpy")
 TABLES = (
     "source",

@@ -26,7 +26,7 @@ def init(
     lift = done.lift
     console.result(output=done.folder, rank=lift.rank, dim=lift.dim, parameters=done.parameters)
     rows = [
-        ("network", f"{options.architecture} {options.size}, {done.parameters / 1e6:.1f} million parameters"),
+        ("network", f"{done.name}, {done.parameters / 1e6:.1f} million parameters"),
         ("token", f"{lift.patch_size} x {lift.patch_size} pixels, {lift.dim} numbers"),
         ("rank", done.chosen.reason if done.chosen is not None else str(lift.rank)),
     ]

@@ -16,7 +16,7 @@ from liftkit.checkpoint.follow import Digest, digest_file
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.misplaced import misplaced
 from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json, read_weights
-from liftkit.checkpoint.record import read_record
+from liftkit.checkpoint.record import BEGUN, read_record
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.checkpoint.source import list_files
 from liftkit.conversion.proof import Pair, Proof, worst
@@ -24,11 +24,11 @@ from liftkit.conversion.standin import on_projections
 from liftkit.conversion.verify import check_copied, mismatch
 from liftkit.conversion.write import reference_file
 from liftkit.errors import LiftkitError, UsageError
-from liftkit.lift import Lift, orthonormal_to
+from liftkit.lift import Lift, orthonormal_to, orthonormality
 from liftkit.models.absent import limits
 from liftkit.models.registry import architecture, is_lifted, lifted_class
 from liftkit.models.spec import Architecture
-from liftkit.models.surgery import BASIS, check_lift, lifted_names
+from liftkit.models.surgery import BASIS, check_lift, free_basis, lifted_names
 from liftkit.models.trial import cannot_load
 from liftkit.progress import Observer, Silent
 
@@ -182,12 +182,15 @@ class _Auditor:
             basis = self._transformer(component)[2].read(BASIS)
             if basis is None:
                 raise UsageError(f"{component}: tensor {BASIS!r} is missing")
-            wide = basis.double()
-            error = (wide.T @ wide - torch.eye(wide.shape[1], dtype=torch.float64)).abs().max().item()
+            error = orthonormality(basis)
             check.detail += f", {error:.1e} in the {component}"
             allowed = orthonormal_to(basis)
             if not error < allowed:
                 check.problems.append(f"{component}: {BASIS} is not orthonormal: {error:.1e}, allowed {allowed:.0e}")
+
+    @property
+    def _from_nothing(self) -> bool:
+        return self.record.get("format") == BEGUN
 
     def _lift(self, check: Check) -> None:
         """Stored projections against source times lift, and what they do in a run; numbers of configs."""
@@ -196,11 +199,22 @@ class _Auditor:
         scales = {"scheduler": scheduler.get("lift_scale")}
         for component in self._transformers():
             spec, config, _ = self._transformer(component)
-            check_lift(spec, config, lift.fold, lift)
+            if not self._from_nothing:
+                check_lift(spec, config, lift.fold, lift)
             scales[component] = config["lift_scale"]
         for where, value in scales.items():
             if value != lift.scale:
                 check.problems.append(f"{where}: its config has the scale {value}, the lift {lift.scale}")
+        if self._from_nothing:
+            check.detail = (
+                f"made from nothing: rank {lift.rank} of {lift.dim}, and no source that it could be compared with"
+            )
+            for component in self._transformers():
+                spec, config, stored = self._transformer(component)
+                basis, wanted = stored.read(BASIS), free_basis(lift, spec, config)
+                if basis is None or not torch.equal(basis, wanted.to(basis.dtype)):
+                    check.problems.append(f"{component}: {BASIS} is not that of lift.safetensors")
+            return
         if "finetune" in self.record:
             check.detail = "finetuned since its conversion: projections are no longer source times lift"
             return

@@ -7,9 +7,9 @@ The noise of a token lives in the r leading directions of the images' patches (S
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from liftkit.checkpoint.card import front_matter
 from liftkit.checkpoint.classes import CLASS_PIPELINE
-from liftkit.checkpoint.files import write_safetensors, write_text
+from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
 from liftkit.checkpoint.model import STEM
-from liftkit.checkpoint.record import versions
+from liftkit.checkpoint.record import BEGUN, versions
 from liftkit.checkpoint.text import lines, read_text
 from liftkit.color import SRGB, ColorSpace, Oklab, to_signed
 from liftkit.conversion.card import ASYMFLOW, pipeline_file
@@ -36,17 +36,20 @@ from liftkit.fit.moments import TokenMoments
 from liftkit.fit.pca import fit_pca
 from liftkit.fit.rank import AutoRank, auto_rank
 from liftkit.lift import Lift
+from liftkit.models.jit_names import read_original
 from liftkit.models.registry import architecture, lifted_class
 from liftkit.models.spec import Architecture
+from liftkit.models.surgery import free_basis
 from liftkit.options import InitOptions
 from liftkit.progress import Observer, Silent
 from liftkit.tally import Tally
-from liftkit.tokens import patchify, token_order
+from liftkit.tokens import patchify
 
 SAMPLING = {"num_train_timesteps": 1000, "shift": 1.0, "lift_scale": 1.0, "use_dynamic_shifting": False}
 MOST_CLASSES = 1_000_000
 
 
+@dataclass(frozen=True)
 class Begun:
     """What was made.
 
@@ -54,11 +57,15 @@ class Begun:
         folder: the model.
         lift: its subspace.
         parameters: of the network.
+        name: of the network's class.
         chosen: how the rank was found, where that was asked for.
     """
 
-    def __init__(self, folder: Path, lift: Lift, parameters: int, chosen: AutoRank | None) -> None:
-        self.folder, self.lift, self.parameters, self.chosen = folder, lift, parameters, chosen
+    folder: Path
+    lift: Lift
+    parameters: int
+    name: str
+    chosen: AutoRank | None
 
 
 def begin(output: Path, options: InitOptions, observer: Observer | None = None) -> Begun:
@@ -73,14 +80,17 @@ def begin(output: Path, options: InitOptions, observer: Observer | None = None) 
         UsageError: if choices do not go together, the subspace is of other patches, or there are no classes or images.
     """
     names = class_names(options.classes)
-    shape = _shape(options, len(names))
-    kind, config_of = NETWORKS[options.architecture]
-    spec, config = architecture(kind), config_of(shape)
     with atomic_folder(output, overwrite=options.overwrite) as building:
-        lift, chosen = _subspace(options, shape, observer or Silent())
-        model = network(spec, config, lift, options.seed)
+        if options.weights is not None:
+            (spec, model, lift, shape), chosen = of_the_authors(options.weights, options.color, len(names)), None
+        else:
+            shape = _shape(options, len(names))
+            kind, config_of = NETWORKS[options.architecture]
+            spec, config = architecture(kind), config_of(shape)
+            lift, chosen = _subspace(options, shape, observer or Silent())
+            model = network(spec, config, lift, options.seed)
         _write(building, spec, model, lift, shape, names, options)
-    return Begun(output, lift, sum(each.numel() for each in model.parameters()), chosen)
+    return Begun(output, lift, sum(each.numel() for each in model.parameters()), spec.lifted_name, chosen)
 
 
 def class_names(classes: str) -> list[str]:
@@ -136,9 +146,7 @@ def network(spec: Architecture, config: dict[str, Any], lift: Lift, seed: int) -
         for projection in spec.outputs:
             for parameter in model.get_submodule(projection.path).parameters():
                 parameter.zero_()  # the first answer is 0, whatever the stock class would begin with
-        cell = spec.latent_patch(model.config)
-        rows = token_order(3, cell, spec.state_order, fold=lift.patch_size // cell)
-        model.lift.basis.copy_(lift.basis[rows])
+        model.lift.basis.copy_(free_basis(lift, spec, model.config))
         begin_with = getattr(model, "begin_with", None)
         if begin_with is not None and 0 < lift.rank < lift.dim:
             try:
@@ -146,6 +154,28 @@ def network(spec: Architecture, config: dict[str, Any], lift: Lift, seed: int) -
             except ValueError as error:
                 raise UsageError(f"--rank {lift.rank}: {error}") from error
     return model.eval()
+
+
+def of_the_authors(path: Path, color: Literal["srgb", "oklab"], classes: int) -> tuple[Architecture, Any, Lift, Shape]:
+    """A JiT with the weights of a file under its authors' names, of the rank that the file says: 0 for JiT itself.
+
+    Raises:
+        UsageError: if it is no file of theirs, or of another number of classes.
+    """
+    try:
+        found = read_original(read_safetensors(path)[0])
+        patch = found.config["patch_size"]
+        lift = Lift(found.basis, 1.0, patch, 1, color_of(color), {"kind": "imported"})
+    except ValueError as error:
+        raise UsageError(f"--weights {path}: {error}") from error
+    if found.config["num_classes"] != classes:
+        raise UsageError(
+            f"--weights {path}: of {found.config['num_classes']} classes, --classes names {classes}; give as many names"
+        )
+    spec = architecture("JiTTransformer2DModel")
+    model = network(spec, found.config, lift, 0)
+    model.load_state_dict({**found.tensors, "lift.basis": model.lift.basis}, strict=True)
+    return spec, model, lift, Shape("B", patch, found.config["sample_size"], classes)
 
 
 def _shape(options: InitOptions, classes: int) -> Shape:
@@ -289,7 +319,7 @@ def _write(
         plain["images"] = Path(options.images).name
     plain["classes"] = Path(options.classes).name
     record = {
-        "format": "liftkit.init",
+        "format": BEGUN,
         "version": 1,
         "options": {name: value for name, value in plain.items() if name != "overwrite"},
         "versions": versions(),

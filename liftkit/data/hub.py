@@ -92,6 +92,9 @@ class HubDataset(EncodedSource):
         if self.captions is None:
             return ""
         value = self.captions[index][self.caption_column]
+        names = getattr(self.captions.features[self.caption_column], "names", None)
+        if names is not None and isinstance(value, int) and 0 <= value < len(names):
+            value = names[value]  # a column of classes has their numbers
         found = plain_caption(value)
         if not found:
             kind = (

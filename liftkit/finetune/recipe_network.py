@@ -42,7 +42,7 @@ def _fields() -> dict[str, Any]:
     hints = get_type_hints(InitOptions, include_extras=True)
     found: dict[str, Any] = {}
     for each in fields(InitOptions):
-        if each.name in ("seed", "overwrite"):
+        if each.name in ("seed", "overwrite", "weights"):
             continue
         kind, option = get_args(hints[each.name])
         kind = File | None if Path in get_args(kind) else Rank if option.parse is rank_or_auto else kind

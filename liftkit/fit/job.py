@@ -99,7 +99,7 @@ def prepare(job: FitJob) -> FitJob:
     if not job.merge or _needs_source(job):
         check_sources(job.options)
     options = choose(job.options, subject)
-    if options.rank is not None and options.rank > subject.dim:
+    if isinstance(options.rank, int) and not 1 <= options.rank <= subject.dim:
         raise UsageError(f"--rank {options.rank}: pixel tokens of this model have {subject.dim} numbers")
     if not job.merge or _needs_source(job):
         note_images(subject, options)

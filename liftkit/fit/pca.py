@@ -8,15 +8,16 @@ from liftkit.color import ColorSpace
 from liftkit.fit.alignment import top_eigenvectors
 from liftkit.fit.moments import TokenMoments
 from liftkit.fit.procrustes import polar
+from liftkit.fit.rank import auto_rank
 from liftkit.fit.scale import check_moments, scaled_lift
 from liftkit.lift import Lift
-from liftkit.options import ScaleRule
+from liftkit.options import Auto, ScaleRule
 
 
 def fit_pca(
     moments: TokenMoments,
     *,
-    rank: int | None = None,
+    rank: int | Auto | None = None,
     latent_patch: int = 2,
     color: ColorSpace | None = None,
     scale: ScaleRule = "norm",
@@ -29,7 +30,7 @@ def fit_pca(
 
     Args:
         moments: of tokens in the color space that the lift is for.
-        rank: of a subspace for training from scratch, 1 to D.
+        rank: of a subspace for training from scratch, 1 to D, or ``auto``: see :mod:`liftkit.fit.rank`.
         latent_patch: side of the latent patch of one token; a lift of free rank has none (1).
         color: that color space; the paper's Oklab if left out.
         scale: rule of the scale, for a conversion.
@@ -40,6 +41,8 @@ def fit_pca(
     Raises:
         ValueError: if the rank is out of range, there are fewer tokens than it, or no energy.
     """
+    if rank == "auto":
+        rank = max(auto_rank(moments.pixel_gram, moments.count).rank, 1)
     if rank is not None and not 1 <= rank <= moments.pixel_dim:
         raise ValueError(f"pca: rank {rank} is out of range; pixel tokens have {moments.pixel_dim} numbers")
     check_moments(moments, rank or moments.latent_dim)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -27,6 +28,8 @@ from liftkit.models.spec import HOME, Architecture, Config
 STEPS, GUIDANCE, INTERVAL = 50, 2.3, (0.0, 0.88)
 """How the paper samples ImageNet at 256 x 256 pixels, at rank 8."""
 _NAMED = 12
+ROUNDING = 1e-5
+"""Noise levels are compared with the ends of an interval up to this."""
 
 
 def labels_of(texts: Sequence[str], names: Mapping[int, str]) -> list[int]:
@@ -105,7 +108,7 @@ class AsymFlowClassPipeline(DiffusionPipeline):
         if sorted(names) != list(range(len(names))):
             raise ValueError(f"id2label: {len(names)} classes, expected to be numbered from 0")
         self.register_to_config(id2label={str(label): names[label] for label in sorted(names)})
-        self.names = names
+        self.names, self._guides = names, False
         self.vae_scale_factor = vae.spatial_compression_ratio if vae is not None else 1
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
@@ -159,14 +162,19 @@ class AsymFlowClassPipeline(DiffusionPipeline):
         given = {name: value.to(device) for name, value in self._of(labels).items()}
         free = {name: value.to(device) for name, value in self._of(torch.full_like(labels, len(self.names))).items()}
         low, high = guidance_interval
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self._guides = guidance_scale > 1.0
+        # Even from 1, as the paper's; a scheduler's own grid would end with a step of nearly nothing.
+        even = np.linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
+        self.scheduler.set_timesteps(sigmas=even, device=device)
         self.scheduler.set_begin_index(0)
         with self.progress_bar(total=num_inference_steps) as bar:
             for step, time in enumerate(self.scheduler.timesteps):
                 level = noise_level(self.scheduler, step)
-                guided = guidance_scale > 1.0 and low - 1e-5 <= level <= high + 1e-5
+                within = low - ROUNDING <= level <= high + ROUNDING
                 sigma = torch.full((len(x),), level, device=device)
-                u = _velocity(flow, spec.guidance, x, sigma, given, free, guidance_scale if guided else None)
+                # Both predictions are asked for at every level: who watches the calls knows by this whether there is guidance.
+                scale = (guidance_scale if within else 1.0) if self._guides else None
+                u = _velocity(flow, spec.guidance, x, sigma, given, free, scale)
                 x = self.scheduler.step(u.float(), time, x.float(), return_dict=False)[0]
                 if callback_on_step_end is not None:
                     x = callback_on_step_end(self, step, time, {"latents": x}).get("latents", x)
@@ -178,6 +186,11 @@ class AsymFlowClassPipeline(DiffusionPipeline):
             images = self.image_processor.postprocess(self._decoded(flow, x), output_type=output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the call that runs, or ran last, asks for the unconditional prediction too."""
+        return self._guides
 
     def _labels(self, prompt: Any, class_labels: Any) -> Tensor:
         if (prompt is None) == (class_labels is None):

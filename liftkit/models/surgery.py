@@ -35,6 +35,13 @@ def native_basis(lift: Lift, order: TokenOrder) -> Tensor:
     return lift.basis.cpu().double()[rows][:, columns]
 
 
+def free_basis(lift: Lift, spec: Architecture, config: Config) -> Tensor:
+    """A of a model that was made from nothing, rows in the order in which its velocity is recovered: a free lift knows no latent
+    patch, so that the network's own says how a token is cut."""
+    cell = spec.latent_patch(config)
+    return lift.basis[token_order(3, cell, spec.state_order, fold=lift.patch_size // cell)]
+
+
 def lift_input(weight: Tensor, basis: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """``W_in A^T``: a Linear (hidden, r) or a convolution (hidden, C, [1,] p, p) to pixel tokens; rounded once, to
     ``dtype`` or its own."""

@@ -74,11 +74,13 @@ class FitOptions:
         Option("How the scale is found: `norm` matches energy as in the paper, `lsq` minimizes squared error."),
     ] = "norm"
     rank: Annotated[
-        int | None,
+        int | Auto | None,
         Option(
-            "Rank of a PCA subspace for training from scratch; only with --kind pca.",
-            min=1,
+            "Rank of a PCA subspace for training from scratch; `auto` takes the directions that the images fill; only with "
+            "--kind pca.",
+            "INTEGER|auto",
             default="the latents'",
+            parse=rank_or_auto,
         ),
     ] = None
     latents: Annotated[
@@ -188,5 +190,14 @@ class InitOptions:
     ] = None
     num_images: Annotated[int, Option("Number of these images, at most.", min=1)] = 10_000
     color: Annotated[Literal["srgb", "oklab"], Option("Color space of the pixels: sRGB in [-1, 1], or Oklab.")] = "srgb"
+    weights: Annotated[
+        Path | None,
+        Option(
+            "Weights (.safetensors) under the names of the authors of JiT or AsymFlow, in the place of random ones: kind, size, "
+            "patch and rank are then the file's.",
+            "FILE",
+            default="random",
+        ),
+    ] = None
     seed: Annotated[int, Option("Seed of the weights, and of the order of the images.", min=0, max=LAST_SEED)] = 0
     overwrite: Overwrite = False
