@@ -11,10 +11,8 @@ from PIL import Image
 
 from liftkit.color import to_signed
 from liftkit.data import demo
-from liftkit.data.images import ImageFolder, batches, fitted
+from liftkit.data.images import BROKEN, ImageFolder, batches, load_image
 from liftkit.data.oracle import judge, load_oracle
-from liftkit.data.picture_errors import PictureError
-from liftkit.data.pictures import decoded, open_picture_file
 from liftkit.errors import UsageError
 from liftkit.evaluate.patches import frechet, gaussian, patch_frechet, unsharp
 from liftkit.evaluate.two_sample import two_sample_accuracy
@@ -76,17 +74,11 @@ def test_batches_hold_images_of_one_size(image_folder: Path) -> None:
     assert len({batch.shape[2] for batch in found}) > 1
 
 
-def load_image(path: Path, resolution: int, multiple: int) -> torch.Tensor:
-    """As a fit reads it."""
-    with open_picture_file(path, path.name) as file, decoded(file, path.name, resolution) as image:
-        return fitted(image, path.name, resolution, multiple)
-
-
 def test_images_are_shrunk_never_enlarged_and_cropped_about_the_center(tmp_path: Path) -> None:
     Image.new("RGB", (30, 50), "red").save(tmp_path / "a.png")
     assert load_image(tmp_path / "a.png", 64, 8).shape == (3, 24, 24)
     assert load_image(tmp_path / "a.png", 16, 8).shape == (3, 16, 16)
-    with pytest.raises(PictureError, match="smaller than a patch"):
+    with pytest.raises(BROKEN, match="smaller than a patch"):
         load_image(tmp_path / "a.png", 64, 32)
 
 

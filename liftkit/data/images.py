@@ -207,6 +207,26 @@ def prefetch(
             pool.shutdown(cancel_futures=True)
 
 
+BROKEN = (PictureError,)
+"""What :func:`load_image` raises for a picture that cannot be read; for scripts of users, as the function is."""
+
+
+def load_image(path: Path, resolution: int, multiple: int) -> Tensor:
+    """One image file as a fit sees it, uint8 (3, S, S): upright, in sRGB, shrunk and cropped about its center.
+
+    Args:
+        path: of the file.
+        resolution: the side at most.
+        multiple: the side is divisible by this.
+
+    Raises:
+        PictureError: if it cannot be read, or is smaller than ``multiple``.
+    """
+    name = str(path)
+    with open_picture_file(path, name) as file, decoded(file, name, resolution) as image:
+        return fitted(image, name, resolution, multiple)
+
+
 def fitted(image: Image, name: str, resolution: int, multiple: int) -> Tensor:
     """The largest square of whole tokens of an RGB picture, uint8 (3, S, S).
 
