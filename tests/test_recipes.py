@@ -185,6 +185,7 @@ def test_overrides() -> None:
         "weight": 2.0,
         "path": Path("photos"),
         "captions": "files",
+        "reference_column": None,
     }
 
 

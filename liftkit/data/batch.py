@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ class Row(NamedTuple):
     prompts: dict[str, Tensor]
     caption: str
     place: tuple[int, int]
+    references: list[Tensor]
+    reference_latents: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Batch:
         prompts: arguments of the transformer, (B, ...) each, in the dtype they were encoded in.
         captions: the prompts in words, empty where dropped.
         indices: source number and index of each image.
+        references: (B, R, 3, H, W), uint8: what each image was made from; None where nothing.
+        reference_latents: (B, R, C, h, w) of these, as ``latents``.
     """
 
     images: Tensor
@@ -37,6 +41,8 @@ class Batch:
     prompts: dict[str, Tensor]
     captions: list[str]
     indices: list[tuple[int, int]]
+    references: Tensor | None = None
+    reference_latents: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device; copies from pinned memory may still be on their way."""
@@ -47,13 +53,14 @@ class Batch:
         return self._each(torch.Tensor.pin_memory)
 
     def tensors(self) -> list[Tensor]:
-        """Images, latents and prompts."""
-        return [self.images, *([self.latents] if self.latents is not None else []), *self.prompts.values()]
+        """Images, latents, prompts and references."""
+        optional = (self.latents, self.references, self.reference_latents)
+        return [self.images, *(each for each in optional if each is not None), *self.prompts.values()]
 
     def _each(self, work: Callable[[Tensor], Tensor]) -> Batch:
-        latents = work(self.latents) if self.latents is not None else None
-        prompts = {name: work(value) for name, value in self.prompts.items()}
-        return replace(self, images=work(self.images), latents=latents, prompts=prompts)
+        tensors = {name: getattr(self, name) for name in ("images", "latents", "references", "reference_latents")}
+        changed: dict[str, Any] = {name: work(tensor) for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, prompts={name: work(value) for name, value in self.prompts.items()}, **changed)
 
     def rows(self, part: slice) -> Batch:
         """Some of its rows."""
@@ -71,4 +78,6 @@ class Batch:
             {name: torch.stack([row.prompts[name] for row in rows]) for name in rows[0].prompts},
             [row.caption for row in rows],
             [row.place for row in rows],
+            torch.stack([torch.stack(row.references) for row in rows]) if rows[0].references else None,
+            torch.stack([torch.stack(row.reference_latents) for row in rows]) if rows[0].reference_latents else None,
         )

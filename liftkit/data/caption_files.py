@@ -22,6 +22,7 @@ class CaptionFiles:
         where: what to call a file in messages.
         label: what to call it in accounts.
         pairs: which file is beside which picture, and why others are left out; :func:`sidecars` of the names if None.
+        reference_column: of metadata; see :class:`Metadata`.
         lines, files: accounts of lines of metadata and of caption files.
 
     Raises:
@@ -38,10 +39,11 @@ class CaptionFiles:
         lines: Tally,
         files: Tally,
         pairs: tuple[dict[str, str], dict[str, str]] | None = None,
+        reference_column: str | None = None,
     ) -> None:
         self._open, self._where, self._label, self._files = open_file, where, label, files
         self._beside, left = pairs or sidecars(pictures, others)
-        self._metadata = Metadata(pictures, lines)
+        self._metadata = Metadata(pictures, lines, reference_column)
         used = set(self._beside.values())
         tables = [name for name in others if metadata_kind(name)]
         for name in sorted(tables, key=lambda name: (name.count("/"), name)):
@@ -53,6 +55,10 @@ class CaptionFiles:
         for name in others:
             if name not in used and looks_like_captions(name):
                 files.leave_out(label(name), left.get(name, NOT_TAKEN))
+
+    def references(self, picture: str) -> tuple[tuple[str, str | None, str], ...]:
+        """See :meth:`Metadata.references`."""
+        return self._metadata.references(picture)
 
     def of(self, picture: str) -> str:
         """The caption of a picture, empty where it has none.

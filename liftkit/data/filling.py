@@ -38,6 +38,8 @@ class Picture:
         facts: key and size.
         caption: its caption.
         size: height and width that it is trained at.
+        beside: whether ``index`` is one of the source's references.
+        references: the pictures that it was made from, which are cut to its own size.
     """
 
     source: int
@@ -46,6 +48,18 @@ class Picture:
     facts: Facts
     caption: str
     size: Size = (0, 0)
+    beside: bool = False
+    references: tuple[Picture, ...] = ()
+
+    @property
+    def group(self) -> tuple[int, ...]:
+        """What the images of one step have in common: their size, and how many references each has, if any."""
+        return (*self.size, len(self.references)) if self.references else self.size
+
+    @property
+    def place(self) -> tuple[int, int, bool]:
+        """Which one it is."""
+        return self.source, self.index, self.beside
 
     @property
     def latents_key(self) -> str:
@@ -59,14 +73,23 @@ def prompt_key(prompt: str) -> str:
 
 
 def load(source: CaptionedSource, picture: Picture) -> Tensor:
-    """The image of a picture, uint8 (3, height, width).
+    """The image of a picture of a source or of its references, uint8 (3, height, width).
 
     Raises:
         PictureError: if it cannot be read, or changed since it was inspected.
     """
+    source = within(source, picture)
     if source.stamp(picture.index) != picture.stamp:
         raise PictureError(source.label(picture.index), "changed while it was in use")
     return source.image(picture.index, picture.size)
+
+
+def within(source: CaptionedSource, picture: Picture) -> CaptionedSource:
+    """A source, or its references, whichever a picture is of."""
+    if not picture.beside:
+        return source
+    assert source.references is not None
+    return source.references
 
 
 def check_captions(source: CaptionedSource, captions: Sequence[str]) -> None:
@@ -128,8 +151,9 @@ class Filling:
                     texts.append(str(error))
                 else:
                     found.append(picture)
-                    if picture.stamp is not None:
-                        self.table.put(picture.stamp, picture.facts)
+                    for each in (picture, *picture.references):
+                        if each.stamp is not None:
+                            self.table.put(each.stamp, each.facts)
                 advance(1)
         self.table.save()
         if texts:
@@ -160,15 +184,29 @@ class Filling:
                 sizes = assign_buckets([(p.facts.height, p.facts.width) for p in pictures], buckets, at_least)
                 for picture, size in zip(pictures, sizes):
                     picture.size = size
-                broken = self._decode([p for p in pictures if _is_new(p, latents)], latents, make_encoder)
+                    for each in picture.references:
+                        each.size = size
+                every = [each for picture in pictures for each in (picture, *picture.references)]
+                broken = self._decode([p for p in every if _is_new(p, latents)], latents, make_encoder)
                 if not broken:
                     return pictures
-                pictures = [picture for picture in pictures if (picture.source, picture.index) not in broken]
+                pictures = self._whole(pictures, broken)
         finally:
             # Interrupted work is kept.
             if latents is not None:
                 latents.flush()
             self.table.save()
+
+    def _whole(self, pictures: list[Picture], broken: dict[tuple[int, int, bool], PictureError]) -> list[Picture]:
+        """The pictures that are not broken, and not made from broken ones."""
+        kept = []
+        for picture in pictures:
+            errors = [broken[each.place] for each in picture.references if each.place in broken]
+            if picture.place not in broken and errors:
+                self._skip(picture.source, _of_reference(self.sources[picture.source].label(picture.index), errors[0]))
+            elif picture.place not in broken:
+                kept.append(picture)
+        return kept
 
     def images(self, pictures: Sequence[Picture]) -> Tally:
         """The account of the sources' images.
@@ -209,16 +247,29 @@ class Filling:
     def _inspected(self, place: tuple[int, int]) -> Picture:
         number, index = place
         source = self.sources[number]
+        picture = Picture(number, index, *self._known(source, index), source.caption(index))
+        others = source.references
+        if others is not None:
+            try:
+                picture.references = tuple(
+                    Picture(number, each, *self._known(others, each), "", beside=True)
+                    for each in source.made_from(index)
+                )
+            except PictureError as error:
+                raise _of_reference(source.label(index), error) from error
+        return picture
+
+    def _known(self, source: CaptionedSource, index: int) -> tuple[str | None, Facts]:
+        """A picture's stamp and facts, which are taken where its file is new."""
         stamp = source.stamp(index)
         facts = self.table.get(stamp) if stamp is not None else None
-        facts = facts or Facts(source.key(index), *source.size(index), remark=source.remark(index))
-        return Picture(number, index, stamp, facts, source.caption(index))
+        return stamp, facts or Facts(source.key(index), *source.size(index), remark=source.remark(index))
 
     def _decode(
         self, pictures: list[Picture], latents: TensorCache | None, make_encoder: Callable[[], ImageEncoder] | None
-    ) -> set[tuple[int, int]]:
-        """Decode pictures, encode them; places of those that are broken."""
-        broken: set[tuple[int, int]] = set()
+    ) -> dict[tuple[int, int, bool], PictureError]:
+        """Decode pictures, encode them; what is wrong with those that are broken, by their places."""
+        broken: dict[tuple[int, int, bool], PictureError] = {}
         if not pictures:
             return broken
         waiting: dict[Size, dict[str, Tensor]] = {}
@@ -234,8 +285,9 @@ class Filling:
                 try:
                     image = future.result()
                 except PictureError as error:
-                    broken.add((picture.source, picture.index))
-                    self._skip(picture.source, error)
+                    broken[picture.place] = error
+                    if not picture.beside:
+                        self._skip(picture.source, error)
                     continue
                 if picture.stamp is not None:
                     picture.facts = replace(picture.facts, decoded=True)
@@ -253,6 +305,13 @@ class Filling:
     def _skip(self, number: int, error: PictureError) -> None:
         self.reasons[number] = str(error)
         self.tally.leave_out(error.name, error.reason)
+
+
+def _of_reference(label: str, error: PictureError) -> PictureError:
+    """Why an image cannot be used whose reference cannot be."""
+    if error.name == label:
+        return error
+    return PictureError(label, "made from pictures that cannot be read", f"{error.name}: {error.reason}")
 
 
 def _check_shapes(prompt: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -32,6 +32,7 @@ class Part(CaptionedSource):
     def __init__(self, source: CaptionedSource, indices: Sequence[int]) -> None:
         self.source, self.indices = source, list(indices)
         self.name, self.tally, self.texts = source.name, source.tally, source.texts
+        self.references = source.references
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -63,6 +64,10 @@ class Part(CaptionedSource):
     def caption(self, index: int) -> str:
         """See :class:`CaptionedSource`."""
         return self.source.caption(self.indices[index])
+
+    def made_from(self, index: int) -> tuple[int, ...]:
+        """See :class:`CaptionedSource`."""
+        return self.source.made_from(self.indices[index])
 
     def has_captions(self) -> bool:
         """See :class:`CaptionedSource`: of the whole source."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from liftkit.data.captions import WITHOUT, caption_of, check_characters, has_caption, plain_name
 from liftkit.errors import UsageError
@@ -98,25 +98,40 @@ def csv_rows(text: Iterator[str], where: str, needs: Sequence[str]) -> Entries:
         ) from error
 
 
+class _Line(NamedTuple):
+    """What is taken of a line: its caption, the name that it gives its picture, where it stands, and the names of the pictures
+    that its picture was made from, with the pictures that they mean, or why none."""
+
+    caption: str = ""
+    name: str = ""
+    where: str = ""
+    references: tuple[tuple[str, str | None, str], ...] = ()
+
+
 class Metadata:
-    """Captions of pictures by metadata.
+    """Captions of pictures by metadata, and the pictures that they were made from.
 
     Args:
         pictures: their plain names.
         lines: the account of the lines of metadata.
+        reference_column: names the picture, or a list of those, that a line's picture was made from.
     """
 
-    def __init__(self, pictures: Iterable[str], lines: Tally) -> None:
-        self.lines = lines
+    def __init__(self, pictures: Iterable[str], lines: Tally, reference_column: str | None = None) -> None:
+        self.lines, self.reference_column = lines, reference_column
         self._known = set(pictures)
-        self._captions: dict[str, tuple[str, str, str]] = {}
+        self._captions: dict[str, _Line] = {}
         self._tails: dict[str, list[str]] = {}
         for picture in pictures:
             self._tails.setdefault(PurePosixPath(picture).name, []).append(picture)
 
     def of(self, picture: str) -> str:
         """The caption of a picture, empty where no line names it."""
-        return self._captions.get(picture, ("", "", ""))[0]
+        return self._captions.get(picture, _Line()).caption
+
+    def references(self, picture: str) -> tuple[tuple[str, str | None, str], ...]:
+        """The names of the pictures that one was made from, with the plain name that each means, or None and why."""
+        return self._captions.get(picture, _Line()).references
 
     def add(self, folder: str, entries: Entries, where: str) -> None:
         """Take the captions of one metadata file; it goes before those that were added earlier.
@@ -126,25 +141,31 @@ class Metadata:
             entries: of the file.
             where: what to call it in messages.
         """
-        here: dict[str, tuple[str, str, str]] = {}
+        here: dict[str, _Line] = {}
         for number, entry in entries:
             name = entry["file_name"]
             line = f"{where}:{number} {name}"
             picture, reason = self._picture(folder, name)
             if picture is None:
                 self._leave_out(line, reason)
-            elif not has_caption(entry):
+            elif not has_caption(entry) and not self._named(entry):
                 self._leave_out(line, WITHOUT)
-            elif picture in here and here[picture][1] != name and _is_absolute(name):
+            elif picture in here and here[picture].name != name and _is_absolute(name):
                 # Tails of two foreign paths: nobody knows which one is meant.
-                self._leave_out(line, f"for a picture that another line names as {here[picture][1]}")
+                self._leave_out(line, f"for a picture that another line names as {here[picture].name}")
             else:
                 if picture in here:
-                    self._leave_out(here[picture][2], "replaced by a later line for the same picture")
+                    self._leave_out(here[picture].where, "replaced by a later line for the same picture")
                     self.lines.used -= 1
-                here[picture] = (caption_of(entry), name, line)
+                references = tuple((each, *self._picture(folder, each)) for each in self._named(entry))
+                here[picture] = _Line(caption_of(entry), name, line, references)
                 self.lines.use()
         self._captions |= here
+
+    def _named(self, entry: dict[str, Any]) -> list[str]:
+        """The names in the column of references."""
+        value = entry.get(self.reference_column) if self.reference_column is not None else None
+        return [str(each) for each in (value if isinstance(value, list) else [value]) if each not in (None, "")]
 
     def _leave_out(self, line: str, reason: str) -> None:
         if len(self.lines.left_out.get(reason, {})) < NAMED:

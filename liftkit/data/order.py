@@ -59,17 +59,21 @@ class Mixture:
 
 
 class Order:
-    """Steps of one image size each, of sources mixed by weight.
+    """Steps of one kind of image each, of sources mixed by weight.
 
     Args:
-        groups: image indices by size and source number.
+        groups: image indices by kind and source number; a kind begins with height and width, see :attr:`Picture.group`.
         weights: of the sources.
         batch_size: images a step.
         seed: of the permutations.
     """
 
     def __init__(
-        self, groups: Mapping[Size, Mapping[int, Sequence[int]]], weights: Sequence[float], batch_size: int, seed: int
+        self,
+        groups: Mapping[tuple[int, ...], Mapping[int, Sequence[int]]],
+        weights: Sequence[float],
+        batch_size: int,
+        seed: int,
     ) -> None:
         totals = [sum(len(group.get(source, ())) for group in groups.values()) for source in range(len(weights))]
         self.groups = {size: {source: list(found) for source, found in group.items()} for size, group in groups.items()}
@@ -86,7 +90,8 @@ class Order:
 
     def size(self, step: int) -> Size:
         """Height and width of a step's images."""
-        return self.sizes[self._steps.at(step)[0]]
+        height, width, *_ = self.sizes[self._steps.at(step)[0]]
+        return height, width
 
     def row(self, step: int, row: int) -> tuple[int, int]:
         """Source number and image index of one row of a step."""
@@ -99,12 +104,12 @@ class Order:
         epoch, place = divmod(count, len(group))
         return source, group[self._permutation(size, source, epoch)[place]]
 
-    def after(self, size: Size, source: int, index: int) -> list[int]:
-        """The other images of the same size and source, beginning behind one."""
+    def after(self, size: tuple[int, ...], source: int, index: int) -> list[int]:
+        """The other images of the same kind and source, beginning behind one."""
         group = self.groups[size][source]
         place = group.index(index)
         return group[place + 1 :] + group[:place]
 
-    def _permute(self, size: Size, source: int, epoch: int) -> NDArray[np.int64]:
+    def _permute(self, size: tuple[int, ...], source: int, epoch: int) -> NDArray[np.int64]:
         group = self.groups[size][source]
         return stream(self.seed, PERMUTATION, source, *size, epoch).permutation(len(group))

@@ -28,11 +28,13 @@ class CaptionedSource(ABC):
         tally: of images that were left out when the source was opened, such as hidden ones; what is read is counted by
             whoever reads.
         texts: accounts of what holds captions: files and lines.
+        references: the pictures that images were made from; None where none is.
     """
 
     name: str
     tally: Tally
     texts: list[Tally]
+    references: CaptionedSource | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -56,6 +58,14 @@ class CaptionedSource(ABC):
         Raises:
             UsageError: if the text that holds it cannot be read.
         """
+
+    def made_from(self, index: int) -> tuple[int, ...]:  # noqa: ARG002
+        """The indices, within :attr:`references`, of the pictures that an image was made from.
+
+        Raises:
+            PictureError: if one of them is not there.
+        """
+        return ()
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

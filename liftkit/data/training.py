@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,9 @@ class TrainingData:
             [*extra_prompts, *(picture.caption for picture in pictures)], self._embeddings, make_prompt_encoder
         )
         self._pictures = {(picture.source, picture.index): picture for picture in pictures}
-        groups: dict[tuple[int, int], dict[int, list[int]]] = {}
+        groups: dict[tuple[int, ...], dict[int, list[int]]] = {}
         for picture in pictures:
-            groups.setdefault(picture.size, {}).setdefault(picture.source, []).append(picture.index)
+            groups.setdefault(picture.group, {}).setdefault(picture.source, []).append(picture.index)
         self._order = Order(groups, self.weights, self.batch_size, self.seed)
         self.tally = filling.images(pictures)
         self.digest = self._digest()
@@ -195,7 +196,9 @@ class TrainingData:
     def _digest(self) -> str:
         digest = hashlib.sha256()
         for (source, _), picture in sorted(self._pictures.items()):
-            digest.update(repr((source, picture.facts.key, picture.size, picture.caption)).encode())
+            made_from = [each.facts.key for each in picture.references]
+            facts = (source, picture.facts.key, picture.size, picture.caption, *([made_from] if made_from else []))
+            digest.update(repr(facts).encode())
         return digest.hexdigest()
 
     def _check(self, pictures: list[Picture], reasons: dict[int, str], observer: Observer) -> None:
@@ -211,6 +214,11 @@ class TrainingData:
             silent = sum(not picture.caption for picture in own)
             if silent:
                 observer.note(f"{source.name}: {silent} of {len(own)} images have no caption")
+            if source.references is not None:
+                alone = sum(not picture.references for picture in own)
+                observer.note(
+                    f"{source.name}: {len(own) - alone} images are made from others, {alone} from prompts alone"
+                )
             small = sum(p.facts.height < p.size[0] or p.facts.width < p.size[1] for p in own)
             if small:
                 observer.note(
@@ -233,28 +241,32 @@ class TrainingData:
 
     def _row(self, step: int, row: int) -> Row:
         source, index = self._order.row(step, row)
-        picture, image = self._loaded(self._pictures[source, index])
+        picture, (image, *references) = self._loaded(self._pictures[source, index])
         dropped = chances(self.seed, DROPOUT, step, self.batch_size)[row] < self.prompt_dropout
         caption = "" if dropped else picture.caption
         if self.flip and chances(self.seed, MIRROR, step, self.batch_size)[row] < self.flip:
-            image = image.flip(2)
-        latents = self._latents.get(picture.latents_key)["latents"].float() if self._latents is not None else None
+            image, *references = (each.flip(2) for each in (image, *references))
         prompts = self._embeddings.get(prompt_key(caption))
-        return Row(image, latents, prompts, caption, (picture.source, picture.index))
+        place = (picture.source, picture.index)
+        latents, *others = (self._latents_of(each) for each in (picture, *picture.references))
+        known = [each for each in others if each is not None]
+        return Row(image, latents, prompts, caption, place, references, known)
 
-    def _loaded(self, picture: Picture) -> tuple[Picture, Tensor]:
-        """A picture and its image; the next one's where it went away."""
+    def _latents_of(self, picture: Picture) -> Tensor | None:
+        return None if self._latents is None else self._latents.get(picture.latents_key)["latents"].float()
+
+    def _loaded(self, picture: Picture) -> tuple[Picture, list[Tensor]]:
+        """A picture with its image and its references; the next one's where one of them went away."""
         source = self.sources[picture.source]
-        try:
-            return picture, load(source, picture)
-        except PictureError as error:
-            self.lose(error.name, error.reason)
-        for index in self._order.after(picture.size, picture.source, picture.index):
-            other = self._pictures[picture.source, index]
+        others = (
+            self._pictures[picture.source, index]
+            for index in self._order.after(picture.group, picture.source, picture.index)
+        )
+        for each in chain([picture], others):
             try:
-                return other, load(source, other)
+                return each, [load(source, one) for one in (each, *each.references)]
             except PictureError as error:
-                self.lose(error.name, error.reason)
+                self.lose(source.label(each.index), error.reason)
         raise LiftkitError(
             f"{source.name}: none of its images of {picture.size} can be read any more; is the disk there?"
         )

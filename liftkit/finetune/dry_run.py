@@ -107,6 +107,7 @@ def _images(data: TrainingData, held_out: TrainingData | None, scratch: Path, ob
         if part is data:
             own = len(usable)
             silent = sum(not picture.caption for picture in usable)
+            made = sum(bool(picture.references) for picture in usable)
             small = sum(p.facts.height < p.size[0] or p.facts.width < p.size[1] for p in usable)
             sizes = Counter(picture.size for picture in usable)
             if not usable:
@@ -116,6 +117,8 @@ def _images(data: TrainingData, held_out: TrainingData | None, scratch: Path, ob
     lost = [f"{tally.lost} {tally.what}: {tally.reasons()}" for tally in combined(tallies) if tally.lost]
     rows += [("left out", text) for text in lost or ["none"]]
     rows.append(("captions", f"{own - silent} with one, {silent} without (trained with the empty prompt)"))
+    if made:
+        rows.append(("references", f"{made} are made from others, {own - made} from prompts alone"))
     rows.append(("enlarged", f"{small} are smaller than they are trained at" if small else "none"))
     shapes = [f"{width} x {height}" for (height, width), _ in sizes.most_common(3)]
     rows.append(("trained at", f"{', '.join(shapes)}{' ...' if len(sizes) > 3 else ''} pixels"))

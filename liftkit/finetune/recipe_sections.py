@@ -94,6 +94,12 @@ class FolderSource(_Source):
             description="Where captions come from: files beside the images, or the names of the folders that they are in."
         ),
     ] = "files"
+    reference_column: Annotated[
+        Text | None,
+        Field(
+            description="Column of its metadata that names what an image was made from; null: nothing. Editing is trained."
+        ),
+    ] = None
 
 
 class WebDatasetSource(_Source):

@@ -29,6 +29,7 @@ from liftkit.finetune.trainer import Outcome, Trainer
 from liftkit.formats.generations import for_latent_base
 from liftkit.models.flow import open_flow
 from liftkit.models.latents import LatentSpace
+from liftkit.models.registry import architectures
 from liftkit.options import LAST_SEED
 from liftkit.progress import Observer, Silent
 from liftkit.tally import Tally
@@ -222,7 +223,9 @@ def make_source(source: Source, crop: str = "lanczos") -> CaptionedSource:
         return DemoCaptioned(source.count)
     made: EncodedSource
     if isinstance(source, FolderSource):
-        made = CaptionedFolder(source.path, by_folder=source.captions == "folders")
+        made = CaptionedFolder(source.path, source.captions == "folders", source.reference_column)
+        if isinstance(made.references, EncodedSource):
+            made.references.crop = crop
     elif isinstance(source, WebDatasetSource):
         from liftkit.data.shards import WebDataset
 
@@ -248,6 +251,13 @@ def training_data(
             "with empty ones, and may forget what it did with others"
         )
     choice = recipe.data
+    for number, each in enumerate(choice.sources):
+        if isinstance(each, FolderSource) and each.reference_column is not None and trainee.spec.reference_ids is None:
+            known = sorted(spec.name for spec in architectures().values() if spec.reference_ids is not None)
+            raise UsageError(
+                f"data.sources.{number}.reference_column: {trainee.spec.name} cannot be trained with reference images; "
+                f"{' and '.join(known)} can; leave it out"
+            )
     sources = [(make_source(each, choice.crop), each.weight) for each in choice.sources]
     common: dict[str, Any] = {
         "resolution": choice.resolution or trainee.folder.image_size(),

@@ -54,10 +54,11 @@ def count_flops(objective: Objective, one: Batch, recipe: Recipe) -> float:
     x_t = objective.state(one)
     sigma = torch.full((1,), 0.5, device=x_t.device)
     counts = []
-    for model in (objective.student, objective.reference):
+    seen = (objective.student, objective.conditioning(one)), (objective.reference, objective.latent_conditioning(one))
+    for model, given in seen:
         with FlopCounterMode(display=False) as counter:
             if model is not None:
-                model.velocity(x_t, sigma, **one.prompts)
+                model.velocity(x_t, sigma, **given)
         counts.append(counter.get_total_flops())
     backward = 2 if recipe.trainable.mode == "full" else 1
     return float(recipe.batch_size * ((1 + backward) * counts[0] + counts[1]))

@@ -110,10 +110,25 @@ class Objective:
             raise ValueError("training in latent space needs latents")
         return batch.latents
 
+    def conditioning(self, batch: Batch) -> dict[str, Any]:
+        """What the student is given beside the state: prompts, and the images that those of the batch were made from."""
+        references = batch.reference_latents if self.lift is None else batch.references
+        if references is None:
+            return batch.prompts
+        if self.lift is not None:
+            references = self.lift.color.encode(references.flatten(0, 1)).unflatten(0, references.shape[:2])
+        return {**batch.prompts, "references": references}
+
+    @staticmethod
+    def latent_conditioning(batch: Batch) -> dict[str, Any]:
+        """What the frozen model is given, which sees latents."""
+        references = batch.reference_latents
+        return batch.prompts if references is None else {**batch.prompts, "references": references}
+
     def __call__(self, batch: Batch, x0: Tensor, noise: Tensor, sigma: Tensor) -> Losses:
         """Losses and metrics of a (micro) batch; see :func:`liftkit.finetune.objective.asymflow_loss`."""
         choice = self.recipe.objective
-        student: Velocity = bind(self.student, batch.prompts)
+        student: Velocity = bind(self.student, self.conditioning(batch))
         if self.adversary is not None or choice.terms:
             student = recall = Recall(student)
         bands = None if choice.bands is None else BandError(**choice.bands.model_dump())
@@ -123,7 +138,7 @@ class Objective:
         else:
             loss, metrics = asymflow_loss(
                 student,
-                bind(self.reference, batch.prompts),
+                bind(self.reference, self.latent_conditioning(batch)),
                 x0,
                 patchify(batch.latents, self.lift.latent_patch),
                 sigma,

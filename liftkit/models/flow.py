@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from liftkit.errors import UsageError
 from liftkit.models.layout import Layout
 from liftkit.models.mixin import channels_for
 from liftkit.models.registry import architecture, is_lifted
@@ -92,7 +93,8 @@ class FlowModel:
             sigma: (B,) noise levels in [0, 1].
             conditioning: tensors (B, ...) that the architecture makes arguments of the transformer's forward from, for
                 example ``encoder_hidden_states``. Position ids that follow from the grid are added where not given; so are
-                channels of clean images and masks, as zeros.
+                channels of clean images and masks, as zeros. ``references`` (B, R, C, H, W) are clean images shaped like the
+                state that the network sees beside it, where the architecture knows how.
 
         Returns:
             u = eps - x_0, shaped like ``x_t``.
@@ -100,6 +102,7 @@ class FlowModel:
         spec = self.architecture
         folded = F.pixel_unshuffle(x_t, self.fold) if self.fold > 1 else x_t
         rows, columns = (each // self.latent_patch for each in folded.shape[-2:])
+        references = conditioning.pop("references", None)
         arguments = spec.arguments(Grid(len(x_t), rows, columns, x_t.device, self.config), conditioning)
         if self.config.get("guidance_embeds") and "guidance" not in arguments:
             arguments["guidance"] = torch.full((len(x_t),), GUIDANCE, device=x_t.device)
@@ -107,6 +110,8 @@ class FlowModel:
         arguments = _cast(arguments, dtype)
         # The pixel twin takes its state in float32 and rounds after its gain; the stock class wants its own dtype.
         packed = self._packed(folded if self.is_pixel else folded.to(dtype))
+        if references is not None:
+            packed = self._beside(packed, references.to(packed.dtype), arguments)
         arguments[spec.state] = spec.sequence(self._filled(packed), arguments)
         time = sigma.to(torch.promote_types(sigma.dtype, torch.float32))
         # The pixel twin finds the network's time by itself.
@@ -114,8 +119,28 @@ class FlowModel:
             time = spec.network_time(time, rows * columns).to(torch.promote_types(dtype, torch.float32))
         arguments[spec.time] = spec.clock.time(time)
         output = self.call(**arguments, return_dict=False)
-        output = spec.sign * self._unpacked(output if isinstance(output, Tensor) else output[0], rows, columns)
+        answer = output if isinstance(output, Tensor) else output[0]
+        if references is not None:
+            answer = answer[:, : rows * columns]
+        output = spec.sign * self._unpacked(answer, rows, columns)
         return F.pixel_shuffle(output, self.fold) if self.fold > 1 else output
+
+    def _beside(self, packed: Tensor, references: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Tokens of the state (B, N, C) with those of references (B, R, C, H, W) behind them, whose ids are added to the arguments.
+
+        Raises:
+            UsageError: if the architecture does not know how.
+        """
+        spec, ids = self.architecture, arguments.get("img_ids")
+        if spec.reference_ids is None or ids is None:
+            raise UsageError(f"{spec.name}: not known how it is shown reference images; leave them out")
+        tokens, places = [packed], [ids]
+        for number in range(references.shape[1]):
+            clean = references[:, number]
+            tokens.append(self._packed(F.pixel_unshuffle(clean, self.fold) if self.fold > 1 else clean))
+            places.append(spec.reference_ids(ids, number + 1))
+        arguments["img_ids"] = torch.cat(places, -2)
+        return torch.cat(tokens, 1)
 
     def _packed(self, folded: Tensor) -> Any:
         """A state on the VAE's grid, (B, C, h, w), as ``forward`` sees it."""

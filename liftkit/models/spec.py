@@ -180,6 +180,8 @@ class Architecture:
             arguments of a call; they carry ``x_0 / s`` whatever the time.
         token_grid: pictures, rows and columns of the packed tokens that are denoised, from the arguments of a call. They are the
             state's last ones, but for those of ``clean_tokens``. By default ``img_ids`` tell.
+        reference_ids: position ids of a reference of the state's size, ``(img_ids of the state, its number from 1) -> ids``, where
+            references are tokens behind the state's that the network tells by their ids alone.
         references: stock pipelines that take reference images as their ``image``, with the numbers of images that they take.
         clean_inputs: names of further arguments that hold clean latents, as tensors or lists of them; scaled by ``1 / s``.
         config: entries that a conversion changes beside the channels, from the config.
@@ -229,6 +231,7 @@ class Architecture:
     sequence: Callable[[Tensor, Mapping[str, Any]], Tensor] = _state_alone
     clean_tokens: Callable[[Mapping[str, Any]], Tensor | None] = _no_clean_tokens
     token_grid: Callable[[Mapping[str, Any]], tuple[int, int, int]] = _grid_of_image_ids
+    reference_ids: Callable[[Tensor, int], Tensor] | None = None
     references: Mapping[str, range] = field(default_factory=dict)
     clean_inputs: tuple[str, ...] = ()
     config: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})

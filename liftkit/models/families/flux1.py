@@ -58,6 +58,8 @@ FLUX1 = Architecture(
     channel_keys=("out_channels", "in_channels"),
     arguments=grid_ids,
     clean_tokens=references,
+    # Kontext's one reference has a 1 before its rows and columns; further ones would have the same.
+    reference_ids=lambda ids, number: torch.cat([torch.ones_like(ids[..., :1]), ids[..., 1:]], -1),
     references={"FluxKontextPipeline": range(2)},
     reference=("norm_out",),
     adapters=BLOCKS,

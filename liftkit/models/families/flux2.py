@@ -29,6 +29,11 @@ def _reference_tokens(arguments: Mapping[str, Any]) -> Tensor | None:
     return None if ids is None else ids[..., 0] != 0
 
 
+def _reference_ids(ids: Tensor, number: int) -> Tensor:
+    """Those of the tokens, at the time of a reference's number."""
+    return torch.cat([torch.full_like(ids[..., :1], 10 * number), ids[..., 1:]], -1)
+
+
 def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dict[str, Any]:
     result: dict[str, Any] = {"encoder_hidden_states": randn(generator, batch, 7, config["joint_attention_dim"])}
     if config.get("guidance_embeds"):
@@ -86,6 +91,7 @@ FLUX2 = Architecture(
     conditioning=_conditioning,
     arguments=_arguments,
     clean_tokens=_reference_tokens,
+    reference_ids=_reference_ids,
     references={"Flux2KleinPipeline": range(11), "Flux2Pipeline": range(11)},
     pipeline_latents=lambda state: F.pixel_unshuffle(state, 2),
     reference=("norm_out",),
