@@ -251,7 +251,7 @@ def test_training_sees_references_and_goes_on_exactly(place: Path, monkeypatch: 
     sources = [{"kind": "folder", "path": "photos", "reference_column": "reference"}]
     finetune(load_recipe("tiny-klein", few_steps("whole", data__sources=sources, steps=3)))
     assert abs(seen[0][0] - seen[0][1]) > 1e-4 * seen[0][0], "the loss follows the references"
-    code, _, err = cli("finetune", "--resume", "whole/checkpoints/step-0000002", "output=parts")
+    code, _, err = cli("finetune", "--resume", "whole/checkpoints/step-0000002", "-o", "parts")
     assert code == 0, err
     ends = [
         load_file(place / run / "checkpoints" / "step-0000003" / "parameters.safetensors") for run in ("whole", "parts")
