@@ -132,7 +132,7 @@ class CaptionedFolder(PictureFiles):
         UsageError: if it is missing, holds no image, its metadata are broken, or no line has a reference where a column is given.
     """
 
-    def __init__(self, path: str | Path, by_folder: bool = False, reference_column: str | None = None) -> None:
+    def __init__(self, path: str | Path, reference_column: str | None = None, *, by_folder: bool = False) -> None:
         folder = Path(path).expanduser()
         check_folder(folder, str(path), "give a folder of images and captions")
         found = scan(folder)
@@ -144,6 +144,10 @@ class CaptionedFolder(PictureFiles):
         self.by_folder = by_folder
         if by_folder:
             self._check_folders(str(path))
+            if reference_column is not None:
+                raise UsageError(
+                    f"{path}: reference_column {reference_column!r} is one of metadata; it goes with captions: files"
+                )
             return
         others = {plain_name(file.relative_to(self.path).as_posix()): file for file in found.others}
         lines, files = self.texts = [Tally("lines of metadata"), Tally("caption files")]

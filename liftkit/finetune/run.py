@@ -223,7 +223,7 @@ def make_source(source: Source, crop: str = "lanczos") -> CaptionedSource:
         return DemoCaptioned(source.count)
     made: EncodedSource
     if isinstance(source, FolderSource):
-        made = CaptionedFolder(source.path, source.captions == "folders", source.reference_column)
+        made = CaptionedFolder(source.path, source.reference_column, by_folder=source.captions == "folders")
         if isinstance(made.references, EncodedSource):
             made.references.crop = crop
     elif isinstance(source, WebDatasetSource):
