@@ -452,7 +452,7 @@ def test_all_models_start_from_a_picture(models: Shelf, picture: Path, tmp_path:
     for painted in paint(models, PROMPT, asked, models.labels, tmp_path, quiet):
         assert (painted.settings["image"], painted.settings["strength"]) == ("start.png", 0.5)
         assert [step.at.index for step in painted.steps] == [0, 1, 2]
-        assert painted.steps[0].at.sigma < 0.8
+        assert painted.steps[0].at.sigma < 0.9
         red, _, blue = read(painted.file).mean(axis=(0, 1))
         assert red > blue + 30, "orange is still to be seen"
         assert np.abs(read(painted.steps[-1].estimate).astype(int) - read(painted.file)).max() <= 1

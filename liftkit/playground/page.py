@@ -237,7 +237,8 @@ class Page:
 
     def _problem(self, error: LiftkitError) -> str:
         """What went wrong, without the folders that pictures were uploaded to."""
-        return _status(re.sub(re.escape(f"{self.folder}/") + r"[^/\s]*/", "", str(error)).strip(), problem=True)
+        text = re.sub(re.escape(f"{self.folder}/") + r"[^/\s]*/", "", str(error))
+        return _status(text.strip().removeprefix("--"), problem=True)
 
     def _running(self, runs: bool) -> Changes:
         return {self.choices.go: gr.update(interactive=not runs), self.choices.stop: gr.update(interactive=runs)}
