@@ -264,7 +264,8 @@ def test_labels_make_no_formulas_and_no_markup() -> None:
 
 def test_the_page_links_to_its_glossary_which_is_that_of_the_docs() -> None:
     from liftkit.report.data import Report
-    from liftkit.report.pages import GLOSSARY, alignment_page
+    from liftkit.report.glossary import GLOSSARY, formula
+    from liftkit.report.pages import alignment_page
 
     page = alignment_page(Report("lift", tiny.lift()))
     assert 'href="#glossary"' in page
@@ -272,4 +273,20 @@ def test_the_page_links_to_its_glossary_which_is_that_of_the_docs() -> None:
     docs = (Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text()
     for symbol, meaning in GLOSSARY.items():
         assert f"| {symbol} | {meaning} |" in docs
-        assert f"<td>{symbol}</td>" in page
+        assert f"<td>{formula(symbol)}</td>" in page
+
+
+def test_formulas_are_set_and_explained_and_all_else_is_text() -> None:
+    from liftkit.report.glossary import symbols
+
+    found = symbols("Lift `s A^T x_0` of <b>")
+    assert "s A<sup>T</sup> x<sub>0</sub>" in found
+    for name in (
+        "<b>s</b>: scale of the lift",
+        "<b>A</b>: basis of the subspace",
+        "<b>x<sub>0</sub></b>: a pixel token",
+    ):
+        assert name in found
+    assert found.endswith("of &lt;b&gt;")
+    assert symbols("R^2 of A") == "R^2 of A", "outside of backticks nothing is a formula"
+    assert symbols("`q < 1`") == "q &lt; 1", "what has no symbol of the glossary has nothing to explain"

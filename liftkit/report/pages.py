@@ -9,56 +9,41 @@ from markupsafe import Markup
 
 from liftkit.report.charts import Axis, Line, bar_chart, line_chart
 from liftkit.report.data import Report, compare, picture_rows
+from liftkit.report.glossary import GLOSSARY
 from liftkit.report.pictures import PATCHES, Row, basis_patches, data_uri, gallery_rows, grid
 from liftkit.report.templating import render
 
-GLOSSARY = {
-    "x, x_0": "a pixel token, D numbers in a color space; without noise",
-    "z, z_0": "a latent token, r numbers, normalized as the transformer was trained on them",
-    "eps": "standard normal noise",
-    "sigma": "noise level of the pixel model, 0 (clean) to 1 (pure noise)",
-    "tau": "noise level that the network is given, `k sigma`",
-    "k": "gain of the input, `1 / (s + (1 - s) sigma)`",
-    "A": "basis of the subspace, D x r, orthonormal columns",
-    "s": "scale of the lift: pixels are `s A z`",
-    "lift": "A and s together, with the color space",
-    "token, patch": "one patch of the image, as a row of numbers; its pixels",
-    "tied noise": "noise eps for the pixel model and `A^T eps` for the latent model, so that both start alike",
-    "guidance": "sampling with `u + g (c - u)` from a conditional and an unconditional prediction",
-}
-"""Symbols and words of the pages, as the glossary in docs/how-it-works.md has them."""
 FIGURES = (
-    ("energy_captured", "Pixel energy captured by A", "share of the pixels' energy inside the subspace, 0 to 1"),
+    ("energy_captured", "Pixel energy captured by `A`", "share of the pixels' energy inside the subspace, 0 to 1"),
     ("energy_best", "... by the best subspace of that rank", "PCA, the optimum"),
-    ("r2_pixels", "Pixel variance explained by the lift s A z", "1 is perfect; one rotation and one scale"),
+    ("r2_pixels", "Pixel variance explained by the lift `s A z`", "1 is perfect; one rotation and one scale"),
     ("r2_pixels_lsq", "... with the least-squares scale", "1 is perfect"),
     ("r2_pixels_linear", "... by an unconstrained linear map", "the ceiling of any lift"),
-    ("r2_latents", "Latent variance explained by the projected pixels", "linear regression on A^T x; 1 is perfect"),
-    ("cosine", "Alignment of A^T x and z", "mean cosine, -1 to 1"),
-    ("cosine_chance", "... by chance", "if A is turned at random inside its subspace"),
+    ("r2_latents", "Latent variance explained by the projected pixels", "linear regression on `A^T x`; 1 is perfect"),
+    ("cosine", "Alignment of `A^T x` and `z`", "mean cosine, -1 to 1"),
+    ("cosine_chance", "... by chance", "if `A` is turned at random inside its subspace"),
     ("alignment_kept", "Alignment kept", "share that one half of the images keeps under the fit of the other, up to 1"),
     ("pixel_detail", "Detail of the images", "share of pixel variance inside patches, 0 to 1"),
     ("latent_rms", "Size of the latents", "root mean square; 1 is what flow models expect"),
-    ("scale", "Scale s", "as used"),
+    ("scale", "Scale `s`", "as used"),
     ("scale_lsq", "Least-squares scale", "minimizes the squared error"),
     ("scale_gap", "Gap between the scales", "0 is perfect; 1 minus the alignment"),
 )
 PICTURE_NAMES = {
     "image": "image",
     "vae": "VAE",
-    "projection": "projection A A^T x",
-    "lift": "lift s A z",
+    "projection": "projection `A A^T x`",
+    "lift": "lift `s A z`",
     "linear": "unconstrained linear map",
 }
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A row of images as one picture, which a tap enlarges."""
+    """A row of images, each of which a tap enlarges."""
 
-    index: int
     label: str
-    source: str
+    sources: list[str]
 
     @property
     def name(self) -> str:
@@ -71,9 +56,9 @@ class Shown:
         return self.label.partition(": ")[2]
 
 
-def shown(index: int, row: Row) -> Shown:
+def shown(row: Row) -> Shown:
     """A row of images for a page."""
-    return Shown(index, row.label, data_uri(grid(row.images, columns=min(len(row.images), 16))))
+    return Shown(row.label, [data_uri(grid(row.images[index : index + 1], 1)) for index in range(len(row.images))])
 
 
 def calibration_chart(scale: float) -> Markup:
@@ -126,8 +111,8 @@ def alignment_charts(report: Report) -> list[Markup]:
         bar_chart(
             f"Latent channels readable from pixels: {min(latents):.2f} to {max(latents):.2f}",
             [str(index) for index in range(len(latents))],
-            [("R^2 from A^T x", [max(value, 0.0) for value in latents])],
-            Axis("R^2", low=0.0, high=1.0),
+            [("R² from Aᵀ x", [max(value, 0.0) for value in latents])],
+            Axis("R²", low=0.0, high=1.0),
             "latent channel",
             _spread(spread, "latents"),
         ),
@@ -138,7 +123,7 @@ def alignment_charts(report: Report) -> list[Markup]:
                 ("lift", by_lift),
                 ("unconstrained", alignment["channels"]["colors_linear"]),
             ],
-            Axis("R^2", low=min(0.0, *by_lift), high=1.0),
+            Axis("R²", low=min(0.0, *by_lift), high=1.0),
             "color channel",
             _spread(spread, "colors_lift", "colors_linear"),
         ),
@@ -175,8 +160,8 @@ def alignment_page(report: Report, other: Report | None = None) -> str:
         lead=lead,
         report=report,
         alignment=alignment,
-        gallery=[shown(index, row) for index, row in enumerate(rows)],
-        patches=shown(len(rows), patches),
+        gallery=[shown(row) for row in rows],
+        patches=shown(patches),
         figures=FIGURES,
         picture_rows=picture_rows(pictures) if pictures else [],
         picture_names=PICTURE_NAMES,

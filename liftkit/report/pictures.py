@@ -44,9 +44,9 @@ def to_uint8(images: Tensor) -> Any:
 ROWS = {
     "image": "Images: as they are",
     "vae": "VAE: encoded and decoded, what the latent model can show at best",
-    "projection": "Projection A A^T x: all that the subspace can hold",
-    "lift": "Lift s A z: the latents carried into pixels by one rotation and one scale",
-    "linear": "Unconstrained linear map of z: the ceiling of any lift",
+    "projection": "Projection `A A^T x`: all that the subspace can hold",
+    "lift": "Lift `s A z`: the latents carried into pixels by one rotation and one scale",
+    "linear": "Unconstrained linear map of `z`: the ceiling of any lift",
 }
 
 
@@ -97,7 +97,7 @@ def labeled(rows: list[Row], *, title: str) -> Any:
     draw.text((margin, margin - 4), title, fill=(20, 20, 20), font=ImageFont.load_default(20))
     top = margin + 30
     for row in rows:
-        draw.text((margin, top + 6), row.label, fill=(70, 70, 70), font=ImageFont.load_default(14))
+        draw.text((margin, top + 6), row.label.replace("`", ""), fill=(70, 70, 70), font=ImageFont.load_default(14))
         for column, array in enumerate(to_uint8(row.images)):
             picture = Image.fromarray(array)
             enlarged = picture.resize(

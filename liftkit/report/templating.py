@@ -10,13 +10,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from liftkit.checkpoint.text import printable
+from liftkit.report.glossary import formula, symbols
 
 
 @cache
 def environment() -> Environment:
     """Templates with autoescaping; a name that is missing is an error, and control characters become their escapes."""
     folder = FileSystemLoader(Path(__file__).parent / "templates")
-    return Environment(
+    made = Environment(
         loader=folder,
         autoescape=True,
         undefined=StrictUndefined,
@@ -24,6 +25,9 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["symbols"] = lambda text: symbols(printable(text))
+    made.filters["formula"] = formula
+    return made
 
 
 def render(template: str, **values: Any) -> str:
