@@ -14,9 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -346,10 +349,36 @@ def step_seconds(plan: Plan) -> float:
     return (time.monotonic() - began) / count
 
 
+def _at(place: tuple[str, str], run: dict[str, Any]) -> float:
+    return float(run[place[0]][place[1]])
+
+
+def table(record: dict[str, Any]) -> str:
+    """A table of what was measured, mean and standard deviation over seeds; in Markdown."""
+    guidances = [key for key in record["runs"][0] if key.startswith("guidance_")]
+    levels = list(record["runs"][0]["errors"])
+    columns: dict[str, Callable[..., float]] = {"loss at the end": lambda run: run["losses"][-1]}
+    columns |= {f"error at {level}": partial(_at, ("errors", level)) for level in levels}
+    for key in guidances:
+        for figure in ("digit", "oracle_frechet", "texture_frechet", "patch_frechet"):
+            columns[f"{figure.replace('_', ' ')}, {key.replace('_', ' ')}"] = partial(_at, (key, figure))
+    ranks = sorted({run["rank"] for run in record["runs"]})
+    lines = [f"| | {' | '.join(f'r = {rank}' for rank in ranks)} |", f"|---|{'---:|' * len(ranks)}"]
+    for name, read in columns.items():
+        cells = []
+        for rank in ranks:
+            values = [read(run) for run in record["runs"] if run["rank"] == rank]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.3g} ± {spread:.2g}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run all, and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="ranks.npz", help="the drawn data (%(default)s)")
+    parser.add_argument("--table", type=Path, help="print the table of a results file, and stop")
     parser.add_argument("--draw", action="store_true", help="draw the data and stop")
     parser.add_argument("--count", type=int, default=4096, help="training images to draw (%(default)s)")
     parser.add_argument("--json", type=Path, default=Path("ranks.json"), help="where results go (%(default)s)")
@@ -374,6 +403,9 @@ def main() -> None:
     given = parser.parse_args()
     began = time.time()
     given.graphs = given.device != "cpu" if given.graphs is None else given.graphs
+    if given.table:
+        print(table(json.loads(given.table.read_text())))
+        return
     if given.draw:
         draw_data(Path(given.data), given.count, given.held_out)
         return
