@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from liftkit import embedded
+from liftkit.checkpoint.record import BEGUN, read_record
 from liftkit.device import choose_device
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import tensor_digest
@@ -65,13 +68,18 @@ def prepare(options: CompareOptions) -> Work:
     controls = _controls(options)
     for entry in (*(entry for entry, _ in pixels), *controls.values()):
         _check_geometry(entry, subject)
-    lift = pixels[0][1]
+    lift = next((each for entry, each in pixels if not _from_nothing(entry)), None) or _untied(subject)
     size = options.resolution or base.size
     if size % lift.patch_size:
         raise UsageError(f"--resolution {size}: not a multiple of the {lift.patch_size} pixels of one token")
     notes = []
-    if len({tensor_digest(other.basis) for _, other in pixels}) > 1:
-        notes.append(f"The pixel models have different lifts; latent models start from the noise of {names[0]}'s.")
+    converted = [(name, each) for name, (entry, each) in zip(names, pixels) if not _from_nothing(entry)]
+    if len({tensor_digest(each.basis) for _, each in converted}) > 1:
+        notes.append(
+            f"The pixel models have different lifts; latent models start from the noise of {converted[0][0]}'s."
+        )
+    if len(converted) < len(pixels):
+        notes.append("Models that were made from nothing have no latent model whose noise could be theirs too.")
     if options.quick:
         notes.append(
             f"A quick look at {count} samples with a shorter two-sample test: its figures are not those of a whole run."
@@ -119,8 +127,20 @@ def _controls(options: CompareOptions) -> dict[str, Entry]:
     return found
 
 
+def _from_nothing(entry: Entry) -> bool:
+    """True for a model that no latent one was converted to."""
+    return bool(read_record(entry.folder.path).get("format") == BEGUN)
+
+
+def _untied(subject: Subject) -> Lift:
+    """A lift that stands for nothing, where all pixel models were made from nothing: it draws the base's noise, as good as any."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(subject.dim, subject.rank, generator=generator, dtype=torch.float64))[0]
+    return Lift(basis, 1.0, subject.side, subject.latent_patch)
+
+
 def _check_geometry(entry: Entry, subject: Subject) -> None:
-    if entry.lift is None:
+    if entry.lift is None or _from_nothing(entry):
         return
     own, base = (entry.lift.rank, entry.lift.patch_size), (subject.rank, subject.side)
     if own != base:
