@@ -86,7 +86,7 @@ $(KLEIN)/flow.done: $(KLEIN)/vae.safetensors
 # other keys: from step 8000, where its rate had decayed to 45 %, at the full rate again with noise of all levels; then once more.
 PIXEL := build/tiny-pixel
 STAGE := $(RUN)/liftkit finetune tiny-klein threads=1 previews.every=0 validation.every=0 data.cache=$(PIXEL)/cache \
-	optimizer.name=muon
+	optimizer.name=muon trainable.head=null
 LONGER := objective.loss=flow trainable.open=0
 MORE := model=$(PIXEL)/3/model $(LONGER) seed=3 compile=true checkpoints.every=1000 checkpoints.keep=12 \
 	"data.sources=[{kind: demo, count: 131072}]"

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIANTS = {"head": ["trainable.head={}"], "plain": []}
+VARIANTS = {"head": ["trainable.head={}"], "plain": ["trainable.head=null"]}
 
 
 def liftkit(*arguments: object, threads: int = 4) -> subprocess.Popen[bytes]:

@@ -13,6 +13,7 @@ FEW: dict[str, Any] = {
     "batch_size": 2,
     "precision": "no",
     "threads": 1,
+    "trainable.head": None,
     "optimizer.warmup": 0,
     "ema.start": 1,
     "checkpoints.every": 1,

@@ -39,7 +39,16 @@ FIGURES = ("digit", "color", "patch_frechet", "two_sample", "gradient_median", "
 def command(base: Path, output: Path, changes: list[str], seed: int, steps: int) -> list[str]:
     """What makes a run."""
     return [
-        *("liftkit", "finetune", "tiny-klein", f"model={base}", f"steps={steps}", f"seed={seed}", "threads=1"),
+        *(
+            "liftkit",
+            "finetune",
+            "tiny-klein",
+            f"model={base}",
+            f"steps={steps}",
+            f"seed={seed}",
+            "threads=1",
+            "trainable.head=null",
+        ),
         *(
             "previews.every=0",
             "validation.every=0",
