@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import liftkit
 from liftkit import color
+from liftkit.data.batch import Batch
 from liftkit.errors import UsageError
 from liftkit.evaluate import figures
 from liftkit.finetune import terms
@@ -109,7 +110,7 @@ def test_a_loss_term(follow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     student: Any = SimpleNamespace(velocity=lambda state, sigma: 0.5 * state)
     x0 = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0)) + 1.0
-    batch: Any = SimpleNamespace(prompts={}, latents=x0, images=None)
+    batch = Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), x0, {}, [""] * 2, [(0, 0)] * 2)
     noise, sigma = torch.zeros_like(x0), torch.full((2,), 0.5)
     with_term, metrics, _ = Objective(recipe, student, None, None)(batch, x0, noise, sigma)
     plain = recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"terms": {}})})
