@@ -69,7 +69,8 @@ def _supported(specimens: list[Specimen]) -> Supported:
     ran = [each.pipeline for each in specimens if each.pipeline and "pipeline" not in each.without]
     pipelines = tuple(dict.fromkeys(ran))
     if pipelines:
-        proved["pipeline"] = f"{', '.join(pipelines)}: float32, 1e-3"
+        remarks = [f", {each.remark}" for each in specimens if each.remark]
+        proved["pipeline"] = f"{', '.join(pipelines)}: float32, 1e-3{''.join(remarks)}"
     vae = next((type(each.vae()).__name__ for each in specimens if each.vae is not None), VAES.get(spec.name))
     patch, rank = _sizes(spec, vae)
     return Supported(

@@ -61,6 +61,7 @@ class Specimen:
         stubs: replacements of pipeline methods that read prompts by encoders, by name, so that ``prompts`` of the entry can be run.
         plain: arguments of the call without which the pipeline's guidance rescales the velocity.
         float32: the stock class computes parts in float32 whatever its weights are (Kandinsky 5, Qwen-Image 2.1).
+        remark: on the proof through its pipeline, for ``liftkit models``.
         without: parts of the suite that it is excused from, with the reason.
         variant: distinguishes several specimens of one architecture.
     """
@@ -84,6 +85,7 @@ class Specimen:
     stubs: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     plain: Mapping[str, Any] = field(default_factory=dict)
     float32: bool = False
+    remark: str = ""
     without: Mapping[Part, str] = field(default_factory=dict)
     variant: str = ""
 
