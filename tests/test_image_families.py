@@ -1,6 +1,8 @@
-"""What single families of image models refuse."""
+"""What is special about single families of image models."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 
 import liftkit
 from liftkit.errors import UsageError
+from tests.test_conformance import tied_pipelines
 from tests.zoo import ZOO
 
 
@@ -22,3 +25,17 @@ def test_glm_image_refuses_reference_images() -> None:
         caches.set_mode("write")
         with pytest.raises(UsageError, match="takes no reference images"):
             flow.velocity(state, sigma, **given, kv_caches=caches)
+
+
+def test_the_guider_of_hunyuan_image_sees_latent_velocities() -> None:
+    from diffusers.guiders import AdaptiveProjectedMixGuidance
+
+    bounds = {"adaptive_projected_guidance_rescale": 1.0, "adaptive_projected_guidance_start_step": 0}
+    specimen = replace(
+        ZOO["HunyuanImageTransformer2DModel"],
+        components=lambda: {
+            name: AdaptiveProjectedMixGuidance(3.0, adaptive_projected_guidance_scale=5.0, **bounds)
+            for name in ("guider", "ocr_guider")
+        },
+    )
+    assert tied_pipelines(specimen, exactly=True) < 1e-3 < tied_pipelines(specimen)

@@ -53,7 +53,7 @@ SPECIMENS = (
         patch=1,
         missing=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
         components=lambda: {name: ClassifierFreeGuidance(guidance_scale=3.0) for name in ("guider", "ocr_guider")},
-        remark="with classifier-free guidance; the released guider (adaptive projected guidance) takes norms of the pixel velocity",
+        remark="with classifier-free guidance; with the released guider by liftkit.guided alone",
         stubs={
             "text_encoder_2": SimpleNamespace(config=SimpleNamespace(d_model=16)),
             "_get_qwen_prompt_embeds": _text,
