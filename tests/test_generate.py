@@ -17,7 +17,7 @@ from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.evaluate import generate as module
 from liftkit.evaluate.generate import generate
-from liftkit.options import GenerateOptions, Guidance, SampleOptions
+from liftkit.options import GenerateOptions, Guidance, Pictures, SampleOptions
 
 Cli = Callable[..., tuple[int, str, str]]
 PROMPTS = ["a red seven on flower petals", "a blue two on a temple roof", "ein weißer Bär"]
@@ -138,6 +138,16 @@ def test_other_settings_in_the_same_folder_are_refused(whole: Path, changes: dic
     with pytest.raises(UsageError, match="prompts"):
         generate(find_model(str(TINY_KLEIN)), [*PROMPTS, "more"], whole, options(6))
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+
+
+def test_another_picture_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    start = tmp_path / "start.png"
+    Image.new("RGB", (64, 64), (200, 40, 90)).save(start)
+    make(tmp_path / "out", 1, pictures=Pictures(image=start))
+    assert make(tmp_path / "out", 1, pictures=Pictures(image=start)).found == 1
+    Image.new("RGB", (64, 64), (20, 40, 90)).save(start)
+    with pytest.raises(UsageError, match="pictures_digest"):
+        make(tmp_path / "out", 1, pictures=Pictures(image=start))
 
 
 def test_another_model_of_the_same_name_is_refused(whole: Path, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from liftkit.asymflow import SIGMA_MIN, recover_velocity
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.models import scheduler as schedules
+from liftkit.models.sampling import Loaded, walked
 from liftkit.models.scheduler import SOLVERS, noise_level, with_clamp, with_shift, with_solver
+from liftkit.options import SampleOptions, Sampler
 from tests.test_pipelines import deviation, exact_twin, load, states
 
 MEAN, SPREAD = 0.3, 0.5
@@ -173,6 +175,31 @@ def test_another_solver_keeps_shift_scale_and_clamp(solver: str) -> None:
     again.set_timesteps(4)
     levels = again.sigmas.unique().flip(0)[1:4]
     assert levels.tolist() == pytest.approx([5 * t / (1 + 4 * t) for t in (0.75, 0.5, 0.25)], abs=1e-5)
+
+
+def test_the_shift_is_for_a_size_and_grows_with_the_square_root_of_the_pixel_count() -> None:
+    sampler = Sampler(shift=17.0, shift_side=1024)
+    assert sampler.shift_for(1024, 1024) == 17.0
+    assert sampler.shift_for(2048, 2048) == 34.0
+    assert sampler.shift_for(512, 2048) == 17.0
+    assert Sampler(shift=3.0).shift_for(64, 64) == 3.0
+    assert Sampler().shift_for(64, 64) is None
+
+
+def test_options_hold_for_the_calls_of_a_pipeline_alone(converted: dict[str, Path]) -> None:
+    pixel = load(converted["flux2"])
+    model, scheduler = Loaded(pixel, 16), pixel.scheduler
+    sampler = Sampler(solver="sde", eta=0.25, shift=2.0, shift_side=16, clamp=True, sigma_floor=0.04)
+    with pytest.raises(KeyboardInterrupt), walked(model, SampleOptions(sampler=sampler), 32, 32):
+        config = pixel.scheduler.config
+        assert isinstance(pixel.scheduler, SOLVERS["sde"])
+        assert (config.eta, config.pixel_shift) == (0.25, 4.0)
+        assert config.clamp == pixel.vae.color.to_dict()
+        assert config.lift_scale == scheduler.config.lift_scale
+        assert pixel.transformer.lift.sigma_min == 0.04
+        raise KeyboardInterrupt
+    assert pixel.scheduler is scheduler
+    assert pixel.transformer.lift.sigma_min == SIGMA_MIN
 
 
 def test_a_solver_that_cannot_count_upward() -> None:

@@ -145,7 +145,18 @@ def _settings(
         "width": options.width,
         **options.record,
         **({} if adapter is None else {"adapter": _digest(adapter)}),
+        **_pictures_digest(options),
     }
+
+
+def _pictures_digest(options: GenerateOptions) -> dict[str, str]:
+    """Of the pictures that are started from or looked at; they may change where they lie."""
+    pictures = options.pictures
+    paths = [*([] if pictures.image is None else [pictures.image]), *pictures.references]
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(hashlib.sha256(path.expanduser().read_bytes()).digest())
+    return {"pictures_digest": found.hexdigest()} if paths else {}
 
 
 def _digest(adapter: Adapter) -> str:
