@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -357,3 +359,23 @@ def test_pca_takes_the_automatic_rank() -> None:
     tokens = torch.randn(40, 50, 12, generator=generator, dtype=torch.float64) * torch.tensor([3.0, 2.0] + [0.3] * 10)
     moments.update(tokens[..., :1], tokens)
     assert fit_pca(moments, rank="auto", color=SRGB()).rank == 2
+
+
+def test_the_sweep_over_ranks_runs(tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "ranks.py"
+    spec = importlib.util.spec_from_file_location("ranks", path)
+    assert spec is not None
+    assert spec.loader is not None
+    ranks = importlib.util.module_from_spec(spec)
+    sys.modules["ranks"] = ranks
+    spec.loader.exec_module(ranks)
+    ranks.draw_data(tmp_path / "ranks.npz", 16, 12)
+    small = {"steps": 1, "batch": 2, "depth": 1, "width": 64, "samples": 12, "sampler_steps": 1, "held_out": 12}
+    plan = ranks.Plan(
+        data=str(tmp_path / "ranks.npz"), device="cpu", rate=1e-3, threads=1, guidance=(2.0,), graphs=False, **small
+    )
+    ranks.work(plan, [(0, 0), (4, 0)], tmp_path, float("inf"))
+    runs = [json.loads((tmp_path / f"rank-{rank}-seed-0.json").read_text()) for rank in (0, 4)]
+    lines = ranks.table({"runs": runs}).splitlines()
+    assert lines[0] == "| | r = 0 | r = 4 |"
+    assert len(lines) == 2 + 1 + 6 + 4
