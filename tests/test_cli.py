@@ -194,3 +194,45 @@ def test_the_list_of_commands_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("COLUMNS", "80")
     context = next(commands())[1].parent
     assert "..." not in context.command.get_help(context).partition("Commands:")[2]
+
+
+def test_the_demo_ends_in_the_lines_that_a_person_wants(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from types import SimpleNamespace as Made
+
+    def scored(key: str, role: str, label: str, value: float) -> Made:
+        return Made(key=key, role=role, label=label, score=Made(figures={"digit": value, "laplacian": 2 * value}))
+
+    rows = [scored("real", "real", "real", 1.0), scored("base", "control", "base", 0.9)]
+    rows += [scored("unsharp", "control", "sharp", 0.8), scored("pixel-1", "pixel", "[converted]", 0.7)]
+    comparison = Made(count=128, rows=rows, to_dict=dict)
+    made = Made(plan=None, output=tmp_path / "pixel")
+    result = Made(
+        conversion=made, finetuned=None, comparison=comparison, picture=tmp_path / "a.png", page=tmp_path / "a.html"
+    )
+    monkeypatch.setattr("liftkit.demo.run", lambda *arguments, **more: result)
+    monkeypatch.setattr("liftkit.cli.answers.plan_data", lambda plan: {})
+    monkeypatch.setattr("liftkit.cli.answers.conversion_data", lambda conversion: {})
+    code, out, _ = cli("demo", "-o", tmp_path)
+    assert code == 0
+    lines = out.splitlines()[1:]
+    assert len(lines) == 7
+    assert lines[0].split() == [
+        "128",
+        "samples",
+        "of",
+        "each",
+        "model",
+        "digits",
+        "right",
+        "colors",
+        "right",
+        "grain",
+        "sharpness",
+    ]
+    assert lines[1].split() == ["better:", "higher", "higher", "near", "1", "near", "1"]
+    assert lines[2].startswith("before: latent model")
+    assert lines[3].startswith("after: [converted]")
+    assert [line.split()[0] for line in lines[4:]] == ["picture", "page", "next"]
+    assert str(tmp_path / "a.png") in lines[4]

@@ -14,13 +14,10 @@ from liftkit.options import LAST_SEED, Option
 if TYPE_CHECKING:
     from liftkit.demo import Demonstration
 
-SHOWN = {
-    "digit": "digits right\n(1 is best)",
-    "color": "colors right\n(1 is best)",
-    "gradient_median": "grain\n(1 is as real)",
-    "laplacian": "sharpness\n(1 is as real)",
-}
+SHOWN = {"digit": "digits right", "color": "colors right", "gradient_median": "grain", "laplacian": "sharpness"}
 """The figures that the demo shows; the page has all."""
+BETTER = {"high": "higher", "ratio": "near 1"}
+"""Which values are better, by the kind of figure."""
 
 
 def demo(
@@ -46,28 +43,27 @@ def demo(
     console.result(comparison=result.comparison.to_dict())
     console.result(finetuned=result.finetuned, picture=result.picture, page=result.page)
     _print_table(result)
-    rows = [("picture", str(result.picture)), ("page", f"{result.page} (all figures, explained; opens offline)")]
-    rows.append(("next", f'liftkit sample {_newest(result)} -p "a red seven on flower petals" -o seven.png'))
-    console.table("Look", rows)
+    console.out.print(f"picture  {escape(str(result.picture))}")
+    console.out.print(f"page     {escape(str(result.page))} (all figures and controls, each explained; opens offline)")
+    console.out.print(
+        f'next     liftkit sample {escape(str(_newest(result)))} -p "a red seven on flower petals" -o seven.png'
+    )
 
 
 def _print_table(result: Demonstration) -> None:
-    """Before and after, in the three figures that say most: a line for each model."""
+    """Before and after, in the four figures that say most: a line for each model, and a line that says what is better."""
     from liftkit.evaluate.figures import FIGURES
 
-    rows = [row for row in result.comparison.rows if row.score is not None and row.key in ("real", "base")]
-    rows += [row for row in result.comparison.rows if row.role == "pixel"]
-    names = {"real": "real images", "base": "latent model, before"}
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"{result.comparison.count} samples of each model", no_wrap=True)
-    for head in SHOWN.values():
-        table.add_column(head, justify="right")
-    for row in rows:
-        figures = row.score.figures if row.score is not None else {}
-        cells = (FIGURES[name].show(figures.get(name)) for name in SHOWN)
-        table.add_row(escape(names.get(row.key, f"pixel model, {row.label}")), *cells)
+    table.add_column(f"{result.comparison.count} samples of each model\nbetter:", no_wrap=True)
+    for name, head in SHOWN.items():
+        table.add_column(f"{head}\n{BETTER[FIGURES[name].kind]}", justify="right", no_wrap=True)
+    for row in result.comparison.rows:
+        if row.score is not None and (row.key == "base" or row.role == "pixel"):
+            label = "before: latent model" if row.key == "base" else f"after: {row.label}"
+            cells = (FIGURES[name].show(row.score.figures.get(name)) for name in SHOWN)
+            table.add_row(escape(label), *cells)
     console.out.print(table)
-    console.out.print()
 
 
 def _newest(result: Demonstration) -> Path:

@@ -14,7 +14,7 @@ from liftkit.color import to_signed
 from liftkit.evaluate.comparison import Comparison, Row
 from liftkit.evaluate.figures import FIGURES
 from liftkit.report.charts import FAINT, INK, SERIES, chart, plain_label
-from liftkit.report.pages import GLOSSARY
+from liftkit.report.glossary import GLOSSARY
 from liftkit.report.pictures import data_uri, grid
 from liftkit.report.templating import render
 
@@ -23,6 +23,16 @@ SIDE = 256
 WORDS = ("tied noise", "A", "lift", "token, patch", "guidance")
 """Explained below the figures."""
 DASHES = ["--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 1)), (0, (8, 3))]
+COLUMNS = {
+    "real": "the real images whose captions are painted: what a perfect model would score",
+    "vae": "control: the same images through the base's VAE, what a latent model could show at best",
+    "base": "control: the latent model that the pixel models were made from",
+    "unsharp": "control: the base's images, sharpened as much as helps them most",
+    "noise": "control: the base's images with as much white noise as helps them most",
+    "continued": "control: the base, trained on for as long on the same images",
+    "scratch": "control: the pixel network, trained from random weights by the same recipe",
+}
+"""What stands in each column that is no pixel model's."""
 HOW_TO = {
     "continued": "what more training alone adds. Train the latent base on, on the same images and for as long as the pixel "
     "model was finetuned (liftkit finetune RECIPE space=latent -o RUN), and give RUN/model by --continued",
@@ -54,6 +64,7 @@ def compare_page(found: Comparison) -> str:
         rows=rows,
         figures=FIGURES,
         lines=[line for name in FIGURES if (line := _figure_row(found, rows, name))],
+        columns=COLUMNS,
         missing=[row for row in found.rows if row.score is None],
         how_to=HOW_TO,
         glossary={word: GLOSSARY[word] for word in WORDS},
