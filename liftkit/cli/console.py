@@ -72,12 +72,14 @@ def hold(output: AbstractContextManager[None]) -> None:
 def quiet_libraries() -> None:
     """Our bars and lines say what matters: no notices, bars and warnings of the libraries below."""
     import warnings
+    from logging import getLogger
 
     from diffusers.utils import logging
 
     if not settings.debug:
         warnings.simplefilter("ignore")
         logging.set_verbosity_error()
+        getLogger("torchao").setLevel("ERROR")  # it names each library of its own that does not suit this torch
     logging.disable_progress_bar()
 
 

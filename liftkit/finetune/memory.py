@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from liftkit.finetune.quantize import stored_bytes
+
 
 def peak_memory(device: Any) -> int:
     """The most bytes in use so far: on the GPU, or of the process where there is none."""
@@ -29,7 +31,7 @@ def estimate(model: nn.Module, learns: int, average: bool, optimizer: str) -> di
         average: whether a running mean is kept.
         optimizer: name; Muon keeps one number per weight, AdamW two, its 8-bit kind two of a byte.
     """
-    weights = sum(each.numel() * each.element_size() for each in [*model.parameters(), *model.buffers()])
+    weights = sum(map(stored_bytes, [*model.parameters(), *model.buffers()]))
     per_number = {"adamw": 8, "adamw8bit": 2, "muon": 4}[optimizer]
     return {
         "weights": weights,

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from liftkit.finetune.recipe_network import NEW, Network
 from liftkit.finetune.recipe_sections import (
     SOURCES,
+    Base,
     Checkpoints,
     Data,
     DatasetSource,
@@ -41,6 +42,7 @@ from liftkit.finetune.terms import TERMS
 __all__ = [
     "RULES",
     "SOURCES",
+    "Base",
     "Checkpoints",
     "Data",
     "DatasetSource",
@@ -158,6 +160,11 @@ RULES = (
         "trainable.mode lora needs init pretrained; init random takes full",
     ),
     Rule(
+        ("base.quantize", "trainable.mode"),
+        lambda quantize, mode: quantize == "none" or mode == "lora",
+        "base.quantize is for weights that do not learn: it needs trainable.mode lora",
+    ),
+    Rule(
         ("optimizer.decay_from", "optimizer.decay"),
         lambda decay_from, decay: decay_from < 1 or decay == "constant",
         "optimizer.decay linear and cosine need decay_from below 1",
@@ -227,6 +234,7 @@ class Recipe(Section):
     ] = False
     compile: Annotated[bool, Field(description="Run the network through torch.compile.")] = False
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; null: torch's choice.")] = None
+    base: Annotated[Base, Field(description="What does not learn.")] = Base()
     trainable: Annotated[Trainable, Field(description="What learns.")] = Trainable()
     optimizer: Annotated[Optimizer, Field(description="How it learns.")] = Optimizer()
     noise: Annotated[Noise, Field(description="Noise levels in training.")] = Noise()

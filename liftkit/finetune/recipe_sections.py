@@ -157,6 +157,15 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0, description="Threads that decode images; 0: none beside the trainer.")] = 2
 
 
+class Base(Section):
+    """The weights that do not learn, which student and reference share."""
+
+    quantize: Annotated[
+        Literal["none", "int8", "nf4"],
+        Field(description="Bits of its matrices: 8 with torchao, 4 with bitsandbytes, or as many as `precision` says."),
+    ] = "none"
+
+
 class Head(Section):
     """A convolutional network after the recovery of the velocity, which sees across the borders of patches."""
 

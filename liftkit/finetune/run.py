@@ -182,6 +182,10 @@ def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
         )
     except (ValueError, ImportError) as error:
         raise UsageError(f"precision {recipe.precision}, trackers {chosen_trackers(recipe)}: {error}") from error
+    if recipe.base.quantize != "none" and accelerator.num_processes > 1:
+        raise UsageError(
+            f"base.quantize: {recipe.base.quantize}: one process only, here are {accelerator.num_processes}"
+        )
     if recipe.batch_size % accelerator.num_processes:
         raise UsageError(f"batch_size: {recipe.batch_size} does not divide among {accelerator.num_processes} processes")
     return accelerator

@@ -18,6 +18,7 @@ from liftkit.checkpoint.model import ModelFolder
 from liftkit.errors import UsageError
 from liftkit.finetune.network import Network, original_modules
 from liftkit.finetune.opening import opening_columns
+from liftkit.finetune.quantize import quantize_base
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.repa import attach, load_encoder
 from liftkit.finetune.stages import default_modules
@@ -118,6 +119,8 @@ def make_trainee(
         # Whatever learns in full is exchanged, or the reference would learn with it.
         missing = [path for path in learns["full"] if path not in originals]
         originals |= {path: copy.deepcopy(pretrained[path]).to(COMPUTE[recipe.precision]) for path in missing}
+    if recipe.base.quantize != "none":
+        quantize_base(transformer, recipe.base.quantize, learns["full"])
     if recipe.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
         if getattr(transformer, HEAD, None) is not None:

@@ -32,6 +32,7 @@ def first_not_finite(module: nn.Module) -> str | None:
         tensor = each.to_local() if hasattr(each, "to_local") else each  # of a sharded one, what this process holds
         if (
             tensor.is_floating_point()
+            and not hasattr(tensor, "__tensor_flatten__")  # quantized: whole numbers and scales
             and tensor.numel()
             and not all(bound.isfinite() for bound in tensor.detach().aminmax())
         ):
