@@ -18,7 +18,7 @@ from liftkit.checkpoint.folder import tree_size
 from liftkit.conversion.plan import make_plan
 from liftkit.data import demo as data
 from liftkit.data.oracle import judge, load_oracle
-from liftkit.embedded import TINY_KLEIN
+from liftkit.embedded import TINY_KLEIN, TINY_PIXEL
 from liftkit.options import ConvertOptions
 from liftkit.progress import Silent
 
@@ -34,7 +34,8 @@ def demonstration(tmp_path_factory: pytest.TempPathFactory) -> demo.Demonstratio
 
 
 def test_it_fits_into_git() -> None:
-    assets = [path for path in MODEL.parent.rglob("*") if path.is_file()]
+    folders = (MODEL, TINY_PIXEL)
+    assets = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in assets) <= 18_000_000
     assert {path.suffix for path in assets} <= {".safetensors", ".json", ".jinja", ".md"}
 

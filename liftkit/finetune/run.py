@@ -14,7 +14,7 @@ from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.data.captioned import CaptionedFolder, DemoCaptioned
 from liftkit.data.source import CaptionedSource, EncodedSource
 from liftkit.data.training import TrainingData
-from liftkit.embedded import DEMO
+from liftkit.embedded import MODELS
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import fill_caches, load_vae
 from liftkit.finetune.optimizer import make_optimizers
@@ -192,7 +192,7 @@ def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
 
 
 def find_source(recipe: Recipe, output: Path, observer: Observer) -> ModelFolder:
-    """The folder that training begins from; ``demo`` is tiny-klein, converted into the run folder where need be, ``new`` is made
+    """The folder that training begins from; an embedded model is converted into the run folder where need be, ``new`` is made
     there, and an adapter to go on from is merged into its base there."""
     if recipe.adapter is not None:
         from liftkit.formats.adapters import fuse
@@ -210,14 +210,14 @@ def find_source(recipe: Recipe, output: Path, observer: Observer) -> ModelFolder
             output.mkdir(parents=True, exist_ok=True)
             begin(begun, recipe.network.options(recipe.seed % LAST_SEED), observer)
         return find_model(str(begun))
-    if recipe.model != DEMO or recipe.space == "latent":
+    if recipe.model not in MODELS or recipe.space == "latent":
         return find_model(recipe.model)
     from liftkit.conversion.execute import convert
 
     base = output / "base"
     if not base.is_dir():
         output.mkdir(parents=True, exist_ok=True)
-        convert(DEMO, base, observer=observer, images="demo", device="cpu", color="oklab")
+        convert(recipe.model, base, observer=observer, images="demo", device="cpu", color="oklab")
     return find_model(str(base))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
 def main() -> None:
-    from tools.tiny_flux2 import flow, taef2
+    from tools.tiny_flux2 import assemble, flow, lab, taef2
 
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_flux2", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
@@ -23,12 +25,45 @@ def main() -> None:
     train.add_argument("--seconds", type=float, help="at most, from the first step on")
     train.add_argument("--workers", type=int, default=1, help="processes that draw images")
     train.add_argument("--threads", type=int, default=1, help="CPU threads")
+    stages.add_parser("assemble", help="write the pipeline folder")
+    _lab(stages)
     given = parser.parse_args()
     if given.stage == "vae":
         taef2.merge(given.source)
+    if given.stage == "assemble":
+        assemble.assemble()
+    if given.stage == "lab":
+        base = None
+        if given.base_seconds:
+            base = partial(flow.train, 100_000, 256, given.base_pool, given.device, given.base_seconds, given.workers)
+        choices = {"device": given.device, "seconds": given.seconds, "count": given.count, "pool": given.pool}
+        lab.run(given.names or list(lab.ATTEMPTS), given.out, base=base, **choices)
+    if given.stage == "attempt":
+        torch.set_num_threads(given.threads)
+        lab.attempt(given.name, given.out, device=given.device, seconds=given.seconds, count=given.count)
     if given.stage == "flow":
         torch.set_num_threads(given.threads)
         flow.train(given.steps, given.batch_size, given.pool, given.device, given.seconds, given.workers)
+
+
+def _lab(stages: Any) -> None:
+    many = stages.add_parser("lab", help="train the base and attempts at a finetune side by side, and judge them")
+    many.add_argument("out", type=Path)
+    many.add_argument("names", nargs="*", help="of attempts; all if none is given")
+    many.add_argument(
+        "--base-seconds", type=float, default=0.0, help="of training the base; 0: take the one that is there"
+    )
+    many.add_argument("--base-pool", type=int, default=131072, help="images that the base learns from")
+    many.add_argument("--pool", type=int, default=65536, help="images that attempts learn from")
+    many.add_argument("--workers", type=int, default=1, help="processes that draw images")
+    one = stages.add_parser("attempt", help="one of them, in its own process")
+    one.add_argument("name")
+    one.add_argument("out", type=Path)
+    one.add_argument("--threads", type=int, default=1)
+    for each in (many, one):
+        each.add_argument("--device", default="cpu")
+        each.add_argument("--seconds", type=float, default=90.0, help="of training each attempt")
+        each.add_argument("--count", type=int, default=512, help="samples to judge")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -29,11 +30,11 @@ CONFIG: dict[str, Any] = {
     "num_attention_heads": 10,
     "joint_attention_dim": 96,
     "timestep_guidance_channels": 128,
-    "mlp_ratio": 3.0,
+    "mlp_ratio": 2.4,
     "axes_dims_rope": (8, 8, 8, 8),
     "guidance_embeds": False,
 }
-WORK = Path("build/tiny-flux2")
+WORK = Path(os.environ.get("TINY_FLUX2_WORK", "build/tiny-flux2"))
 
 
 def train(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
@@ -25,25 +26,30 @@ def assemble() -> None:
     vae = autoencoder.build("vae-sharp.safetensors")
     transformer = Flux2Transformer2DModel(**flow.CONFIG)
     transformer.load_state_dict(common.load("flow.safetensors"))
+    shutil.rmtree(MODEL, ignore_errors=True)
+    write_pipeline(MODEL, vae, transformer, shift=2.0)
+    shutil.copyfile(common.WORK / "oracle.safetensors", ASSETS / "oracle.safetensors")
+    size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
+    print(f"assembled {MODEL}; all assets take {size / 1e6:.2f} MB", flush=True)
+
+
+def write_pipeline(folder: Path, vae: Any, transformer: Flux2Transformer2DModel, shift: float) -> None:
+    """A FLUX.2 klein with the embedded text side, its weights in bfloat16 and its configs without paths of this machine."""
     words = text.tokenizer()
     pipeline = Flux2KleinPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         vae=vae,
         text_encoder=text.encoder(len(words)),
         tokenizer=words,
         transformer=transformer,
     )
-    shutil.rmtree(MODEL, ignore_errors=True)
-    pipeline.save_pretrained(MODEL)
-    for path in MODEL.rglob("*.safetensors"):
+    pipeline.save_pretrained(folder)
+    for path in folder.rglob("*.safetensors"):
         halve(path)
-    for path in [*MODEL.rglob("*"), MODEL]:
+    for path in [*folder.rglob("*"), folder]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-    for path in MODEL.rglob("*.json"):
+    for path in folder.rglob("*.json"):
         path.write_text(json.dumps(_plain(json.loads(path.read_text())), indent=2, ensure_ascii=False) + "\n")
-    shutil.copyfile(common.WORK / "oracle.safetensors", ASSETS / "oracle.safetensors")
-    size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
-    print(f"assembled {MODEL}; all assets take {size / 1e6:.2f} MB", flush=True)
 
 
 def halve(path: Path) -> None:

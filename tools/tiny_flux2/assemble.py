@@ -1,0 +1,42 @@
+"""Put the flow and TAEF2 together: ``liftkit/assets/tiny-flux2``, a pipeline folder in half precision."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from diffusers import Flux2Transformer2DModel
+from safetensors.torch import load_file
+
+from liftkit.models.load import load_vae
+from tools.tiny_flux2 import flow
+from tools.tiny_flux2.taef2 import VAE
+from tools.tiny_klein.assemble import write_pipeline
+
+SHIFT = 2.0
+"""Of the sampler's noise levels."""
+
+
+def assemble(folder: Path = VAE.parent) -> None:
+    """Write the pipeline folder; the VAE's files stay as they are.
+
+    Raises:
+        SystemExit: when the flow was not trained.
+    """
+    weights = flow.WORK / "flow.safetensors"
+    if not weights.is_file():
+        raise SystemExit(f"{weights} is missing: run python -m tools.tiny_flux2 flow first")
+    transformer = Flux2Transformer2DModel(**flow.CONFIG)
+    transformer.load_state_dict(load_file(weights))
+    building = flow.WORK / "building"
+    shutil.rmtree(building, ignore_errors=True)
+    write_pipeline(building, load_vae(VAE), transformer, SHIFT)
+    shutil.rmtree(building / "vae")
+    shutil.copytree(VAE, building / "vae")
+    for path in sorted(building.rglob("*")):
+        if path.is_file():
+            target = folder / path.relative_to(building)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    shutil.rmtree(building)
+    print(f"assembled {folder}", flush=True)

@@ -1,0 +1,306 @@
+"""Attempts at a finetune of tiny-flux2, side by side on one GPU or one by one on a CPU: what docs/lab/tiny-flux2.md lists.
+
+Each attempt is ``recipes/tiny-flux2.yaml`` with keys of its own, trained for a time instead of a number of steps (its rate
+decays by the time). Images, prompts and noise are drawn on the device, so that a step waits for nothing; all else is the product's: model, objective, optimizers, running mean, samples and figures. Every result is a line of ``results.jsonl`` as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tools.tiny_flux2 import flow
+
+HEAD = "trainable.head={channels: 48, depth: 4}"
+ATTEMPTS: dict[str, list[str]] = {
+    "flow": [],
+    "head": [HEAD],
+    "head-seed1": [HEAD, "seed=1"],
+    "head-wide-noise": [HEAD, "noise.std=1.5"],
+    "head-asymflow": [HEAD, "objective.loss=asymflow", "objective.perceptual=vae", "objective.weight=5.0"],
+    "head-bands": [HEAD, "objective.weight=1e-6", "objective.terms={bands: 1.0}"],
+    "head-adversarial": [HEAD, "objective.adversarial=10", "objective.weight=5.0"],
+    "head-open1": [HEAD, "trainable.open=1.0"],
+    "latent": ["space=latent", "trainable.open=0", "noise.shift=1.5"],
+}
+GUIDANCE = 2.0
+COUNT = 512
+GROUP = 64
+
+
+def run(
+    names: list[str], out: Path, *, device: str, seconds: float, base: Callable[[], None] | None, pool: int, count: int
+) -> None:
+    """Train and judge attempts side by side, each in a process of its own that loads what it needs while the base trains.
+
+    Args:
+        names: of :data:`ATTEMPTS`.
+        out: for results, pictures and weights.
+        device: ``cuda`` or ``cpu``.
+        seconds: of training each.
+        base: trains the base; None where there is one.
+        pool: images to train on.
+        count: samples to judge.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    flow.WORK.mkdir(parents=True, exist_ok=True)
+    ready = flow.WORK / "ready"
+    ready.unlink(missing_ok=True)
+    share = max(1, (os.cpu_count() or 1) // max(1, len(names)))
+    common = ["--device", device, "--seconds", str(seconds), "--count", str(count), "--threads", str(share)]
+    started = [
+        subprocess.Popen([sys.executable, "-u", "-m", "tools.tiny_flux2", "attempt", name, str(out), *common])
+        for name in names
+    ]
+    try:
+        if base is not None:
+            base()
+        _prepare(out, device, pool)
+        ready.touch()
+        _note("ready")
+        _judge_base(out, device, count)
+    finally:
+        ready.touch()
+        for process in started:
+            process.wait()
+    pictures(out)
+
+
+def attempt(name: str, out: Path, *, device: str, seconds: float, count: int) -> None:
+    """One attempt: wait for the base, train, write what was learned, judge it."""
+    import diffusers  # noqa: F401
+    import transformers  # noqa: F401
+
+    from liftkit.finetune import run as finetuning
+    from liftkit.finetune.optimizer import rate_factor
+    from liftkit.finetune.recipe_file import load_recipe
+    from liftkit.finetune.run_folder import RunFolder
+    from liftkit.progress import Silent
+
+    if device == "cuda":
+        torch.zeros(1, device=device)
+    while not (flow.WORK / "ready").exists():
+        time.sleep(0.1)
+    began = time.monotonic()
+    _register_bands()
+    latent = "space=latent" in ATTEMPTS[name]
+    folder = flow.WORK / "runs" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    choices = [
+        f"model={flow.WORK / ('model' if latent else 'pixel')}", f"output={folder}", "data.sources=[{kind: demo, count: 2048}]",
+        f"data.cache={folder / 'cache'}", "validation.every=0", "previews.every=0", "checkpoints.every=0", "trackers=[]",
+        "data.workers=1", "save=adapter",
+    ]  # fmt: skip
+    recipe = load_recipe("recipes/tiny-flux2.yaml", [*choices, *ATTEMPTS[name]])
+    trainer = finetuning.prepare(recipe, RunFolder(recipe.output), Silent())
+    batches = _Batches(trainer, recipe)
+    _note(f"{name}: ready to train after {time.monotonic() - began:.0f} s")
+    began, losses = time.monotonic(), []
+
+    def factor(choice: Any, step: int, _: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, choice.warmup))
+        done = min(0.999, (time.monotonic() - began) / seconds)
+        return warm * rate_factor(choice.model_copy(update={"warmup": 0}), int(done * 1000), 1000)
+
+    import liftkit.finetune.trainer as module
+
+    module.rate_factor = factor
+    if device == "cuda":
+        module.draw = _draw_there(device)
+    while time.monotonic() - began < seconds:
+        row = trainer.learn(batches())
+        losses.append(row["loss"])
+    spent = time.monotonic() - began
+    written = finetuning._write_result(trainer, RunFolder(recipe.output), Silent())
+    shutil.copyfile(written / "adapter.safetensors", out / f"{name}.safetensors")
+    shutil.copyfile(written / "liftkit.json", out / f"{name}.json")
+    fifths = np.array_split(np.array(losses), 5)
+    found = {
+        "name": name, "keys": ATTEMPTS[name], "steps": trainer.step, "batch": recipe.batch_size, "seconds": round(spent, 1),
+        "losses": [round(float(part.mean()), 4) for part in fifths],
+    }  # fmt: skip
+    model = flow.WORK / ("model" if latent else "pixel")
+    record(out, {**found, **judge(str(written), str(model), name, device, count)})
+
+
+def judge(
+    model: str, base: str, name: str, device: str, count: int, guidance: float = GUIDANCE, steps: int = 16
+) -> dict[str, Any]:
+    """The figures of a model's samples as ``liftkit compare`` has them; some of the samples are kept."""
+    from liftkit.evaluate.entries import open_entry
+    from liftkit.evaluate.real import open_real
+    from liftkit.evaluate.tied import Settings, tied_samples
+    from liftkit.lift import Lift
+    from liftkit.options import Guidance
+    from liftkit.progress import Silent
+
+    real = open_real("demo", count, 64, 0, None)
+    tie = Lift.load(flow.WORK / "pixel" / "lift.safetensors")
+    cache = flow.WORK / "judged"
+    settings = Settings(real.prompts, 64, 0, Guidance(scale=guidance), device, 128, cache)
+    images = tied_samples(open_entry(model, base), tie, steps, settings, Silent(), name)
+    return {"guidance": guidance, **figures(images, real, name)}
+
+
+def figures(images: Tensor, real: Any, name: str) -> dict[str, Any]:
+    """The figures of uint8 images (n, 3, 64, 64); the first eight are kept as a row of pictures."""
+    from liftkit.evaluate.figures import Scorer
+
+    flow.WORK.joinpath("rows").mkdir(parents=True, exist_ok=True)
+    np.save(flow.WORK / "rows" / f"{name}.npy", images[:8].numpy())
+    score = Scorer(real.reference, patch=16, scenes=real.scenes).score(images)
+    return {key: None if value is None else round(value, 4) for key, value in score.figures.items()}
+
+
+def pictures(out: Path) -> None:
+    """All rows of samples, one below the other, enlarged threefold."""
+    from PIL import Image, ImageDraw
+
+    rows = sorted((flow.WORK / "rows").glob("*.npy"))
+    sheet = Image.new("RGB", (8 * 194, 212 * len(rows)), "white")
+    for index, path in enumerate(rows):
+        ImageDraw.Draw(sheet).text((4, index * 212 + 2), path.stem, fill="black")
+        for column, image in enumerate(np.load(path)):
+            shown = Image.fromarray(image.transpose(1, 2, 0)).resize((192, 192), Image.Resampling.NEAREST)
+            sheet.paste(shown, (column * 194, index * 212 + 16))
+    sheet.save(out / "samples.png", optimize=True)
+
+
+def record(out: Path, row: dict[str, Any]) -> None:
+    """A line of results; processes write whole lines."""
+    with (out / "results.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    print(json.dumps(row), flush=True)
+
+
+def _note(what: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)
+
+
+def _prepare(out: Path, device: str, pool: int) -> None:
+    """The base as a pipeline folder, its conversion, and the images to train on."""
+    from liftkit.conversion.execute import convert
+    from tools.tiny_flux2.assemble import assemble
+
+    model, pixel = flow.WORK / "model", flow.WORK / "pixel"
+    if (flow.WORK / "flow.safetensors").is_file():
+        assemble(model)
+    shutil.copyfile(model / "transformer" / "diffusion_pytorch_model.safetensors", out / "base.safetensors")
+    _note("assembled")
+    convert(str(model), pixel, images="demo", device=device, color="oklab", proof="projections", overwrite=True)
+    shutil.copyfile(pixel / "lift.safetensors", out / "lift.safetensors")
+    images, _ = flow.draw(pool, max(1, (os.cpu_count() or 1) - 2))
+    np.save(flow.WORK / "pool.npy", images.numpy())
+
+
+def _judge_base(out: Path, device: str, count: int) -> None:
+    """The rows that every attempt is beside: real images, those through the VAE, the base, and its conversion untrained."""
+    from liftkit.color import to_signed, to_uint8
+    from liftkit.evaluate.real import open_real
+    from liftkit.models.latents import LatentSpace
+    from liftkit.models.load import load_vae
+
+    real = open_real("demo", count, 64, 0, None)
+    model, pixel = str(flow.WORK / "model"), str(flow.WORK / "pixel")
+    for guidance in (2.0, 3.0, 4.0):
+        record(
+            out,
+            {"name": f"base-{guidance:g}", **judge(model, model, f"0-base-{guidance:g}", device, count, guidance)},
+        )
+    space = LatentSpace(load_vae(flow.WORK / "model").to(device))
+    shown = torch.cat(
+        [to_uint8(space.decode(space.encode(to_signed(part).to(device)))).cpu() for part in real.shown.split(64)]
+    )
+    record(out, {"name": "vae", **figures(shown, real, "0-vae")})
+    record(out, {"name": "real", **figures(real.shown, real, "0-real")})
+    record(out, {"name": "converted", **judge(pixel, model, "0-converted", device, count)})
+
+
+class _Batches:
+    """Batches made on the device from images that lie there."""
+
+    def __init__(self, trainer: Any, recipe: Any) -> None:
+        from liftkit.data import demo
+        from liftkit.finetune.encoders import load_vae as load_model_vae
+
+        self.device, self.size, self.drop = trainer.accelerator.device, recipe.batch_size, recipe.data.prompt_dropout
+        self.images = torch.from_numpy(np.load(flow.WORK / "pool.npy")).to(self.device)
+        prompts = [scene.prompt for scene in demo.all_scenes()]
+        numbers = {scene: index for index, scene in enumerate(demo.all_scenes())}
+        self.captions = torch.tensor([numbers[demo.scene_at(index)] for index in range(len(self.images))]).to(
+            self.device
+        )
+        table = trainer.data.prompts([*prompts, ""])
+        self.prompts = {name: value.to(self.device) for name, value in table.items()}
+        self.vae = None
+        if trainer.objective.reference is not None or recipe.space == "latent":
+            self.vae = load_model_vae(trainer.trainee.folder).to(self.device).requires_grad_(False)
+        self.generator = torch.Generator(self.device).manual_seed(recipe.seed + 77)
+
+    def __call__(self) -> Any:
+        from liftkit.color import to_signed
+        from liftkit.data.training import Batch
+        from liftkit.models.latents import LatentSpace
+
+        index = torch.randint(len(self.images), (self.size,), generator=self.generator, device=self.device)
+        images = self.images[index]
+        dropped = torch.rand(self.size, generator=self.generator, device=self.device) < self.drop
+        rows = torch.where(dropped, len(next(iter(self.prompts.values()))) - 1, self.captions[index])
+        latents = None if self.vae is None else LatentSpace(self.vae).encode(to_signed(images))
+        return Batch(images, latents, {name: table[rows] for name, table in self.prompts.items()}, [], [])
+
+
+def _draw_there(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """:func:`liftkit.finetune.step.draw` with a generator of the device: a CPU's takes longer than the step."""
+    from liftkit.finetune.step import shifted, step_seed
+
+    def draw(shape: tuple[int, ...], recipe: Any, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator(device).manual_seed(step_seed(seed, step))
+        noise = torch.randn(shape, generator=generator, device=device)
+        times = recipe.mean + recipe.std * torch.randn(shape[0], generator=generator, device=device)
+        return noise, shifted(torch.sigmoid(times), recipe.shift)
+
+    return draw
+
+
+def _register_bands(power: float = 1.0, most: float = 10.0) -> None:
+    """A loss by band of the 16 x 16 DCT: as plain as the flow loss at high noise, relative to what a Wiener filter leaves of a
+    band at low noise."""
+    from liftkit.finetune.terms import TERMS
+
+    grid = torch.arange(16)
+    basis = torch.cos(torch.pi * (2 * grid[None] + 1) * grid[:, None] / 32) * (2 / 16) ** 0.5
+    basis[0] /= 2**0.5
+    kept: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def transform(x: Tensor, matrix: Tensor) -> Tensor:
+        patches = x.unflatten(3, (-1, 16)).unflatten(2, (-1, 16)).transpose(3, 4)
+        return matrix @ patches @ matrix.T
+
+    def bands(denoised: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
+        if x0.device not in kept:
+            matrix = basis.to(x0.device)
+            energy = transform(x0, matrix).square().mean(dim=(0, 2, 3))
+            kept[x0.device] = matrix, energy
+        matrix, energy = kept[x0.device]
+        level = sigma.view(-1, 1, 1, 1, 1, 1)
+        error = transform(x0 - denoised, matrix).square()
+        noise = level.square()
+        relative = ((1 - level).square() * energy[:, None, None] + noise) / energy[:, None, None].clamp(min=1e-6)
+        weight = relative.clamp(1.0 / most, most) ** (power * (1 - level))
+        return (weight * error / level.clamp(min=0.05).square()).mean()
+
+    TERMS["bands"] = bands
