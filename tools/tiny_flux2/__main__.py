@@ -35,12 +35,15 @@ def main() -> None:
     if given.stage == "lab":
         base = None
         if given.base_seconds:
-            base = partial(flow.train, 100_000, 256, given.base_pool, given.device, given.base_seconds, given.workers)
-        choices = {"device": given.device, "seconds": given.seconds, "count": given.count, "pool": given.pool}
-        lab.run(given.names or list(lab.ATTEMPTS), given.out, base=base, **choices)
+            base = partial(
+                flow.train, 100_000, given.base_batch, given.base_pool, given.device, given.base_seconds, given.workers
+            )
+        choices = {"device": given.device, "seconds": given.seconds, "count": given.count, "keys": given.set}
+        lab.run(given.names or list(lab.ATTEMPTS), given.out, base=base, pool=given.pool, **choices)
     if given.stage == "attempt":
         torch.set_num_threads(given.threads)
-        lab.attempt(given.name, given.out, device=given.device, seconds=given.seconds, count=given.count)
+        choices = {"device": given.device, "seconds": given.seconds, "count": given.count, "keys": given.set}
+        lab.attempt(given.name, given.out, **choices)
     if given.stage == "flow":
         torch.set_num_threads(given.threads)
         flow.train(given.steps, given.batch_size, given.pool, given.device, given.seconds, given.workers)
@@ -53,6 +56,7 @@ def _lab(stages: Any) -> None:
     many.add_argument(
         "--base-seconds", type=float, default=0.0, help="of training the base; 0: take the one that is there"
     )
+    many.add_argument("--base-batch", type=int, default=256)
     many.add_argument("--base-pool", type=int, default=131072, help="images that the base learns from")
     many.add_argument("--pool", type=int, default=65536, help="images that attempts learn from")
     many.add_argument("--workers", type=int, default=1, help="processes that draw images")
@@ -61,6 +65,7 @@ def _lab(stages: Any) -> None:
     one.add_argument("out", type=Path)
     one.add_argument("--threads", type=int, default=1)
     for each in (many, one):
+        each.add_argument("--set", action="append", default=[], help="key=value of the recipe, for all attempts")
         each.add_argument("--device", default="cpu")
         each.add_argument("--seconds", type=float, default=90.0, help="of training each attempt")
         each.add_argument("--count", type=int, default=512, help="samples to judge")

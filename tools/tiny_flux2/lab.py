@@ -1,11 +1,14 @@
 """Attempts at a finetune of tiny-flux2, side by side on one GPU or one by one on a CPU: what docs/lab/tiny-flux2.md lists.
 
-Each attempt is ``recipes/tiny-flux2.yaml`` with keys of its own, trained for a time instead of a number of steps (its rate
-decays by the time). Images, prompts and noise are drawn on the device, so that a step waits for nothing; all else is the product's: model, objective, optimizers, running mean, samples and figures. Every result is a line of ``results.jsonl`` as soon as it is there.
+Each attempt is ``recipes/tiny-flux2.yaml`` with keys of its own, trained for a time instead of a number of steps, by which its
+rate decays. Images, prompts and noise are drawn on the device, so that a step waits for nothing; all else is the product's: model,
+objective, optimizers, running mean, samples and figures. Every result is a line of ``results.jsonl`` as soon as it is there,
+and the weights of the best two attempts so far lie beside it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -36,11 +39,20 @@ ATTEMPTS: dict[str, list[str]] = {
 }
 GUIDANCE = 2.0
 COUNT = 512
-GROUP = 64
+TEST_STEPS = int(os.environ.get("TINY_FLUX2_TEST_STEPS", "400"))
+"""Of the two-sample test; fewer to try the script."""
 
 
 def run(
-    names: list[str], out: Path, *, device: str, seconds: float, base: Callable[[], None] | None, pool: int, count: int
+    names: list[str],
+    out: Path,
+    *,
+    device: str,
+    seconds: float,
+    base: Callable[[], None] | None,
+    pool: int,
+    count: int,
+    keys: list[str],
 ) -> None:
     """Train and judge attempts side by side, each in a process of its own that loads what it needs while the base trains.
 
@@ -52,13 +64,28 @@ def run(
         base: trains the base; None where there is one.
         pool: images to train on.
         count: samples to judge.
+        keys: of the recipe, for all attempts.
     """
     out.mkdir(parents=True, exist_ok=True)
     flow.WORK.mkdir(parents=True, exist_ok=True)
     ready = flow.WORK / "ready"
     ready.unlink(missing_ok=True)
-    share = max(1, (os.cpu_count() or 1) // max(1, len(names)))
-    common = ["--device", device, "--seconds", str(seconds), "--count", str(count), "--threads", str(share)]
+    cores = os.cpu_count() or 1
+    images, _ = flow.draw(pool, max(1, cores - 1))
+    np.save(flow.WORK / "pool.npy", images.numpy())
+    common_keys = [part for key in keys for part in ("--set", key)]
+    share = max(1, cores // max(1, len(names)))
+    common = [
+        "--device",
+        device,
+        "--seconds",
+        str(seconds),
+        "--count",
+        str(count),
+        "--threads",
+        str(share),
+        *common_keys,
+    ]
     started = [
         subprocess.Popen([sys.executable, "-u", "-m", "tools.tiny_flux2", "attempt", name, str(out), *common])
         for name in names
@@ -66,7 +93,7 @@ def run(
     try:
         if base is not None:
             base()
-        _prepare(out, device, pool)
+        _prepare(out, device)
         ready.touch()
         _note("ready")
         _judge_base(out, device, count)
@@ -77,7 +104,7 @@ def run(
     pictures(out)
 
 
-def attempt(name: str, out: Path, *, device: str, seconds: float, count: int) -> None:
+def attempt(name: str, out: Path, *, device: str, seconds: float, count: int, keys: list[str]) -> None:
     """One attempt: wait for the base, train, write what was learned, judge it."""
     import diffusers  # noqa: F401
     import transformers  # noqa: F401
@@ -102,7 +129,7 @@ def attempt(name: str, out: Path, *, device: str, seconds: float, count: int) ->
         f"data.cache={folder / 'cache'}", "validation.every=0", "previews.every=0", "checkpoints.every=0", "trackers=[]",
         "data.workers=1", "save=adapter",
     ]  # fmt: skip
-    recipe = load_recipe("recipes/tiny-flux2.yaml", [*choices, *ATTEMPTS[name]])
+    recipe = load_recipe("recipes/tiny-flux2.yaml", [*choices, *keys, *ATTEMPTS[name]])
     trainer = finetuning.prepare(recipe, RunFolder(recipe.output), Silent())
     batches = _Batches(trainer, recipe)
     _note(f"{name}: ready to train after {time.monotonic() - began:.0f} s")
@@ -123,14 +150,13 @@ def attempt(name: str, out: Path, *, device: str, seconds: float, count: int) ->
         losses.append(row["loss"])
     spent = time.monotonic() - began
     written = finetuning._write_result(trainer, RunFolder(recipe.output), Silent())
-    shutil.copyfile(written / "adapter.safetensors", out / f"{name}.safetensors")
-    shutil.copyfile(written / "liftkit.json", out / f"{name}.json")
     fifths = np.array_split(np.array(losses), 5)
     found = {
         "name": name, "keys": ATTEMPTS[name], "steps": trainer.step, "batch": recipe.batch_size, "seconds": round(spent, 1),
         "losses": [round(float(part.mean()), 4) for part in fifths],
     }  # fmt: skip
     model = flow.WORK / ("model" if latent else "pixel")
+    found["record"] = json.loads((written / "liftkit.json").read_text())
     record(out, {**found, **judge(str(written), str(model), name, device, count)})
 
 
@@ -159,7 +185,7 @@ def figures(images: Tensor, real: Any, name: str) -> dict[str, Any]:
 
     flow.WORK.joinpath("rows").mkdir(parents=True, exist_ok=True)
     np.save(flow.WORK / "rows" / f"{name}.npy", images[:8].numpy())
-    score = Scorer(real.reference, patch=16, scenes=real.scenes).score(images)
+    score = Scorer(real.reference, patch=16, scenes=real.scenes, steps=TEST_STEPS).score(images)
     return {key: None if value is None else round(value, 4) for key, value in score.figures.items()}
 
 
@@ -183,15 +209,33 @@ def record(out: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    print(json.dumps(row), flush=True)
+    print(json.dumps({key: value for key, value in row.items() if key != "record"}), flush=True)
+    _keep_best(out)
+
+
+def _keep_best(out: Path, most: int = 2) -> None:
+    """The weights of the attempts at pixels that the two-sample test finds nearest to real images so far."""
+    with (flow.WORK / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+        tried = [row for row in rows if row["name"] in ATTEMPTS and "space=latent" not in row["keys"]]
+        best = [row["name"] for row in sorted(tried, key=lambda row: row["two_sample"])[:most]]
+        kept = {out / f"best-{name}.safetensors" for name in best}
+        for path in set(out.glob("best-*.safetensors")) - kept:
+            path.unlink()
+        for name in best:
+            if not (out / f"best-{name}.safetensors").exists():
+                shutil.copyfile(
+                    flow.WORK / "runs" / name / "adapter" / "adapter.safetensors", out / f"best-{name}.safetensors"
+                )
 
 
 def _note(what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {what}", flush=True)
 
 
-def _prepare(out: Path, device: str, pool: int) -> None:
-    """The base as a pipeline folder, its conversion, and the images to train on."""
+def _prepare(out: Path, device: str) -> None:
+    """The base as a pipeline folder, and its conversion."""
     from liftkit.conversion.execute import convert
     from tools.tiny_flux2.assemble import assemble
 
@@ -202,8 +246,6 @@ def _prepare(out: Path, device: str, pool: int) -> None:
     _note("assembled")
     convert(str(model), pixel, images="demo", device=device, color="oklab", proof="projections", overwrite=True)
     shutil.copyfile(pixel / "lift.safetensors", out / "lift.safetensors")
-    images, _ = flow.draw(pool, max(1, (os.cpu_count() or 1) - 2))
-    np.save(flow.WORK / "pool.npy", images.numpy())
 
 
 def _judge_base(out: Path, device: str, count: int) -> None:
@@ -215,7 +257,7 @@ def _judge_base(out: Path, device: str, count: int) -> None:
 
     real = open_real("demo", count, 64, 0, None)
     model, pixel = str(flow.WORK / "model"), str(flow.WORK / "pixel")
-    for guidance in (2.0, 3.0, 4.0):
+    for guidance in (2.0, 4.0):
         record(
             out,
             {"name": f"base-{guidance:g}", **judge(model, model, f"0-base-{guidance:g}", device, count, guidance)},
@@ -225,7 +267,6 @@ def _judge_base(out: Path, device: str, count: int) -> None:
         [to_uint8(space.decode(space.encode(to_signed(part).to(device)))).cpu() for part in real.shown.split(64)]
     )
     record(out, {"name": "vae", **figures(shown, real, "0-vae")})
-    record(out, {"name": "real", **figures(real.shown, real, "0-real")})
     record(out, {"name": "converted", **judge(pixel, model, "0-converted", device, count)})
 
 
