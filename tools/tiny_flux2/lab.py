@@ -142,18 +142,16 @@ def attempt(name: str, out: Path, *, device: str, seconds: float, count: int, ke
 
     import liftkit.finetune.trainer as module
 
-    module.rate_factor = factor
-    if device == "cuda":
-        module.draw = _draw_there(device)
+    module.rate_factor = factor  # type: ignore[assignment]
     while time.monotonic() - began < seconds:
-        row = trainer.learn(batches())
+        row = trainer.learn(batches(trainer.step))
         losses.append(row["loss"])
     spent = time.monotonic() - began
     written = finetuning._write_result(trainer, RunFolder(recipe.output), Silent())
     fifths = np.array_split(np.array(losses), 5)
     found = {
         "name": name, "keys": ATTEMPTS[name], "steps": trainer.step, "batch": recipe.batch_size, "seconds": round(spent, 1),
-        "losses": [round(float(part.mean()), 4) for part in fifths],
+        "losses": [round(float(part.mean()), 4) for part in fifths if len(part)],
     }  # fmt: skip
     model = flow.WORK / ("model" if latent else "pixel")
     found["record"] = json.loads((written / "liftkit.json").read_text())
@@ -174,7 +172,7 @@ def judge(
     real = open_real("demo", count, 64, 0, None)
     tie = Lift.load(flow.WORK / "pixel" / "lift.safetensors")
     cache = flow.WORK / "judged"
-    settings = Settings(real.prompts, 64, 0, Guidance(scale=guidance), device, 128, cache)
+    settings = Settings(real.prompts, 64, 0, Guidance(scale=guidance), None, device, 128, cache)
     images = tied_samples(open_entry(model, base), tie, steps, settings, Silent(), name)
     return {"guidance": guidance, **figures(images, real, name)}
 
@@ -271,7 +269,7 @@ def _judge_base(out: Path, device: str, count: int) -> None:
 
 
 class _Batches:
-    """Batches made on the device from images that lie there."""
+    """Batches and their noise, made on the device from images that lie there."""
 
     def __init__(self, trainer: Any, recipe: Any) -> None:
         from liftkit.data import demo
@@ -289,11 +287,14 @@ class _Batches:
         self.vae = None
         if trainer.objective.reference is not None or recipe.space == "latent":
             self.vae = load_model_vae(trainer.trainee.folder).to(self.device).requires_grad_(False)
+        self.pixels, self.seed, self.noise = recipe.space == "pixel", recipe.seed, recipe.noise
         self.generator = torch.Generator(self.device).manual_seed(recipe.seed + 77)
 
-    def __call__(self) -> Any:
+    def __call__(self, step: int) -> Any:
         from liftkit.color import to_signed
         from liftkit.data.training import Batch
+        from liftkit.finetune.ahead import Prepared
+        from liftkit.finetune.step import shifted, step_seed
         from liftkit.models.latents import LatentSpace
 
         index = torch.randint(len(self.images), (self.size,), generator=self.generator, device=self.device)
@@ -301,20 +302,12 @@ class _Batches:
         dropped = torch.rand(self.size, generator=self.generator, device=self.device) < self.drop
         rows = torch.where(dropped, len(next(iter(self.prompts.values()))) - 1, self.captions[index])
         latents = None if self.vae is None else LatentSpace(self.vae).encode(to_signed(images))
-        return Batch(images, latents, {name: table[rows] for name, table in self.prompts.items()}, [], [])
-
-
-def _draw_there(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """:func:`liftkit.finetune.step.draw` with a generator of the device: a CPU's takes longer than the step."""
-    from liftkit.finetune.step import shifted, step_seed
-
-    def draw(shape: tuple[int, ...], recipe: Any, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator(device).manual_seed(step_seed(seed, step))
-        noise = torch.randn(shape, generator=generator, device=device)
-        times = recipe.mean + recipe.std * torch.randn(shape[0], generator=generator, device=device)
-        return noise, shifted(torch.sigmoid(times), recipe.shift)
-
-    return draw
+        batch = Batch(images, latents, {name: table[rows] for name, table in self.prompts.items()}, [], [])
+        states = images if self.pixels or latents is None else latents
+        generator = torch.Generator(self.device).manual_seed(step_seed(self.seed, step))
+        noise = torch.randn(states.shape, generator=generator, device=self.device)
+        times = self.noise.mean + self.noise.std * torch.randn(self.size, generator=generator, device=self.device)
+        return Prepared(batch, noise, shifted(torch.sigmoid(times), self.noise.shift))
 
 
 def _register_bands(power: float = 1.0, most: float = 10.0) -> None:
