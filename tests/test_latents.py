@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,6 +158,19 @@ def test_taef2_encodes_as_its_network_built_from_its_keys() -> None:
     torch.testing.assert_close(LatentSpace(load_vae(Path("taef2"))).encode(images), encoder.encode(images))
 
 
-def test_features_of_a_tiny_autoencoder_are_refused() -> None:
-    with pytest.raises(liftkit.UsageError, match="has no down blocks"):
-        make_perceptual("vae", tiny_vae(), "cpu")
+def test_features_of_a_tiny_autoencoder() -> None:
+    distance = make_perceptual("vae", tiny_vae(blocks=3), "cpu")
+    assert distance is not None
+    target = torch.rand(2, 3, 16, 24) * 2 - 1
+    images = (target + 0.1 * torch.randn_like(target)).requires_grad_()
+    far = distance(images, target)
+    assert far.shape == (2, 1, 16, 24)
+    assert far.mean() > distance(target, target).mean() == 0
+    far.mean().backward()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+
+
+def test_features_of_a_vae_without_stages_are_refused() -> None:
+    with pytest.raises(liftkit.UsageError, match="neither down blocks nor a list of layers"):
+        make_perceptual("vae", SimpleNamespace(encoder=torch.nn.Identity()), "cpu")

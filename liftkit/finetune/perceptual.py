@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from liftkit.errors import UsageError
 from liftkit.finetune.objective import Perceptual
@@ -24,14 +24,17 @@ class VaeFeatures:
     """Squared distance of unit-length features of the frozen VAE encoder's stages, as LPIPS does with VGG's.
 
     Args:
-        vae: a diffusers VAE with an encoder of down blocks; nothing has to be downloaded.
+        vae: a diffusers VAE whose encoder has down blocks, or the one list of layers of a tiny autoencoder; nothing has to be
+            downloaded.
     """
 
     def __init__(self, vae: Any) -> None:
-        if not hasattr(vae.encoder, "down_blocks"):
+        if not hasattr(vae.encoder, "down_blocks") and not isinstance(
+            getattr(vae.encoder, "layers", None), nn.Sequential
+        ):
             raise UsageError(
-                f"objective.perceptual: vae: the encoder of {type(vae).__name__} has no down blocks; choose lpips, gradient "
-                "or none"
+                f"objective.perceptual: vae: the encoder of {type(vae).__name__} has neither down blocks nor a list of layers; "
+                "choose lpips, gradient or none"
             )
         self.encoder = vae.encoder.requires_grad_(False).eval()
 
@@ -47,6 +50,21 @@ class VaeFeatures:
         return total / len(wanted)
 
     def _features(self, images: Tensor) -> list[Tensor]:
+        found = self._of_stages(images) if hasattr(self.encoder, "down_blocks") else self._of_layers(images)
+        return [F.normalize(each.float(), dim=1, eps=1e-6) for each in found]
+
+    def _of_layers(self, images: Tensor) -> list[Tensor]:
+        """Of a tiny autoencoder: what goes into each convolution that ends a stage."""
+        layers = list(self.encoder.layers)
+        x = (images.to(layers[0].weight.dtype) + 1.0) / 2.0
+        features = []
+        for place, layer in enumerate(layers):
+            if place and isinstance(layer, nn.Conv2d):
+                features.append(x)
+            x = layer(x)
+        return features
+
+    def _of_stages(self, images: Tensor) -> list[Tensor]:
         encoder = self.encoder
         x = encoder.conv_in(images.to(encoder.conv_in.weight.dtype))
         features = [x]
@@ -56,7 +74,7 @@ class VaeFeatures:
             features.append(x)
             for layer in block.downsamplers or ():
                 x = layer(x)
-        return [F.normalize(each.float(), dim=1, eps=1e-6) for each in features]
+        return features
 
 
 def lpips_distance(device: str) -> Perceptual:

@@ -61,7 +61,7 @@ def _lab(stages: Any) -> None:
         "--base-seconds", type=float, default=0.0, help="of training the base; 0: take the one that is there"
     )
     many.add_argument("--base-batch", type=int, default=256)
-    many.add_argument("--base-pool", type=int, default=131072, help="images that the base learns from")
+    many.add_argument("--base-pool", type=int, default=65536, help="images that the base learns from")
     many.add_argument("--pool", type=int, default=65536, help="images that attempts learn from")
     many.add_argument("--workers", type=int, default=1, help="processes that draw images")
     one = stages.add_parser("attempt", help="one of them, in its own process")

@@ -21,8 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
+from liftkit.embedded import TINY_FLUX2
 from tools.tiny_flux2 import flow
 
 HEAD = "trainable.head={channels: 48, depth: 4}"
@@ -30,12 +33,15 @@ ATTEMPTS: dict[str, list[str]] = {
     "flow": [],
     "head": [HEAD],
     "head-seed1": [HEAD, "seed=1"],
+    "head-512": [HEAD, "batch_size=512"],
     "head-wide-noise": [HEAD, "noise.std=1.5"],
-    "head-asymflow": [HEAD, "objective.loss=asymflow", "objective.perceptual=vae", "objective.weight=5.0"],
+    "head-asymflow": [HEAD, "objective.loss=asymflow"],
+    "head-perceptual": [HEAD, "objective.loss=asymflow", "objective.perceptual=vae"],
     "head-bands": [HEAD, "objective.weight=1e-6", "objective.terms={bands: 1.0}"],
     "head-adversarial": [HEAD, "objective.adversarial=10", "objective.weight=5.0"],
     "head-open1": [HEAD, "trainable.open=1.0"],
-    "latent": ["space=latent", "trainable.open=0", "noise.shift=1.5"],
+    "latent": ["space=latent", "trainable.open=0"],
+    "latent-512": ["space=latent", "trainable.open=0", "batch_size=512"],
 }
 GUIDANCE = 2.0
 COUNT = 512
@@ -240,6 +246,8 @@ def _prepare(out: Path, device: str) -> None:
     model, pixel = flow.WORK / "model", flow.WORK / "pixel"
     if (flow.WORK / "flow.safetensors").is_file():
         assemble(model)
+    else:
+        shutil.copytree(TINY_FLUX2, model, dirs_exist_ok=True)
     shutil.copyfile(model / "transformer" / "diffusion_pytorch_model.safetensors", out / "base.safetensors")
     _note("assembled")
     convert(str(model), pixel, images="demo", device=device, color="oklab", proof="projections", overwrite=True)
@@ -284,9 +292,14 @@ class _Batches:
         )
         table = trainer.data.prompts([*prompts, ""])
         self.prompts = {name: value.to(self.device) for name, value in table.items()}
-        self.vae = None
+        self.tokens, self.vae = None, None
         if trainer.objective.reference is not None or recipe.space == "latent":
-            self.vae = load_model_vae(trainer.trainee.folder).to(self.device).requires_grad_(False)
+            kept = flow.WORK / "latents.safetensors"
+            tokens = load_file(kept)["latents"] if kept.is_file() else torch.empty(0)
+            if len(tokens) >= len(self.images):
+                self.tokens = tokens[: len(self.images)].to(self.device)
+            else:
+                self.vae = load_model_vae(trainer.trainee.folder).to(self.device).requires_grad_(False)
         self.pixels, self.seed, self.noise = recipe.space == "pixel", recipe.seed, recipe.noise
         self.generator = torch.Generator(self.device).manual_seed(recipe.seed + 77)
 
@@ -302,6 +315,10 @@ class _Batches:
         dropped = torch.rand(self.size, generator=self.generator, device=self.device) < self.drop
         rows = torch.where(dropped, len(next(iter(self.prompts.values()))) - 1, self.captions[index])
         latents = None if self.vae is None else LatentSpace(self.vae).encode(to_signed(images))
+        if self.tokens is not None:
+            packed = self.tokens[index].float().transpose(1, 2)
+            side = int(packed.shape[-1] ** 0.5)
+            latents = F.pixel_shuffle(packed.unflatten(2, (side, side)), 2)
         batch = Batch(images, latents, {name: table[rows] for name, table in self.prompts.items()}, [], [])
         states = images if self.pixels or latents is None else latents
         generator = torch.Generator(self.device).manual_seed(step_seed(self.seed, step))
