@@ -63,6 +63,7 @@ TRANSFORMERS = {
     "qwen-image": "QwenImageTransformer2DModel",
     "z-image": "ZImageTransformer2DModel",
     "sana-1.6b": "SanaTransformer2DModel",
+    "tiny-flux2": "Flux2Transformer2DModel",
     "wan2.1-1.3b": "WanTransformer3DModel",
 }
 HERE = ("model=demo", "data.sources.0={kind: demo}")

@@ -131,7 +131,7 @@ def attempt(name: str, out: Path, *, device: str, seconds: float, count: int, ke
     folder = flow.WORK / "runs" / name
     shutil.rmtree(folder, ignore_errors=True)
     choices = [
-        f"model={flow.WORK / ('model' if latent else 'pixel')}", f"output={folder}", "data.sources=[{kind: demo, count: 2048}]",
+        f"model={flow.WORK / ('model' if latent else 'pixel')}", f"output={folder}", "data.sources=[{kind: demo, count: 896}]",
         f"data.cache={folder / 'cache'}", "validation.every=0", "previews.every=0", "checkpoints.every=0", "trackers=[]",
         "data.workers=1", "save=adapter",
     ]  # fmt: skip
