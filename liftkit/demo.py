@@ -1,4 +1,4 @@
-"""The demonstration: convert tiny-klein, mend it for a minute, and compare what all of them paint from the same noise."""
+"""The demonstration: convert an embedded model, mend it for a minute, and compare what all of them paint from the same noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from liftkit.color import to_signed
 from liftkit.conversion.execute import execute
 from liftkit.conversion.plan import make_plan
 from liftkit.conversion.result import Conversion
-from liftkit.embedded import DEMO, TINY_PIXEL
+from liftkit.embedded import DEMO, TINY_FLUX2_PIXEL, TINY_PIXEL
 from liftkit.errors import UsageError
 from liftkit.evaluate.compare import compare
 from liftkit.evaluate.comparison import Comparison
@@ -33,6 +33,11 @@ STEPS = 120
 IMAGES = 2048
 """Of the live finetune: enough for its steps, encoded in seconds."""
 SAMPLES = 128
+BATCH = 32
+"""Images in a step of it."""
+RECIPES = {DEMO: "tiny-klein", "tiny-flux2": "tiny-flux2"}
+"""The recipe of each embedded model, which is named as the model itself is."""
+SHIPPED = {DEMO: TINY_PIXEL, "tiny-flux2": TINY_FLUX2_PIXEL}
 LABELS = {
     "converted": "converted",
     "live": f"finetuned here ({STEPS} steps)",
@@ -45,12 +50,14 @@ class Demonstration:
     """What the demo made and found.
 
     Args:
-        conversion: of tiny-klein.
+        name: of the embedded model.
+        conversion: of it.
         finetuned: folder of the live finetune; None where it was left out.
         comparison: of all models, with the controls.
         picture, page: the files.
     """
 
+    name: str
     conversion: Conversion
     finetuned: Path | None
     comparison: Comparison
@@ -65,6 +72,7 @@ def run(
     observer: Observer,
     quick: bool = False,
     samples: int | None = None,
+    model: str = DEMO,
 ) -> Demonstration:
     """Convert, finetune, compare; write ``demo.png``, ``demo.html`` and ``demo.json``.
 
@@ -73,6 +81,7 @@ def run(
         seed: of noise, images and prompts.
         quick: leave the live finetune out, and judge fewer samples.
         samples: of each model.
+        model: the embedded model, of :data:`RECIPES`.
 
     Raises:
         UsageError: if the output is no folder, or another demo is at work there.
@@ -81,19 +90,20 @@ def run(
         raise UsageError(f"{output}: is a file; the demo needs a folder")
     with claim(output, inside=True):
         sweep_inside(output)
-        return _run(output, seed, observer, quick, samples)
+        return _run(model, output, seed, observer, quick, samples)
 
 
-def _run(output: Path, seed: int, observer: Observer, quick: bool, samples: int | None) -> Demonstration:
-    conversion = _convert(output / "pixel-klein", seed, observer)
+def _run(model: str, output: Path, seed: int, observer: Observer, quick: bool, samples: int | None) -> Demonstration:
+    name = RECIPES[model]
+    conversion = _convert(model, output / f"pixel-{name.removeprefix('tiny-')}", seed, observer)
     models = {"converted": conversion.output}
     if not quick:
-        models["live"] = _finetune(output / "finetune", conversion.output, seed, observer)
-    if TINY_PIXEL.is_dir():
-        models["shipped"] = TINY_PIXEL
+        models["live"] = _finetune(name, output / "finetune", conversion.output, seed, observer)
+    if SHIPPED[model].is_dir():
+        models["shipped"] = SHIPPED[model]
     found = compare(
         CompareOptions(
-            base=DEMO,
+            base=model,
             pixels=tuple(map(str, models.values())),
             labels=tuple(LABELS[name] for name in models),
             count=samples or (SAMPLES // 2 if quick else SAMPLES),
@@ -104,20 +114,20 @@ def _run(output: Path, seed: int, observer: Observer, quick: bool, samples: int 
         ),
         observer,
     )
-    result = Demonstration(conversion, models.get("live"), found, output / "demo.png", output / "demo.html")
+    result = Demonstration(name, conversion, models.get("live"), found, output / "demo.png", output / "demo.html")
     with atomic_file(result.picture) as file:
-        labeled(_rows(result), title="tiny-klein, lifted from latents to pixels").save(file, "PNG")
+        labeled(_rows(result), title=f"{name}, lifted from latents to pixels").save(file, "PNG")
     write_text(result.page, compare_page(found))
     write_text(output / "demo.json", json.dumps(found.to_dict(), indent=2) + "\n")
     return result
 
 
-def _convert(target: Path, seed: int, observer: Observer) -> Conversion:
+def _convert(model: str, target: Path, seed: int, observer: Observer) -> Conversion:
     options = ConvertOptions(images="demo", seed=seed, overwrite=True, device="cpu")
-    return execute(make_plan(DEMO, target, options), observer)
+    return execute(make_plan(model, target, options), observer)
 
 
-def _finetune(run_folder: Path, model: Path, seed: int, observer: Observer) -> Path:
+def _finetune(name: str, run_folder: Path, model: Path, seed: int, observer: Observer) -> Path:
     """The shipped recipe, cut short; an earlier demo's run goes."""
     if RunFolder(run_folder).begun:
         discard(run_folder)
@@ -126,12 +136,13 @@ def _finetune(run_folder: Path, model: Path, seed: int, observer: Observer) -> P
         "output": str(run_folder),
         "seed": seed,
         "steps": STEPS,
+        "batch_size": BATCH,
         "data.sources": [{"kind": "demo", "count": IMAGES}],
         "checkpoints.every": 0,
         "previews.every": 0,
         "validation.every": 0,
     }
-    recipe = load_recipe("tiny-klein", [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+    recipe = load_recipe(name, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
     done = finetune(recipe, observer=observer)
     if done.result is None:
         raise Stopped(done.outcome.signal or signal.SIGINT)
@@ -141,7 +152,7 @@ def _finetune(run_folder: Path, model: Path, seed: int, observer: Observer) -> P
 def _rows(result: Demonstration) -> list[Row]:
     """What the fit shows of real images, and below it what each model paints from the same noise."""
     gallery = [row for row in gallery_rows(result.conversion.lift) if row.label.startswith(("Image", "VAE", "Lift"))]
-    labels = {"base": "Latent model: samples of tiny-klein"}
+    labels = {"base": f"Latent model: samples of {result.name}"}
     labels |= {row.key: f"Pixel model: {row.label}" for row in result.comparison.rows if row.role == "pixel"}
     painted = [(row, row.images) for row in result.comparison.rows if row.key in labels and row.images is not None]
     return [*gallery, *(Row(labels[row.key], to_signed(torch.as_tensor(images))) for row, images in painted)]

@@ -18,6 +18,8 @@ TINY_FLUX2 = ASSETS / "tiny-flux2"
 """A trained model of FLUX.2's shape on FLUX.2's own latents, by TAEF2: 8.7 million parameters."""
 MODELS = {DEMO: TINY_KLEIN, "tiny-flux2": TINY_FLUX2}
 """The embedded models by name."""
+TINY_FLUX2_PIXEL = ASSETS / "tiny-flux2-pixel"
+"""The adapter that a finetune of its conversion left."""
 VAES = {"taef2": TINY_FLUX2 / "vae"}
 """The embedded VAEs by name: TAEF2, a small stand-in for FLUX.2's."""
 STEPS, GUIDANCE = 16, 4.0

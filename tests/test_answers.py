@@ -160,7 +160,7 @@ def test_comparisons_and_the_demo(ask: Ask, conversion: Any, monkeypatch: pytest
     assert answer["comparison"]["settings"] == {"guidance": None}
 
     def demonstrate(output: Path, **choices: Any) -> Demonstration:
-        return Demonstration(conversion, None, found, tmp_path / "demo.png", tmp_path / "demo.html")
+        return Demonstration("tiny-klein", conversion, None, found, tmp_path / "demo.png", tmp_path / "demo.html")
 
     monkeypatch.setattr("liftkit.demo.run", demonstrate)
     _, answer = ask("demo")

@@ -1,9 +1,9 @@
-"""``liftkit demo``: convert the embedded checkpoint, mend it for a minute, and show what happened."""
+"""``liftkit demo``: convert an embedded model, mend it for a minute, and show what happened."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.markup import escape
 from rich.table import Table
@@ -26,6 +26,12 @@ def demo(
     ] = Path("out/demo"),
     seed: Annotated[int, Option("Seed of the noise and of the images.", min=0, max=LAST_SEED)] = 0,
     quick: Annotated[bool, Option("Leave out the live finetune, so that the demo takes less than a minute.")] = False,
+    model: Annotated[
+        Literal["demo", "tiny-flux2"],
+        Option(
+            "The embedded model: `demo` is tiny-klein; `tiny-flux2` works on FLUX.2's own latents and takes twice as long."
+        ),
+    ] = "demo",
 ) -> None:
     """Convert and finetune the embedded model in minutes.
 
@@ -34,11 +40,13 @@ def demo(
     Example: liftkit demo -o out/demo
     """
     from liftkit.cli.answers import conversion_data, plan_data
-    from liftkit.demo import run
+    from liftkit.demo import RECIPES, run
 
     console.quiet_libraries()
-    console.out.print("Converting the embedded tiny-klein, then comparing what every model makes of the same noise.")
-    result = run(output, seed=seed, observer=console.Bars(), quick=quick)
+    console.out.print(
+        f"Converting the embedded {RECIPES[model]}, then comparing what every model makes of the same noise."
+    )
+    result = run(output, seed=seed, observer=console.Bars(), quick=quick, model=model)
     console.result(plan=plan_data(result.conversion.plan), **conversion_data(result.conversion))
     console.result(comparison=result.comparison.to_dict())
     console.result(finetuned=result.finetuned, picture=result.picture, page=result.page)

@@ -11,7 +11,7 @@ import torch
 
 
 def main() -> None:
-    from tools.tiny_flux2 import assemble, flow, lab, sources, taef2
+    from tools.tiny_flux2 import assemble, flow, lab, measure, sources, taef2
 
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_flux2", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
@@ -26,10 +26,13 @@ def main() -> None:
     train.add_argument("--workers", type=int, default=1, help="processes that draw images")
     train.add_argument("--threads", type=int, default=1, help="CPU threads")
     stages.add_parser("pack", help="what demo images are drawn from, for a machine without scikit-learn")
+    stages.add_parser("measure", help="measure it and write its model card")
     stages.add_parser("assemble", help="write the pipeline folder")
     _lab(stages)
     given = parser.parse_args()
     sources.use_where_needed()
+    if given.stage == "measure":
+        measure.measure()
     if given.stage == "pack":
         sources.pack()
     if given.stage == "vae":
