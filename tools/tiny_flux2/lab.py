@@ -37,7 +37,9 @@ ATTEMPTS: dict[str, list[str]] = {
     "head-wide-noise": [HEAD, "noise.std=1.5"],
     "head-asymflow": [HEAD, "objective.loss=asymflow"],
     "head-perceptual": [HEAD, "objective.loss=asymflow", "objective.perceptual=vae"],
-    "head-bands": [HEAD, "objective.weight=1e-6", "objective.terms={bands: 1.0}"],
+    "head-bands": [HEAD, "objective.bands={power: 0.5}"],
+    "head-bands-1": [HEAD, "objective.bands={power: 1.0}"],
+    "head-trunk": [HEAD, "optimizer.trunk={start: 100, factor: 0.3}"],
     "head-adversarial": [HEAD, "objective.adversarial=10", "objective.weight=5.0"],
     "head-open1": [HEAD, "trainable.open=1.0"],
     "latent": ["space=latent", "trainable.open=0"],
@@ -126,7 +128,6 @@ def attempt(name: str, out: Path, *, device: str, seconds: float, count: int, ke
     while not (flow.WORK / "ready").exists():
         time.sleep(0.1)
     began = time.monotonic()
-    _register_bands()
     latent = "space=latent" in ATTEMPTS[name]
     folder = flow.WORK / "runs" / name
     shutil.rmtree(folder, ignore_errors=True)
@@ -325,33 +326,3 @@ class _Batches:
         noise = torch.randn(states.shape, generator=generator, device=self.device)
         times = self.noise.mean + self.noise.std * torch.randn(self.size, generator=generator, device=self.device)
         return Prepared(batch, noise, shifted(torch.sigmoid(times), self.noise.shift))
-
-
-def _register_bands(power: float = 1.0, most: float = 10.0) -> None:
-    """A loss by band of the 16 x 16 DCT: as plain as the flow loss at high noise, relative to what a Wiener filter leaves of a
-    band at low noise."""
-    from liftkit.finetune.terms import TERMS
-
-    grid = torch.arange(16)
-    basis = torch.cos(torch.pi * (2 * grid[None] + 1) * grid[:, None] / 32) * (2 / 16) ** 0.5
-    basis[0] /= 2**0.5
-    kept: dict[torch.device, tuple[Tensor, Tensor]] = {}
-
-    def transform(x: Tensor, matrix: Tensor) -> Tensor:
-        patches = x.unflatten(3, (-1, 16)).unflatten(2, (-1, 16)).transpose(3, 4)
-        return matrix @ patches @ matrix.T
-
-    def bands(denoised: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-        if x0.device not in kept:
-            matrix = basis.to(x0.device)
-            energy = transform(x0, matrix).square().mean(dim=(0, 2, 3))
-            kept[x0.device] = matrix, energy
-        matrix, energy = kept[x0.device]
-        level = sigma.view(-1, 1, 1, 1, 1, 1)
-        error = transform(x0 - denoised, matrix).square()
-        noise = level.square()
-        relative = ((1 - level).square() * energy[:, None, None] + noise) / energy[:, None, None].clamp(min=1e-6)
-        weight = relative.clamp(1.0 / most, most) ** (power * (1 - level))
-        return (weight * error / level.clamp(min=0.05).square()).mean()
-
-    TERMS["bands"] = bands
