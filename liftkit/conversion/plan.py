@@ -16,6 +16,7 @@ from liftkit.checkpoint.rewrite import casts, rewritten_size
 from liftkit.checkpoint.source import Stamp, check_at_home, stamps
 from liftkit.color import ColorSpace
 from liftkit.conversion.memory import choose_proof
+from liftkit.embedded import MODELS
 from liftkit.errors import UsageError
 from liftkit.fit.engine import DEFAULT_COLOR, PUBLISHED
 from liftkit.fit.gallery import ROWS, SHOWN, SHOWN_SIDE
@@ -239,7 +240,7 @@ def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
     """
     target = Path(os.path.realpath(output))
     for name, path in inputs.items():
-        if path is None or path == "demo":
+        if path is None or path in MODELS:
             continue
         source = Path(os.path.realpath(Path(path).expanduser()))
         if source == target or target in source.parents:

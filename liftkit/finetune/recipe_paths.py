@@ -12,6 +12,7 @@ from yaml.nodes import ScalarNode
 
 from liftkit.checkpoint.misplaced import misplaced, near
 from liftkit.checkpoint.model import is_hub_id
+from liftkit.embedded import MODELS
 from liftkit.finetune.recipe_schema import dotted
 from liftkit.finetune.recipe_sections import is_local
 from liftkit.finetune.recipe_yaml import CORE, Location, Plain, YamlError, compose
@@ -24,13 +25,13 @@ def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
         plain: a recipe's data; what is of a wrong type is passed over.
     """
     model = plain.get("model")
-    if _is_text(model) and model not in ("demo", "new") and not os.path.isdir(os.path.expanduser(model)):
+    if _is_text(model) and model not in (*MODELS, "new") and not os.path.isdir(os.path.expanduser(model)):
         if Path(os.path.expanduser(model)).exists():
             yield ("model",), f"model: expected a diffusers folder, {model} is {misplaced(model)}"
         elif not is_hub_id(model):
             hint = (
                 near(Path(os.path.expanduser(model)))
-                or "; expected a folder (liftkit convert makes one), a Hub id, or demo"
+                or f"; expected a folder (liftkit convert makes one), a Hub id, or {' or '.join(MODELS)}"
             )
             yield ("model",), f"model: no folder {model}{hint}"
     adapter = plain.get("adapter")

@@ -16,6 +16,7 @@ from typing import Any
 from liftkit.checkpoint.folder import manifest
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.text import read_text
+from liftkit.embedded import MODELS
 from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.recipe_file import load_recipe
@@ -212,7 +213,7 @@ def _check_fixed(found: Resumption) -> None:
     by_key = {change.key: change for change in found.changes}
     model = by_key.get("model")
     # The embedded model would be converted first; its name says enough.
-    if model is not None and "demo" in (model.before, model.now):
+    if model is not None and {model.before, model.now} & MODELS.keys():
         _refuse(found, "model", str(model.before), str(model.now))
     for key in FIXED:
         if key in by_key:
