@@ -38,7 +38,7 @@ def size(folder: Path) -> int:
 def obeyed(pipeline: object, count: int = 32) -> Verdicts:
     scenes = [demo.scene_at(index, split="heldout", seed=9) for index in range(count)]
     generator = torch.Generator().manual_seed(0)
-    images = pipeline(prompt=[s.prompt for s in scenes], guidance_scale=2.0, generator=generator, **ASK).images  # type: ignore[operator]
+    images = pipeline(prompt=[s.prompt for s in scenes], guidance_scale=4.0, generator=generator, **ASK).images  # type: ignore[operator]
     return judge(load_oracle(), images * 2 - 1, scenes)
 
 

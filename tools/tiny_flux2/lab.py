@@ -45,7 +45,7 @@ ATTEMPTS: dict[str, list[str]] = {
     "latent": ["space=latent", "trainable.open=0"],
     "latent-512": ["space=latent", "trainable.open=0", "batch_size=512"],
 }
-GUIDANCE = 2.0
+GUIDANCE = 4.0
 COUNT = 512
 TEST_STEPS = int(os.environ.get("TINY_FLUX2_TEST_STEPS", "400"))
 """Of the two-sample test; fewer to try the script."""

@@ -17,7 +17,7 @@ from liftkit.models.load import load_vae
 from liftkit.models.sampling import sample
 from liftkit.options import Guidance
 
-COUNT, STEPS, GUIDANCE = 512, 16, 2.0
+COUNT, STEPS, GUIDANCE = 512, 16, 4.0
 SHOWN = {
     "digit": "digit", "color": "color", "patch_frechet": "8 x 8 patches", "two_sample": "two-sample", "patch_grid": "patch grid",
     "gradient_median": "grain",
