@@ -103,9 +103,9 @@ tiny-pixel: | $(VENV)/ready
 	$(STAGE) $(MORE) steps=24000 optimizer.decay_from=0.66667 optimizer.learning_rate=1.5e-3 noise.std=1.7 save=adapter \
 		--resume latest -o $(PIXEL)/4
 
-# The embedded model on FLUX.2's own latents, behind TAEF2: an hour on one core, or a minute on a GPU with
+# The embedded model on FLUX.2's own latents, behind TAEF2: half an hour on one core, or a minute on a GPU with
 # FLUX2_FLOW="--device cuda --batch-size 256 --pool 65536 --workers 14".
-FLUX2_FLOW ?= --steps 3300
+FLUX2_FLOW ?= --steps 1200
 
 tiny-flux2: | $(VENV)/ready
 	$(RUN)/python -u -m tools.tiny_flux2 flow $(FLUX2_FLOW)

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from liftkit.checkpoint.classes import CLASS_PIPELINE, OWN
+from liftkit.checkpoint.classes import AUTOENCODERS, CLASS_PIPELINE, OWN
 
 
 def register() -> None:
@@ -92,7 +92,7 @@ def _twins(types: Sequence[type]) -> list[type]:
     """Our classes that stand for stock ones."""
     names = [getattr(kind, "__name__", "") for kind in types]
     twins = [f"Asym{name}" for name in names if "Transformer" in name]
-    twins += ["PixelAutoencoder"] if any(name.startswith("Autoencoder") for name in names) else []
+    twins += AUTOENCODERS if any(name.startswith("Autoencoder") for name in names) else []
     return [found for found in map(lifted, twins) if found is not None]
 
 

@@ -18,7 +18,7 @@ def main() -> None:
     vae = stages.add_parser("vae", help="TAEF2's two files as a VAE folder")
     vae.add_argument("source", type=Path, help="folder of taef2_encoder.safetensors and taef2_decoder.safetensors")
     train = stages.add_parser("flow", help="train the latent flow model; it resumes")
-    train.add_argument("--steps", type=int, default=3300)
+    train.add_argument("--steps", type=int, default=1200)
     train.add_argument("--batch-size", type=int, default=48)
     train.add_argument("--pool", type=int, default=24576, help="images to draw")
     train.add_argument("--device", default="cpu")

@@ -30,7 +30,7 @@ from tools.tiny_flux2 import flow
 
 HEAD = "trainable.head={channels: 48, depth: 4}"
 ATTEMPTS: dict[str, list[str]] = {
-    "flow": [],
+    "no-head": ["trainable.head=null"],
     "head": [HEAD],
     "head-seed1": [HEAD, "seed=1"],
     "head-512": [HEAD, "batch_size=512"],
@@ -42,8 +42,8 @@ ATTEMPTS: dict[str, list[str]] = {
     "head-trunk": [HEAD, "optimizer.trunk={start: 100, factor: 0.3}"],
     "head-adversarial": [HEAD, "objective.adversarial=10", "objective.weight=5.0"],
     "head-open1": [HEAD, "trainable.open=1.0"],
-    "latent": ["space=latent", "trainable.open=0"],
-    "latent-512": ["space=latent", "trainable.open=0", "batch_size=512"],
+    "latent": ["space=latent", "trainable.open=0", "trainable.head=null"],
+    "latent-512": ["space=latent", "trainable.open=0", "trainable.head=null", "batch_size=512"],
 }
 GUIDANCE = 4.0
 COUNT = 512
@@ -306,7 +306,7 @@ class _Batches:
 
     def __call__(self, step: int) -> Any:
         from liftkit.color import to_signed
-        from liftkit.data.training import Batch
+        from liftkit.data.batch import Batch
         from liftkit.finetune.ahead import Prepared
         from liftkit.finetune.step import shifted, step_seed
         from liftkit.models.latents import LatentSpace

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 
 from liftkit.color import to_signed, to_uint8
 from liftkit.embedded import TINY_FLUX2
-from liftkit.evaluate.entries import open_entry
 from liftkit.evaluate.figures import Scorer
 from liftkit.evaluate.real import Real, open_real
 from liftkit.fit.gallery import psnr
 from liftkit.models.latents import LatentSpace
 from liftkit.models.load import load_vae
-from liftkit.models.sampling import sample
-from liftkit.options import Guidance
+from tools.tiny_klein.measure import generate
 
 COUNT, STEPS, GUIDANCE = 512, 16, 4.0
 SHOWN = {
@@ -50,13 +49,10 @@ def _through_vae(real: Real) -> tuple[torch.Tensor, float]:
 
 
 def _samples(real: Real) -> torch.Tensor:
-    loaded = open_entry("tiny-flux2").load("cpu")
-    noise = torch.randn(COUNT, 32, 8, 8, generator=torch.Generator().manual_seed(0))
-    images = sample(
-        loaded, list(real.prompts), noise=noise, height=64, width=64, steps=STEPS, guidance=Guidance(scale=GUIDANCE),
-        batch_size=64,
-    )  # fmt: skip
-    return to_uint8(images)
+    assert real.scenes is not None
+    pipeline = Flux2KleinPipeline.from_pretrained(TINY_FLUX2, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return to_uint8(generate(pipeline, real.scenes, GUIDANCE))
 
 
 def card(figures: dict[str, dict[str, Any]], quality: float) -> str:
@@ -66,9 +62,8 @@ def card(figures: dict[str, dict[str, Any]], quality: float) -> str:
         f"| {name} | {' | '.join(f'{found[key]:.4f}' if 'patch_f' in key else f'{found[key]:.3f}' for key in SHOWN)} |\n"
         for name, found in figures.items()
     )
-    parameters = sum(
-        weights.numel() for weights in open_entry("tiny-flux2").load("cpu").pipeline.transformer.parameters()
-    )
+    transformer = Flux2Transformer2DModel.from_pretrained(TINY_FLUX2, subfolder="transformer")
+    parameters = sum(weights.numel() for weights in transformer.parameters())
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -85,7 +80,7 @@ trains it from nothing and prints these figures.
 
 ```python
 import liftkit
-from diffusers import Flux2KleinPipeline
+from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
 
 pipe = Flux2KleinPipeline.from_pretrained("liftkit/assets/tiny-flux2")
 image = pipe(

@@ -11,7 +11,7 @@ from torch import Tensor
 from tools.tiny_klein import common
 
 VAE = Path("liftkit/assets/tiny-flux2/vae")
-CONFIG = {"_class_name": "AutoencoderTinyFlux2", "latent_channels": 32, "batch_norm_eps": 0.0}
+CONFIG = {"_class_name": "AutoencoderTinyFlux2", "latent_channels": 32}
 
 
 def merge(source: Path) -> None:
