@@ -80,7 +80,7 @@ trains it from nothing and prints these figures.
 
 ```python
 import liftkit
-from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
+from diffusers import Flux2KleinPipeline
 
 pipe = Flux2KleinPipeline.from_pretrained("liftkit/assets/tiny-flux2")
 image = pipe(
