@@ -118,6 +118,15 @@ def test_a_dry_run_counts_what_it_found_in_about_twenty_lines(place: Path, cli) 
     assert "sources:\n" in stdout
 
 
+def test_sizes_are_named_where_files_are_too_many_to_decode(place: Path, cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("liftkit.finetune.dry_run.DECODED", 10)
+    code, stdout, stderr = cli("finetune", "tiny-klein", *few_steps("run", steps=100), "--dry-run")
+    assert code == 0, stderr
+    (trained,) = [line.split() for line in stdout.splitlines() if line.startswith("trained at")]
+    assert trained[2:5] == ["64", "x", "64"]
+    assert "opened, not decoded" in " ".join(stdout.split())
+
+
 def test_what_would_take_too_long_to_measure_is_estimated_and_says_so(
     place: Path, cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,11 +181,7 @@ class Filling:
         make_encoder = once(make_encoder) if make_encoder else None
         try:
             while True:
-                sizes = assign_buckets([(p.facts.height, p.facts.width) for p in pictures], buckets, at_least)
-                for picture, size in zip(pictures, sizes):
-                    picture.size = size
-                    for each in picture.references:
-                        each.size = size
+                give_sizes(pictures, buckets, at_least)
                 every = [each for picture in pictures for each in (picture, *picture.references)]
                 broken = self._decode([p for p in every if _is_new(p, latents)], latents, make_encoder)
                 if not broken:
@@ -327,6 +323,15 @@ def _is_new(picture: Picture, latents: TensorCache | None) -> bool:
     if latents is not None:
         return picture.latents_key not in latents
     return picture.stamp is not None and not picture.facts.decoded
+
+
+def give_sizes(pictures: Sequence[Picture], buckets: list[Size], at_least: int) -> None:
+    """Give pictures, and those that they were made from, the sizes that they are trained at: see :func:`assign_buckets`."""
+    sizes = assign_buckets([(p.facts.height, p.facts.width) for p in pictures], buckets, at_least)
+    for picture, size in zip(pictures, sizes):
+        picture.size = size
+        for each in picture.references:
+            each.size = size
 
 
 def _batch_size(size: Size) -> int:

@@ -14,7 +14,7 @@ import torch
 from liftkit.checkpoint.folder import tree_size
 from liftkit.data.batch import Batch
 from liftkit.data.cache import FactsTable
-from liftkit.data.filling import Filling, check_captions
+from liftkit.data.filling import Filling, check_captions, give_sizes
 from liftkit.data.training import TrainingData
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import load_vae
@@ -99,6 +99,8 @@ def _images(data: TrainingData, held_out: TrainingData | None, scratch: Path, ob
         usable = filling.inspect()
         if len(usable) <= DECODED:
             usable = filling.encode(usable, part.sizes, part.batch_size, None, None)
+        else:
+            give_sizes(usable, part.sizes, part.batch_size)
         found += sum(len(source) for source in part.sources)
         pictures += len(usable)
         tallies += [filling.images(usable), *(text for source in part.sources for text in source.texts)]
