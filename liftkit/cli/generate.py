@@ -14,7 +14,12 @@ from liftkit.options import GenerateOptions, Option
 def generate(
     folder: Pipeline,
     prompts: Annotated[
-        str, Option("Text file of prompts, one in each line, which take turns; `demo` takes the embedded ones.", "FILE")
+        str,
+        Option(
+            "Text file of prompts, one in each line, which take turns; `demo` takes the embedded ones. With --layout, the "
+            "benchmark's file or folder.",
+            "FILE",
+        ),
     ],
     output: Annotated[
         Path,
@@ -24,7 +29,7 @@ def generate(
 ) -> None:
     """Sample a dataset folder of images and captions.
 
-    Finetune on a model's own samples, or mix them with real images.
+    Finetune on a model's own samples, or mix them with real images. With --layout, the folder is what a benchmark reads.
 
     Example: liftkit generate black-forest-labs/FLUX.2-klein-base-4B --prompts prompts.txt -n 2000 -o self-generated
     """
@@ -33,19 +38,23 @@ def generate(
     from liftkit.device import choose_device
     from liftkit.errors import UsageError
     from liftkit.evaluate.generate import generate as run
+    from liftkit.evaluate.layouts import read_layout
     from liftkit.formats.adapters import open_adapter
     from liftkit.models.editing import check_pictures
 
     console.quiet_libraries()
     console.resumable()
-    if prompts != "demo" and not Path(prompts).is_file():
+    layout = None if options.layout is None else read_layout(options.layout, Path(prompts))
+    if layout is None and prompts != "demo" and not Path(prompts).is_file():
         raise UsageError(f"--prompts {prompts}: no such file; give a text file, one prompt a line, or 'demo'")
-    texts = read_prompts(None if prompts == "demo" else Path(prompts))
+    if layout is not None and (summary := layout.tally.summary()):
+        console.note(summary)
+    texts = [] if layout is not None else read_prompts(None if prompts == "demo" else Path(prompts))
     chosen, why = choose_device(options.device)
     model = find_model(folder)
     check_pictures(model, options.pictures)
     adapter = None if options.adapter is None else open_adapter(options.adapter)
-    done = run(model, texts, output, replace(options, device=chosen), console.Bars(), adapter)
+    done = run(model, texts, output, replace(options, device=chosen), console.Bars(), adapter, layout)
     console.result(output=done.folder, new=done.new, found=done.found, device=chosen)
     if done.found:
         console.note(f"{done.found} images had been made by an earlier run")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from liftkit.color import to_uint8
 from liftkit.data.metadata import METADATA_LINES
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, tensor_digest
+from liftkit.evaluate.layouts import Layout
 from liftkit.models.adapter import Adapter
 from liftkit.models.sampling import Loaded, check_options, load_pipeline, sample
 from liftkit.options import GenerateOptions
@@ -56,6 +57,7 @@ def generate(
     options: GenerateOptions,
     observer: Observer | None = None,
     adapter: Adapter | None = None,
+    layout: Layout | None = None,
 ) -> Generated:
     """Sample images into a folder that :class:`CaptionedFolder` and the Hub's ``imagefolder`` read.
 
@@ -69,50 +71,84 @@ def generate(
         options: how.
         observer: shows the progress.
         adapter: the one that ``options.adapter`` names, opened.
+        layout: names, prompts and grids of a benchmark, in place of ``prompts`` and of the names above.
 
     Raises:
         UsageError: if the folder holds other files or images of other settings, another run is making it, or the settings
             do not fit the model.
         LiftkitError: if the disk refuses.
     """
+    files = Numbered(prompts) if layout is None else layout
+    options = replace(options, count=files.count(options))
     _check_folder(output)
     with claim(output, inside=True):
         sweep_inside(output)
-        return _generate(model, prompts, output, options, observer or Silent(), adapter)
+        return _generate(model, files, output, options, observer or Silent(), adapter)
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A plain dataset folder: numbered images whose prompts take turns."""
+
+    prompts: list[str]
+
+    def count(self, options: GenerateOptions) -> int:
+        """Images of the finished folder."""
+        if options.count is None:
+            raise UsageError("-n: how many images? Only with --layout may it be left out")
+        return options.count
+
+    def text(self, index: int) -> str:
+        """The prompt of an image."""
+        return self.prompts[index % len(self.prompts)]
+
+    def file(self, index: int) -> str:
+        """The file of an image within the folder."""
+        return f"{index:06d}.png"
+
+    def existing(self, output: Path) -> list[int]:
+        """Numbers of the images that are there."""
+        return sorted(int(path.stem) for path in output.glob("*.png") if path.stem.isdecimal())
+
+
+Files = Numbered | Layout
 
 
 def _generate(
     model: ModelFolder,
-    prompts: list[str],
+    files: Files,
     output: Path,
     options: GenerateOptions,
     observer: Observer,
     adapter: Adapter | None,
 ) -> Generated:
-    settings = _settings(model, prompts, options, observer, adapter)
+    count = options.count or 0
+    settings = _settings(model, files, options, observer, adapter)
     _check_record(output / RECORD, settings)
-    missing = {index for index in range(options.count) if not _file(output, index).is_file()}
+    missing = {index for index in range(count) if not (output / files.file(index)).is_file()}
     if missing:
         loaded = load_pipeline(model, options.device, adapter=adapter)
         check_options(loaded, options)
         _begin(output, {"schema": SCHEMA, "settings": settings, "device": options.device, "versions": versions()})
         if (output / METADATA_LINES).exists():
             # A killed run may have left half a line, on which nothing can follow.
-            _write_metadata(output, prompts, options.seed)
+            _write_metadata(output, files, options.seed)
         try:
             with observer.stage(f"generate: {model.name} on {options.device}", len(missing), "images") as advance:
-                for start in range(0, options.count, options.batch_size):
+                for start in range(0, count, options.batch_size):
                     # A batch is sampled whole even where some of it is there: in another batch the rest would round otherwise.
-                    batch = range(start, min(start + options.batch_size, options.count))
+                    batch = range(start, min(start + options.batch_size, count))
                     part = [index for index in batch if index in missing]
                     if part:
-                        _sample(loaded, prompts, batch, part, output, options)
+                        _sample(loaded, files, batch, part, output, options)
                         advance(len(part))
         finally:
-            _write_metadata(output, prompts, options.seed)
+            _write_metadata(output, files, options.seed)
     elif output.is_dir():
-        _write_metadata(output, prompts, options.seed)
-    return Generated(output, len(missing), options.count - len(missing))
+        _write_metadata(output, files, options.seed)
+    if isinstance(files, Layout):
+        files.finish(output, missing)
+    return Generated(output, len(missing), count - len(missing))
 
 
 def _check_folder(output: Path) -> None:
@@ -126,9 +162,10 @@ def _check_folder(output: Path) -> None:
 
 
 def _settings(
-    model: ModelFolder, prompts: list[str], options: GenerateOptions, observer: Observer, adapter: Adapter | None
+    model: ModelFolder, files: Files, options: GenerateOptions, observer: Observer, adapter: Adapter | None
 ) -> dict[str, Any]:
     """All that an image depends on, its number aside."""
+    prompts = files.prompts if isinstance(files, Numbered) else [each.prompt for each in files.items]
     parts = [path for name in sorted(model.components) if (path := model.path / name).is_dir()]
     found = hashlib.sha256(json.dumps(model.index, sort_keys=True).encode())
     with observer.stage("generate: reading the model", sum(map(tree_size, parts)), "bytes") as advance:
@@ -146,6 +183,7 @@ def _settings(
         **options.record,
         **({} if adapter is None else {"adapter": _digest(adapter)}),
         **_pictures_digest(options),
+        **({"layout": files.name, "layout_digest": files.digest} if isinstance(files, Layout) else {}),
     }
 
 
@@ -189,17 +227,17 @@ def _begin(output: Path, record: dict[str, Any]) -> None:
 
 
 def _sample(
-    loaded: Loaded, prompts: list[str], batch: range, part: list[int], output: Path, options: GenerateOptions
+    loaded: Loaded, files: Files, batch: range, part: list[int], output: Path, options: GenerateOptions
 ) -> None:
     """Sample the images of a batch's numbers and write those of ``part``, each file whole."""
-    texts = [prompts[index % len(prompts)] for index in batch]
+    texts = [files.text(index) for index in batch]
     images = sample(loaded, texts, options, seeds=[options.seed + index for index in batch])
     for index, image in zip(batch, to_uint8(images)):
         if index in part:
-            _save(image, _file(output, index))
+            _save(image, output / files.file(index))
     # A killed run leaves its images with their captions.
     with (output / METADATA_LINES).open("a", encoding="utf-8") as file:
-        file.write("".join(_line(index, prompts, options.seed) for index in part))
+        file.write("".join(_line(index, files, options.seed) for index in part))
 
 
 def _save(image: Tensor, path: Path) -> None:
@@ -207,21 +245,16 @@ def _save(image: Tensor, path: Path) -> None:
 
     buffer = BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(buffer.getvalue())
 
 
-def _write_metadata(output: Path, prompts: list[str], seed: int) -> None:
+def _write_metadata(output: Path, files: Files, seed: int) -> None:
     """The captions of all images in the folder, also of those that an interrupted run left without."""
-    numbers = sorted(int(path.stem) for path in output.glob("*.png") if path.stem.isdecimal())
-    write_text(output / METADATA_LINES, "".join(_line(index, prompts, seed) for index in numbers))
+    write_text(output / METADATA_LINES, "".join(_line(index, files, seed) for index in files.existing(output)))
 
 
-def _line(index: int, prompts: list[str], seed: int) -> str:
-    prompt = prompts[index % len(prompts)]
-    entry = {"file_name": _file(Path(), index).name, "text": prompt, "seed": seed + index}
+def _line(index: int, files: Files, seed: int) -> str:
+    entry = {"file_name": files.file(index), "text": files.text(index), "seed": seed + index}
     return json.dumps(entry, ensure_ascii=False) + "\n"
-
-
-def _file(output: Path, index: int) -> Path:
-    return output / f"{index:06d}.png"

@@ -13,6 +13,7 @@ from liftkit.options.option import LAST_SEED, Device, Option
 STRENGTH = 0.6
 """Of a start image."""
 Solver = Literal["euler", "heun", "sde", "unipc"]
+Benchmark = Literal["geneval", "dpg", "hpsv3", "coco"]
 
 
 @dataclass(frozen=True)
@@ -258,4 +259,20 @@ class SampleOptions:
 class GenerateOptions(SampleOptions):
     """Choices of ``liftkit generate``."""
 
-    count: Annotated[int, Option("Number of images in the finished folder.", flags=("--count", "-n"), min=1, max=10**9)]
+    count: Annotated[
+        int | None,
+        Option(
+            "Number of images in the finished folder.",
+            flags=("--count", "-n"),
+            min=1,
+            max=10**9,
+            default="all that --layout asks for; needed without one",
+        ),
+    ] = None
+    layout: Annotated[
+        Benchmark | None,
+        Option(
+            "Benchmark whose names, folders and grids the output has; --prompts is then the benchmark's own file or folder.",
+            default="a plain dataset folder",
+        ),
+    ] = None
