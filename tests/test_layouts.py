@@ -171,6 +171,14 @@ def test_coco_keeps_image_ids_and_the_caption_that_was_painted(run: Run, tmp_pat
         ("dpg", "a cat\n", [], "the folder of .txt files"),
         ("hpsv3", '[{"category": "../up", "image_file": "1.jpg", "caption": "a"}]', [], "cannot be the name"),
         ("hpsv3", '[{"category": "A", "image_file": 7, "caption": "a"}]', [], "cannot be the name"),
+        ("hpsv3", '[{"category": "generate.json", "image_file": "1.jpg", "caption": "a"}]', [], "cannot be the name"),
+        (
+            "hpsv3",
+            '[{"category": "%s", "image_file": "1.jpg", "caption": "a"}]' % ("語" * 90),
+            [],
+            "cannot be the name",
+        ),
+        ("hpsv3", '[{"category": "A", "image_file": "1.jpg", "caption": "a \\ud83d"}]', [], "half of a surrogate pair"),
         ("hpsv3", "[]", [], "holds no prompt"),
         (
             "hpsv3",
@@ -186,7 +194,7 @@ def test_bad_prompts_leave_nothing(
     run: Run, tmp_path: Path, layout: str, content: str, more: list[object], message: str
 ) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
-    (tmp_path / "prompts").write_text(content)
+    (tmp_path / "prompts").write_text(content, "utf-8")
     more = [tmp_path / each if each == "x.png" else each for each in more]
     code, _, err = run(layout, "--prompts", tmp_path / "prompts", *more)
     assert code == 2, err

@@ -13,14 +13,15 @@ from typing import Any
 
 from liftkit.checkpoint.files import atomic_file, write_text
 from liftkit.checkpoint.text import lines, read_json, read_text
-from liftkit.data.captions import CAPTION_KEYS, caption_of
+from liftkit.data.captions import CAPTION_KEYS, caption_of, check_characters
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest
 from liftkit.options import GenerateOptions
 from liftkit.tally import Tally
 
 NAME_LIMIT = 200
-"""Characters of a name that a benchmark's file prescribes."""
+"""Bytes of a name that a benchmark's file prescribes."""
+_TAKEN = ("generate.json", "metadata.jsonl")
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _geneval(path: Path) -> Layout:
                 )
         own = f"{len(items):05d}"
         samples = tuple(f"{own}/samples/{each:04d}.png" for each in range(4))
-        texts = {f"{own}/metadata.jsonl": json.dumps(entry, ensure_ascii=False) + "\n"}
+        texts = {f"{own}/metadata.jsonl": json.dumps(entry) + "\n"}
         items.append(Item(_prompt(entry, where, "prompt"), samples, texts, f"{own}/grid.png"))
     return Layout("geneval", items, Tally("lines of metadata", used=len(items)))
 
@@ -276,8 +277,10 @@ def _all_names(layout: Layout) -> Iterator[str]:
 
 def _name(found: Any, where: str) -> str:
     """A name from a benchmark's file, if it can be that of one file or folder and no more."""
-    bad = not isinstance(found, str) or not found.strip(" .") or len(found) > NAME_LIMIT
+    bad = not isinstance(found, str) or not found.strip(" .") or found.casefold() in _TAKEN
     if bad or found.startswith(".") or any(each in '/\\:*?"<>|' or not each.isprintable() for each in found):
+        raise UsageError(f"{where}: {str(found)[:60]!r} cannot be the name of a file")
+    if len(found.encode()) > NAME_LIMIT:
         raise UsageError(f"{where}: {str(found)[:60]!r} cannot be the name of a file")
     return str(found)
 
@@ -286,6 +289,7 @@ def _prompt(entry: dict[str, Any], where: str, *keys: str) -> str:
     value = entry.get(keys[0]) if keys else caption_of(entry)
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"{where}: no prompt; expected {' or '.join(keys or CAPTION_KEYS)}, found {str(entry)[:60]!r}")
+    check_characters({"prompt": value}, where)
     return value.strip()
 
 
