@@ -81,6 +81,11 @@ class Lift:
                 f"lift: rank {self.rank} of {self.dim}, pixel patch {self.patch_size}, latent patch "
                 f"{self.latent_patch}: the rank is from 0 to {self.dim}, and the patches must divide"
             )
+        if self.rank == 0 and (self.latent_patch, self.scale) != (1, 1.0):
+            raise ValueError(
+                "lift: the basis has no column, as only models from nothing have it (latent patch 1, scale 1), and this "
+                f"is of latent patches of {self.latent_patch} and scale {self.scale:g}"
+            )
         if self.rank % self.latent_patch**2:
             raise ValueError(
                 f"lift: rank {self.rank} is not made of {self.latent_patch} x {self.latent_patch} latent patches"

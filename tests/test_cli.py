@@ -142,7 +142,7 @@ def test_the_reference_has_every_option_with_its_choices_and_defaults() -> None:
 
 def test_shells_complete_recipes_choices_and_commands() -> None:
     expected = {
-        "liftkit finetune tiny": ["tiny-klein"],
+        "liftkit finetune tiny": ["tiny-flux2", "tiny-klein"],
         "liftkit recipes show sd3": ["sd3.5-medium"],
         "liftkit convert x --kind p": ["procrustes", "pca"],
         "liftkit doc": ["doctor"],

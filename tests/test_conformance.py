@@ -96,7 +96,7 @@ def test_a_fresh_detail_head_changes_no_bit_and_a_learned_one_is_given_the_image
     conditioning = specimen.spec.conditioning(latent.config, 2, torch.Generator().manual_seed(0))
     x = torch.randn(2, 3, *(each * flow.token_side for each in specimen.spec.proof_grid), dtype=latent.dtype)
     sigma = torch.tensor([0.3, 0.8], dtype=latent.dtype)
-    with torch.no_grad():
+    with torch.no_grad(), specimen.float64():
         bare = flow.velocity(x, sigma, **conditioning)
         head = add_head(twin, 8, 3).to(latent.dtype)
         assert torch.equal(flow.velocity(x, sigma, **conditioning), bare)

@@ -209,7 +209,13 @@ def test_signature_is_the_stock_one() -> None:
         stock, lifted = getattr(diffusers, name), lifted_class(architectures()[name])
         assert inspect.signature(lifted.forward) == inspect.signature(stock.forward)
         own = inspect.signature(lifted.__init__).parameters
-        assert [*inspect.signature(stock.__init__).parameters, "lift_rank", "lift_dim", "lift_scale"] == list(own)
+        assert [
+            *inspect.signature(stock.__init__).parameters,
+            "lift_rank",
+            "lift_dim",
+            "lift_scale",
+            "lift_head",
+        ] == list(own)
 
 
 def test_return_types_and_positional_arguments() -> None:

@@ -259,6 +259,7 @@ def test_tabs_and_wide_characters_stand_above_the_caret() -> None:
 
 
 BROKEN = {
+    ("base.quantize", "trainable.mode"): (("base.quantize=int8", "trainable.mode=full"), "int8"),
     ("objective.repa", "objective.loss", "trainable.mode"): (("objective.repa=0.5",), "0.5"),
     ("data.flip", "space", "objective.loss"): (("data.flip=0.5",), "0.5"),
     ("data.crop", "space", "objective.loss"): (("data.crop=adm",), "adm"),

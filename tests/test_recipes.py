@@ -74,6 +74,7 @@ def allowed(data: dict[str, Any]) -> dict[str, Any]:
     data.get("objective", {}).pop("perceptual", None)
     data.get("objective", {}).pop("terms", None)
     data.get("objective", {}).pop("repa", None)
+    data.get("base", {}).pop("quantize", None)
     data.get("ema", {}).pop("decay", None)
     if data.get("precision") == "fp16":
         data.get("optimizer", {}).pop("name", None)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -705,10 +705,16 @@ def test_datasets_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         HubDataset("someone/something")
 
 
+class Rows(list[Any]):
+    """Rows as the package datasets has them, with the kinds of their columns."""
+
+    features: ClassVar[dict[str, None]] = {"text": None}
+
+
 def test_rows_of_a_dataset_without_a_caption_are_counted() -> None:
     source = HubDataset.__new__(HubDataset)
     source.name, source.caption_column = "few", "text"
-    source.captions = [{"text": each} for each in ("a", "", None, {"no": "text"})]
+    source.captions = Rows({"text": each} for each in ("a", "", None, {"no": "text"}))
     source.texts = [Tally("captions", used=4)]
     assert [source.caption(i) for i in (0, 1, 2, 2, 3)] == ["a", "", "", "", ""]
     assert source.texts[0].summary() == (

@@ -13,6 +13,7 @@ from liftkit.finetune.ahead import Ahead
 from liftkit.finetune.optimizer import Average
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.recipe_file import load_recipe
+from liftkit.finetune.recipe_sections import Ema
 from liftkit.finetune.run import prepare
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.step import draw
@@ -104,7 +105,9 @@ def test_each_process_takes_its_rows_of_the_same_noise(make: Any) -> None:
 def test_the_running_mean_is_karras_power_function() -> None:
     generator = torch.Generator().manual_seed(0)
     steps = [{"a": torch.randn(3, generator=generator), "b": torch.randn(2, 2, generator=generator)} for _ in range(5)]
-    average = Average({name: torch.nn.Parameter(value.clone()) for name, value in steps[0].items()}, 2.0, 0)
+    average = Average(
+        {name: torch.nn.Parameter(value.clone()) for name, value in steps[0].items()}, Ema(gamma=2.0, start=0)
+    )
     expected = dict(steps[0])
     for step, values in enumerate(steps, start=1):
         average.update({name: torch.nn.Parameter(value) for name, value in values.items()}, step)

@@ -273,20 +273,21 @@ print(sum(type(finder).__module__ == "liftkit.models._diffusers" for finder in s
 def test_the_flow_of_tiny_klein_resumes_only_behind_its_own_vae(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tools.tiny_klein import assemble, common, flow
+    from tools import flow
+    from tools.tiny_klein import assemble, common
 
     monkeypatch.setattr(common, "WORK", tmp_path)
     model, average = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     digest, other = torch.arange(32, dtype=torch.uint8), torch.zeros(32, dtype=torch.uint8)
-    assert flow._resume(model, average, [], digest) == 0
-    flow._save(7, model, average, [], digest)
-    assert flow._resume(model, average, [], digest) == 7
+    assert flow._resume(tmp_path, model, average, [], digest) == 0
+    flow._save(tmp_path, 7, model, average, [], digest)
+    assert flow._resume(tmp_path, model, average, [], digest) == 7
     assert "resumed at step 7" in capsys.readouterr().out
-    assert flow._resume(torch.nn.Linear(3, 3), None, [], other) == 0
+    assert flow._resume(tmp_path, torch.nn.Linear(3, 3), None, [], other) == 0
     assert "starting from zero" in capsys.readouterr().out
     state = common.load("flow-state.safetensors")
     common.save(tmp_path / "flow-state.safetensors", {key: value for key, value in state.items() if key != "vae"})
-    assert flow._resume(model, average, [], digest) == 0
+    assert flow._resume(tmp_path, model, average, [], digest) == 0
     monkeypatch.setattr(assemble, "MODEL", tmp_path / "model")
     (tmp_path / "model").mkdir()
     with pytest.raises(SystemExit, match=r"vae-sharp.safetensors is missing"):
