@@ -256,12 +256,15 @@ def test_the_last_denoised_estimate_is_the_picture(specimen: Specimen, pixels: b
     pipeline = pixel_pipeline(specimen, latent, lift) if pixels else latent
     rows, columns = specimen.grid
     height, width = rows * lift.patch_size, columns * lift.patch_size
-    noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(specimen.images, 3, height, width, generator=torch.Generator().manual_seed(1))
     found: list[tuple[float, Tensor]] = []
     model = Loaded(pipeline, height)
     with watched(model, lambda at, estimate: found.append((at.sigma, estimate())), height, width):
         output = run(specimen, pipeline, noise if pixels else lift.lower(noise), 3)
     assert "step" not in vars(pipeline.scheduler)
+    if "Layered" in type(pipeline).__name__:
+        assert not found, "several pictures of one prompt have no estimate"
+        return
     levels = [sigma for sigma, _ in found]
     assert len(levels) == 3
     assert levels == sorted(levels, reverse=True)

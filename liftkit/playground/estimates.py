@@ -42,6 +42,10 @@ def watched(model: Loaded, each: Callable[[At, Callable[[], Tensor]], None], hei
             What it raises ends the pipeline's call.
         height, width: of the images in pixels.
     """
+    if "Layered" in type(model.pipeline).__name__:
+        # It paints several pictures of one prompt, and an estimate is of one: its steps are not shown.
+        yield
+        return
     scheduler = model.pipeline.scheduler
     step = scheduler.step
 
