@@ -33,12 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--misaligned"):
         misalign_weights()
+    _set_threads(config)
+
+
+def _set_threads(config: pytest.Config) -> None:
+    torch.set_num_threads(config.getoption("--threads") or os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True)
 def _seeded(pytestconfig: pytest.Config) -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(pytestconfig.getoption("--threads") or os.cpu_count() or 1)
+    # Again, because tests change it; what a whole session shares is made before, with as many.
+    _set_threads(pytestconfig)
 
 
 @pytest.fixture(scope="session", params=sorted(tiny.PIPELINES))

@@ -85,8 +85,8 @@ def test_the_folder_says_what_it_is(architecture: str, converted: dict[str, Path
     values = {name: entry["value"] for name, entry in report["alignment"]["figures"].items()}
     assert 0 < values["energy_captured"] <= values["energy_best"] <= 1
     page = (folder / "alignment.html").read_text()
-    # One picture of four images in all of their forms, each in a place of its own, so that a tap enlarges it.
-    assert page.count("data:image/png;base64,") == page.count("<img ") == page.count('aria-label="enlarge"')
+    # Each picture stands in a place of its own, so that a tap enlarges it.
+    assert page.count("data:image/png;base64,") == page.count("<img ") == page.count('aria-label="enlarge"') == 56
     assert not re.search(r'(src|href)="(?!data:|#)|url\((?!#)', page), "nothing is fetched"
     assert "from_pretrained" in (folder / "README.md").read_text()
     for path in folder.rglob("*"):

@@ -74,7 +74,8 @@ def allowed(data: dict[str, Any]) -> dict[str, Any]:
     data.get("objective", {}).pop("perceptual", None)
     data.get("objective", {}).pop("terms", None)
     data.get("objective", {}).pop("repa", None)
-    data.get("base", {}).pop("quantize", None)
+    if data.get("base", {}).get("quantize"):
+        data["trainable"] = {**data.get("trainable", {}), "mode": "lora"}
     data.get("ema", {}).pop("decay", None)
     if data.get("precision") == "fp16":
         data.get("optimizer", {}).pop("name", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -164,14 +164,7 @@ def sample(
     if noise is None:
         noise = state_noise(flow, seeds, height, width, pipeline.vae_scale_factor)
     known = inspect.signature(pipeline.__call__).parameters
-    spec = flow.architecture
-    choices = {
-        "num_inference_steps": options.steps,
-        spec.guidance_argument: options.guidance.scale,
-        "max_sequence_length": model.text_length,
-        **spec.call,
-    }
-    arguments = {key: value for key, value in choices.items() if value is not None and key in known} | more
+    arguments = _arguments(model, options, known) | more
     pictures = reference_arguments(options.pictures.references, known, height, width)
     # Not all pipelines share reference images among the prompts of a batch.
     batch_size = 1 if pictures else options.batch_size
@@ -200,6 +193,18 @@ def sample(
             images.append(output.images.float().cpu() * 2.0 - 1.0)
             advance(len(images[-1]))
     return torch.cat(images)
+
+
+def _arguments(model: Loaded, options: SampleOptions, known: Container[str]) -> dict[str, Any]:
+    """Of a stock pipeline's call, those that it knows, but for prompts, sizes and states."""
+    spec = model.flow.architecture
+    choices = {
+        "num_inference_steps": options.steps,
+        spec.guidance_argument: options.guidance.scale,
+        "max_sequence_length": model.text_length,
+        **spec.call,
+    }
+    return {key: value for key, value in choices.items() if value is not None and key in known}
 
 
 def _step_stream(seed: int) -> torch.Generator:
