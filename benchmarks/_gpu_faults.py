@@ -51,7 +51,7 @@ def trainer_of(chosen: Any, batch: int, folder: Path, **changes: Any) -> tuple[A
         chosen, latent_transformer(chosen, device()), make_recipe(chosen, folder / "run", batch, **changes)
     )
     given = trainer.ahead.each(batches(chosen, max(chosen.resolutions), batch), 0)
-    trainer.model.train()
+    trainer.learner.model.train()
     return trainer, given, next(given).wait().batch
 
 
@@ -126,15 +126,15 @@ def alone(chosen: Any, folder: Path, options: dict[str, Any], say: Any) -> None:
 
     trainer, _, here = trainer_of(chosen, 2, folder)
     compile_blocks(trainer.trainee.transformer, **options)
-    x0 = trainer.objective.state(here)
+    x0 = trainer.learner.objective.state(here)
     sigma = torch.full((len(x0),), 0.5, device=x0.device)
     for turn in range(2):
-        result = bind(trainer.objective.student, here.prompts)(x0, sigma)
+        result = bind(trainer.learner.objective.student, here.prompts)(x0, sigma)
         say(f"student's forward {turn}")
         result.square().mean().backward()
         say(f"student's backward {turn}")
     with torch.no_grad():
-        bind(trainer.objective.reference.flow, here.prompts)(here.latents, sigma)
+        bind(trainer.learner.objective.reference.flow, here.prompts)(here.latents, sigma)
     say("reference")
 
 
@@ -168,7 +168,7 @@ def pieces() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         trainer, given, here = trainer_of(scale(1, 4), 4, Path(name))
-        x0 = trainer.objective.state(here)
+        x0 = trainer.learner.objective.state(here)
         for _ in range(2):
             floor(trainer, here)
             whole(trainer, given)
@@ -181,16 +181,17 @@ def pieces() -> None:
             "drawing noise": lambda: draw(tuple(x0.shape), trainer.recipe.noise, 0, 0),
             "copying noise": lambda: noise.to(device()),
             "copying the batch": lambda: host.to(device()),
-            "gradients": lambda: trainer._gradients(batch),
-            "clip": trainer._clip,
-            "optimizer": lambda: [optimizer.step() for optimizer in trainer.optimizers],
-            "running mean": lambda: trainer.average.update(trainer.parameters, 100),
-            "zero": lambda: [optimizer.zero_grad(set_to_none=True) for optimizer in trainer.optimizers],
+            "gradients": lambda: trainer.learner._gradients(batch),
+            "clip": lambda: trainer.learner._clip(0),
+            "optimizer": lambda: [optimizer.step() for optimizer in trainer.learner.optimizers],
+            "running mean": lambda: trainer.learner.average.update(trainer.learner.parameters, 100),
+            "zero": lambda: [optimizer.zero_grad(set_to_none=True) for optimizer in trainer.learner.optimizers],
         }
         for what, call in work.items():
             found = sorted(timed(call) for _ in range(1 if what == "zero" else 3))
             print(f"  {what}: {1000 * found[len(found) // 2]:.1f} ms")
-        print(f"  {len(trainer.parameters)} tensors, {sum(p.numel() for p in trainer.parameters.values()) / 1e6:.0f} M")
+        learning = trainer.learner.parameters.values()
+        print(f"  {len(learning)} tensors, {sum(each.numel() for each in learning) / 1e6:.0f} M")
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             kinds.append(torch.profiler.ProfilerActivity.CUDA)

@@ -263,7 +263,7 @@ def _steps(
         here = next(given).wait().batch
         begun = time.monotonic()
         for _ in range(2):
-            trainer.model.train()
+            trainer.learner.model.train()
             floor(trainer, here)
             whole(trainer, given)
         first = time.monotonic() - begun

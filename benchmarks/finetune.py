@@ -29,7 +29,7 @@ from liftkit.tokens import patchify, unpatchify
 
 def floor(trainer: Trainer, batch) -> float:
     """Seconds of student forward and backward and one reference forward, nothing else."""
-    objective, lift = trainer.objective, trainer.objective.lift
+    objective, lift = trainer.learner.objective, trainer.learner.objective.lift
     x0 = objective.state(batch)
     noise, sigma = draw(tuple(x0.shape), trainer.recipe.noise, 0, 0)
     noise, sigma = noise.to(x0.device), sigma.to(x0.device)
@@ -44,7 +44,7 @@ def floor(trainer: Trainer, batch) -> float:
     with torch.no_grad():
         bind(objective.reference.flow, batch.prompts)(z_t, sigma)
     bind(objective.student, batch.prompts)(x_t, sigma).square().mean().backward()
-    for parameter in trainer.parameters.values():
+    for parameter in trainer.learner.parameters.values():
         parameter.grad = None
     synchronise(x0)
     return time.perf_counter() - start
@@ -53,8 +53,8 @@ def floor(trainer: Trainer, batch) -> float:
 def whole(trainer: Trainer, batches) -> float:
     """Seconds of one step as a run takes it."""
     start = time.perf_counter()
-    trainer._step(next(batches))
-    synchronise(next(iter(trainer.parameters.values())))
+    trainer.take(next(batches))
+    synchronise(next(iter(trainer.learner.parameters.values())))
     return time.perf_counter() - start
 
 
@@ -85,7 +85,7 @@ def main() -> None:
         recipe = load_recipe("tiny-klein", [*overrides, *chosen.overrides])
         folder = RunFolder(recipe.output)
         trainer = prepare(recipe, folder, Silent())
-        batches = trainer.ahead.each(trainer.data.prefetch(0, 4 * chosen.rounds + 8, trainer._rows()), 0)
+        batches = trainer.ahead.each(trainer.data.prefetch(0, 4 * chosen.rounds + 8, trainer.rows), 0)
         same = next(batches).wait().batch
         for _ in range(3):
             floor(trainer, same)

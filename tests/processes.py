@@ -29,7 +29,7 @@ def main(how: str, recipe: str, *overrides: str) -> None:
         run.make_accelerator = sharding
     trainer = run.finetune(load_recipe(recipe, overrides)).trainer
     if trainer.accelerator.is_main_process:
-        sharded = sum(isinstance(module, FSDPModule) for module in trainer.model.modules())
+        sharded = sum(isinstance(module, FSDPModule) for module in trainer.learner.model.modules())
         print(json.dumps({"processes": trainer.accelerator.num_processes, "sharded": sharded}))
 
 

@@ -94,7 +94,7 @@ def test_the_trunk_is_held_and_then_learns_more_slowly(mode: str, make: Any) -> 
     common = (*common, "ema.enabled=false", "optimizer.warmup=0")
     before = finetune(make("before", *common, "steps=1", "optimizer.learning_rate=1e-12")).trainer
     held = finetune(make("held", *common, "optimizer.trunk={start: 3}")).trainer
-    trunk = trunk_of(held.trainee.spec, held.parameters).keys()
+    trunk = trunk_of(held.trainee.spec, held.learner.parameters).keys()
     first, after = learned(before.folder.path), learned(held.folder.path)
     assert trunk
     assert {name.partition(".")[0] for name in after.keys() - trunk} == {

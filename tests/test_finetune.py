@@ -24,13 +24,13 @@ from liftkit.data import demo
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.encoders import text_fingerprint
+from liftkit.finetune.learner import Learner
 from liftkit.finetune.network import Network, connect
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
 from liftkit.finetune.state import checkpoints
 from liftkit.finetune.trainee import open_trainee
-from liftkit.finetune.trainer import Trainer
 from liftkit.models.adapted import load_pixel_pipeline
 from liftkit.models.adapter import Adapter
 from liftkit.progress import Silent
@@ -280,7 +280,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
 
     def spoil(step: int) -> None:
         if step == 2:
-            for parameter in watched["trainer"].parameters.values():
+            for parameter in watched["trainer"].learner.parameters.values():
                 parameter.data.fill_(float("nan"))
 
     from liftkit.finetune import run
@@ -302,12 +302,12 @@ def test_gradients_that_are_not_finite_stop_the_run_before_the_weights_change(
     make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make("overflows", "checkpoints.every=1", "previews.every=0", "validation.every=0")
-    clip = Trainer._clip
+    clip = Learner._clip
 
-    def spoiled(trainer: Trainer) -> torch.Tensor:
-        return clip(trainer) if trainer.step < 2 else torch.tensor(float("inf"))
+    def spoiled(learner: Learner, step: int) -> torch.Tensor:
+        return clip(learner, step) if step < 2 else torch.tensor(float("inf"))
 
-    monkeypatch.setattr(Trainer, "_clip", spoiled)
+    monkeypatch.setattr(Learner, "_clip", spoiled)
     with pytest.raises(
         LiftkitError, match=r"step 3: the gradient's norm is inf; the last good checkpoint is .*step-0000002"
     ):

@@ -207,14 +207,14 @@ def test_class_folders_train_flipped_and_resume(photos: Path, tmp_path: Path) ->
     )
     done = finetune(load_recipe(str(recipe)))
     assert done.result is not None
-    first = {name: value.clone() for name, value in done.trainer.average.values.items()}  # type: ignore[union-attr]
+    first = {name: value.clone() for name, value in done.trainer.learner.average.values.items()}  # type: ignore[union-attr]
     assert {name.partition("/")[0] for name in map(done.trainer.data.sources[0].label, range(8))} == {
         "cat",
         "great dane",
     }
     assert done.trainer.data.prompts(["great dane", ""])["class_labels"].tolist() == [1, 2]
     again = finetune(load_recipe(str(recipe)), resume=str(tmp_path / "run" / "checkpoints" / "step-0000002"))
-    after = again.trainer.average.values  # type: ignore[union-attr]
+    after = again.trainer.learner.average.values  # type: ignore[union-attr]
     assert all(torch.equal(value, after[name]) for name, value in first.items())
     pipeline = DiffusionPipeline.from_pretrained(again.result)
     assert pipeline.names == {0: "cat", 1: "great dane"}
@@ -249,7 +249,7 @@ def test_repa_draws_tokens_toward_dinov2(tmp_path: Path) -> None:
     assert terms[-1] < terms[0] <= 2.0
     assert done.result is not None
     assert not any("repa" in name for name in DiffusionPipeline.from_pretrained(done.result).transformer.state_dict())
-    repa = done.trainer.objective.repa
+    repa = done.trainer.learner.objective.repa
     images = torch.rand(1, 3, 32, 32) * 2.0 - 1.0
     assert repa.features(images, 4, 4).shape == (1, 16, 16)
     with pytest.raises(UsageError, match=r"repa_encoder: .*nowhere: its weights are not here"):

@@ -72,9 +72,9 @@ def test_gradients_are_near_those_of_the_unquantized_base(make: Any) -> None:
             RunFolder(make("g").output),
             Silent(),
         )
-        trainer.model.train()
-        trainer._gradients(trainer.ahead(0, trainer.data.batch(0)))
-        found.append({key: each.grad for key, each in trainer.parameters.items() if each.grad is not None})
+        trainer.learner.model.train()
+        trainer.learner._gradients(trainer.ahead(0, trainer.data.batch(0)))
+        found.append({key: each.grad for key, each in trainer.learner.parameters.items() if each.grad is not None})
     assert found[0].keys() == found[1].keys()
     first, second = (torch.cat([each.flatten() for each in gradients.values()]) for gradients in found)
     assert torch.nn.functional.cosine_similarity(first, second, dim=0) > 0.99

@@ -1,6 +1,7 @@
 """Finetuning: the objective (Sec. 5.2 of the paper), recipes and the trainer.
 
-It imports from formats and below; demo and cli import it. Read ``objective.py`` first, then ``step.py`` and ``trainer.py``.
+It imports from formats and below; demo and cli import it. Read ``objective.py`` first, then ``step.py``,
+``learner.py`` and ``trainer.py``.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def _time(recipe: Recipe, trainee: Trainee, data: TrainingData, scratch: Path, o
     with observer.stage("time two steps on random images", 2, "steps") as advance:
         for _ in range(2):
             began = time.monotonic()
-            trainer.learn(trainer.ahead(trainer.step, batch))
+            trainer.learner.learn(trainer.ahead(0, batch), 0)
             seconds = min(seconds, time.monotonic() - began)
             advance(1)
     device = trainer.accelerator.device

@@ -298,11 +298,8 @@ def token_side(trainee: Trainee) -> int:
 
 def _write_result(trainer: Trainer, folder: RunFolder, observer: Observer) -> Path:
     """Write what was learned, as a whole folder or alone."""
-    from liftkit.finetune.state import whole
-
     recipe, trainee = trainer.recipe, trainer.trainee
-    learned = trainer.average.values if trainer.average is not None else trainer.parameters
-    values = {name: whole(value) for name, value in learned.items()}
+    values = trainer.learner.learned()
     target = folder.result(recipe)
     if trainer.accelerator.is_main_process:
         adapter = learned_adapter(recipe, trainee, values, trainer.step)

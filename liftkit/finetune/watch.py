@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from liftkit.data.batch import Batch
 from liftkit.data.training import TrainingData
+from liftkit.errors import LiftkitError
+from liftkit.finetune.learner import Learner
 from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.step import Objective, draw, quantile_levels, shifted
 from liftkit.models.flow import FlowModel
+from liftkit.progress import Observer
 
 PREVIEW_STEPS, PREVIEW_GUIDANCE = 24, 4.0
 VALIDATION_SEED = 7919
@@ -98,3 +105,84 @@ def preview_prompts(recipe: Recipe, data: TrainingData) -> list[str]:
         captions += data.captions(step)
         step += 1
     return captions[:count]
+
+
+class Watch:
+    """Looks at a learner between its steps, and writes what it sees into the folder of the run.
+
+    Args:
+        learner: whose weights are looked at.
+        data: gives captions, prompts and the size of previews.
+        held_out: what the error is measured on; None where the recipe does not validate.
+        recipe: with the shift of the noise levels that the network sees.
+        folder: of the run.
+        observer: shows what was found.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        data: TrainingData,
+        held_out: TrainingData | None,
+        recipe: Recipe,
+        folder: RunFolder,
+        observer: Observer,
+    ) -> None:
+        self.learner, self.data, self.recipe, self.folder, self.observer = learner, data, recipe, folder, observer
+        self.held_out = list(_batches(held_out))
+        self._error: float | None = None
+
+    def preview(self, step: int) -> None:
+        """Paint the prompts of the recipe as a picture, and add it to the film of the run.
+
+        Raises:
+            LiftkitError: if it is not finite.
+        """
+        from liftkit.report import over_time
+        from liftkit.report.pictures import captioned
+        from liftkit.report.saving import write_picture
+
+        lift, recipe, device = self.learner.trainee.lift, self.recipe, self.learner.accelerator.device
+        if lift is None:
+            return
+        captions = preview_prompts(recipe, self.data)
+        prompts = {name: value.to(device) for name, value in self.data.prompts(captions).items()}
+        empty = {name: value.to(device) for name, value in self.data.prompts([""]).items()}
+        shape = tuple(self.learner.objective.state(self.data.batch(0, slice(0, 1)).to(device)).shape[1:])
+        with self.learner.averaged():
+            states = preview(self.learner.objective.student, prompts, empty, shape, recipe, device)
+        if not states.isfinite().all():
+            why = self.learner.broken_tensor() or "try precision=no"
+            raise LiftkitError(f"step {step}: a preview is not finite; {why}")
+        if not self.learner.accelerator.is_main_process:
+            return
+        path = self.folder.previews / f"step-{step:07d}.png"
+        seeds = range(recipe.previews.seed, recipe.previews.seed + len(captions))
+        made = [{"prompt": prompt, "seed": seed, "step": step} for prompt, seed in zip(captions, seeds)]
+        images = lift.color.decode(states)
+        write_picture(captioned(images, captions, f"step {step} of {recipe.steps}", 8), path, made)
+        over_time.add_column(self.folder.previews / over_time.NAME, step, images, captions)
+        self.folder.log({"step": step, "preview": str(path.relative_to(self.folder.path))})
+        self.observer.note(f"step {step}: preview {path}")
+
+    def validate(self, step: int) -> None:
+        """Measure the error on held-out images, where there are any."""
+        if not self.held_out:
+            return
+        accelerator = self.learner.accelerator
+        with self.learner.averaged():
+            rows = validate(self.learner.objective, self.held_out, self.recipe, self.recipe.seed, accelerator.device)
+        accelerator.log({f"validation/sigma_{sigma:.3f}": error for sigma, error in rows}, step=step)
+        if accelerator.is_main_process:
+            self.folder.log({"step": step, "validation": [[sigma, error] for sigma, error in rows]})
+            mean = sum(error for _, error in rows) / len(rows)
+            before = f" ({self._error:.4f} before)" if self._error is not None else ""
+            self._error = mean
+            self.observer.note(f"step {step}: error on held-out images {mean:.4f}{before}")
+
+
+def _batches(held_out: TrainingData | None) -> Iterator[Batch]:
+    """All of the held-out images once."""
+    if held_out is not None:
+        for step in range(-(-sum(len(source) for source in held_out.sources) // held_out.batch_size)):
+            yield held_out.batch(step)

@@ -140,18 +140,17 @@ def attempt(name: str, out: Path, *, device: str, seconds: float, count: int, ke
     trainer = finetuning.prepare(recipe, RunFolder(recipe.output), Silent())
     batches = _Batches(trainer, recipe)
     _note(f"{name}: ready to train after {time.monotonic() - began:.0f} s")
-    began, losses = time.monotonic(), []
+    began, losses, choice = time.monotonic(), [], recipe.optimizer
 
-    def factor(choice: Any, step: int, _: int) -> float:
+    def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, choice.warmup))
         done = min(0.999, (time.monotonic() - began) / seconds)
         return warm * rate_factor(choice.model_copy(update={"warmup": 0}), int(done * 1000), 1000)
 
-    import liftkit.finetune.trainer as module
-
-    module.rate_factor = factor  # type: ignore[assignment]
+    trainer.learner.rate = factor
     while time.monotonic() - began < seconds:
-        row = trainer.learn(batches(trainer.step))
+        row = trainer.learner.learn(batches(trainer.step), trainer.step)
+        trainer.step += 1
         losses.append(row["loss"])
     spent = time.monotonic() - began
     written = finetuning._write_result(trainer, RunFolder(recipe.output), Silent())
@@ -294,7 +293,7 @@ class _Batches:
         table = trainer.data.prompts([*prompts, ""])
         self.prompts = {name: value.to(self.device) for name, value in table.items()}
         self.tokens, self.vae = None, None
-        if trainer.objective.reference is not None or recipe.space == "latent":
+        if trainer.learner.objective.reference is not None or recipe.space == "latent":
             kept = flow.WORK / "latents.safetensors"
             tokens = load_file(kept)["latents"] if kept.is_file() else torch.empty(0)
             if len(tokens) >= len(self.images):
