@@ -90,7 +90,7 @@ def test_no_run_and_one_that_is_not_finished_are_refused(run: Path, cli, gone: t
         (run / name).unlink()
     before = files(run)
     code, _, stderr = cli("clean", run)
-    assert (code, stderr.count("\n"), words in stderr) == (2, 1, True), stderr
+    assert (code, stderr.count("\n"), words in stderr) == (2, 2, True), stderr
     assert files(run) == before
 
 

@@ -129,7 +129,7 @@ def test_a_recipe_that_is_named_is_not_taken_in_silence(place: Path, cli) -> Non
 def test_another_model_is_refused_in_one_line_that_names_both(place: Path, cli, dry: tuple[str, ...]) -> None:
     before = (place / "my run" / "recipe.yaml").read_text()
     code, _, stderr = cli("finetune", "tiny-klein", "--resume", "latest", "-o", "my run", *dry)
-    assert (code, stderr.count("\n")) == (2, 1)
+    assert (code, stderr.count("\n")) == (2, 2)
     assert "the run trains pixel, the recipe's is demo" in stderr
     assert "liftkit finetune --resume 'my run'" in stderr
     assert (place / "my run" / "recipe.yaml").read_text() == before
@@ -156,7 +156,7 @@ def test_another_conversion_at_the_same_place_is_refused(
     assert cli("finetune", "--resume", "my run", "--dry-run")[0] == 0
     spoil(place / "pixel", file)
     code, _, stderr = cli("finetune", "--resume", "my run", "steps=3")
-    assert (code, stderr.count("\n")) == (2, 1)
+    assert (code, stderr.count("\n")) == (2, 2)
     assert f"another {what}: the run trains pixel ({file} " in stderr
     assert f"the recipe's is pixel ({file} 00000000)" in stderr
 
@@ -181,7 +181,7 @@ def test_another_architecture_is_refused(place: Path, cli) -> None:
 )
 def test_what_a_checkpoint_does_not_hold_is_refused_before_anything_is_loaded(place: Path, cli, override: str) -> None:
     code, _, stderr = cli("finetune", "--resume", "my run", *override.split())
-    assert (code, stderr.count("\n")) == (2, 1)
+    assert (code, stderr.count("\n")) == (2, 2)
     assert override.partition("=")[0] in stderr
     assert steps_of(place / "my run") == [1, 2]
 

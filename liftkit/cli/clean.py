@@ -21,6 +21,7 @@ def clean(
 
     Example: liftkit clean runs/photos --dry-run
     """
+    console.first_word(f"reading {run}")
     from liftkit.finetune.clean import clean as delete
     from liftkit.finetune.clean import leftovers
 

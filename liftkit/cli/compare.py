@@ -31,6 +31,7 @@ def compare(
 
     Example: liftkit compare demo pixel-klein --html compare.html --cache build/compare
     """
+    console.first_word(f"reading {', '.join((options.base, *options.pixels))}")
     from liftkit.evaluate.compare import execute
     from liftkit.evaluate.page import compare_page
     from liftkit.evaluate.plan import prepare

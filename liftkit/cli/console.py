@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -81,6 +82,17 @@ def quiet_libraries() -> None:
         logging.set_verbosity_error()
         getLogger("torchao").setLevel("ERROR")  # it names each library of its own that does not suit this torch
     logging.disable_progress_bar()
+
+
+def first_word(text: str) -> None:
+    """What a command does first, on stderr: a line at once, before it imports libraries that take seconds.
+
+    Args:
+        text: such as ``reading MODEL``, to follow the command's name.
+    """
+    # Of many processes the first one speaks.
+    if not (settings.quiet or settings.json) and os.environ.get("RANK", "0") == "0":
+        err.print(Text(f"{answer.command}: {printable(text)} ...", style="dim"))
 
 
 def begin() -> None:

@@ -43,6 +43,7 @@ def convert(
 
     Example: liftkit convert black-forest-labs/FLUX.2-klein-base-4B --images photos/ -o klein-pixel
     """
+    console.first_word(f"reading {model}")
     from liftkit.checkpoint.folder import output_folder
     from liftkit.conversion.plan import make_plan
 

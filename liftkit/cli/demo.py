@@ -39,13 +39,11 @@ def demo(
 
     Example: liftkit demo -o out/demo
     """
+    console.first_word("converting the embedded model, then comparing what every model makes of the same noise")
     from liftkit.cli.answers import conversion_data, plan_data
-    from liftkit.demo import RECIPES, run
+    from liftkit.demo import run
 
     console.quiet_libraries()
-    console.out.print(
-        f"Converting the embedded {RECIPES[model]}, then comparing what every model makes of the same noise."
-    )
     result = run(output, seed=seed, observer=console.Bars(), quick=quick, model=model)
     console.result(plan=plan_data(result.conversion.plan), **conversion_data(result.conversion))
     console.result(comparison=result.comparison.to_dict())

@@ -23,6 +23,7 @@ def doctor() -> None:
 
     Example: liftkit doctor
     """
+    console.first_word("looking at this machine")
     from liftkit.environment import examine
 
     found = examine()

@@ -30,6 +30,7 @@ def export(
 
     Example: liftkit export runs/first/adapter --format asymflow-adapter -o klein-asymflow
     """
+    console.first_word(f"reading {folder}")
     from liftkit.checkpoint.folder import output_folder
     from liftkit.formats.asymflow_adapter import unknown_to_comfyui
     from liftkit.formats.exporting import export_adapter

@@ -62,6 +62,7 @@ def finetune(
 
     Example: liftkit finetune tiny-klein steps=100 -o runs/first
     """
+    console.first_word(f"reading {recipe or resume or 'the recipe'}")
     check(push, public)
     chosen, resume = _recipe(recipe, overrides or [], output, resume)
     console.quiet_libraries()

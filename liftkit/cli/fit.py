@@ -40,6 +40,7 @@ def fit(
 
     Example: liftkit fit black-forest-labs/FLUX.2-klein-base-4B --images photos/ -o lift.safetensors
     """
+    console.first_word(f"reading {', '.join(sources)}")
     from liftkit.fit.job import FitJob, prepare
 
     job = prepare(FitJob(tuple(sources), options, output, part, moments_out, merge))

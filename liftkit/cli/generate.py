@@ -33,6 +33,7 @@ def generate(
 
     Example: liftkit generate black-forest-labs/FLUX.2-klein-base-4B --prompts prompts.txt -n 2000 -o self-generated
     """
+    console.first_word(f"reading {folder}")
     from liftkit.checkpoint.model import find_model
     from liftkit.data.prompts import read_prompts
     from liftkit.device import choose_device

@@ -39,6 +39,7 @@ def import_(
 
     Example: liftkit import flux-2-klein-base-4b.safetensors --config black-forest-labs/FLUX.2-klein-base-4B -o klein
     """
+    console.first_word(f"reading {source}")
     from liftkit.checkpoint.files import output_file
     from liftkit.checkpoint.folder import output_folder
     from liftkit.formats.kinds import kind_of

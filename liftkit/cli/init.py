@@ -19,6 +19,7 @@ def init(
 
     Example: liftkit init --architecture jit --size B --classes photos/ --images photos/ --rank auto -o begun
     """
+    console.first_word(f"preparing {output}")
     from liftkit.conversion.scratch import begin
 
     console.quiet_libraries()

@@ -31,6 +31,7 @@ def report(
 
     Example: liftkit report klein-pixel --html report.html
     """
+    console.first_word(f"reading {path}")
     from liftkit.report.data import read_report
     from liftkit.report.pages import alignment_page
 

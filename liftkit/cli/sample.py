@@ -49,6 +49,7 @@ def sample(
 
     Example: liftkit sample klein-pixel -p "a red seven on flower petals" -n 8 --seed 0 -o grid.png
     """
+    console.first_word(f"reading {folder}")
     from liftkit.checkpoint.model import find_model
     from liftkit.device import choose_device
     from liftkit.formats.adapters import open_adapter

@@ -36,6 +36,7 @@ def try_(
 
     Example: liftkit try demo klein-pixel runs/photos/model
     """
+    console.first_word(f"reading {', '.join(folders)}")
     from liftkit.playground.serve import check_gradio, free_port, serve
 
     console.quiet_libraries()

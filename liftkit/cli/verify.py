@@ -29,6 +29,7 @@ def verify(
 
     Example: liftkit verify klein-pixel
     """
+    console.first_word(f"reading {folder}")
     from liftkit.conversion.audit import audit
 
     console.quiet_libraries()

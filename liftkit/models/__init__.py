@@ -2,3 +2,6 @@
 
 It imports from data, lift, checkpoint and the ground. Read ``spec.py`` first, then ``mixin.py`` and ``surgery.py``.
 """
+
+GROUP = "liftkit.architectures"
+"""The group of entry points by which packages add architectures."""

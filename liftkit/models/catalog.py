@@ -7,11 +7,17 @@ so that it names what the suite tests and nothing else. It can be read without t
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
 
 from liftkit.embedded import ASSETS
 from liftkit.errors import UsageError
+from liftkit.models import GROUP
+
+if TYPE_CHECKING:
+    from liftkit.models.spec import Architecture
 
 FILE = ASSETS / "models.json"
 PROOFS = ("bare", "pipeline", "finetune")
@@ -54,15 +60,22 @@ class Supported:
 
 def catalog() -> list[Supported]:
     """All supported classes, by name: those of the list, then those registered from outside, of which nothing is proved."""
-    from liftkit.models.registry import architectures
-
     listed = {each["name"]: each for each in json.loads(FILE.read_text(encoding="utf-8"))}
     found = [Supported(**{**each, "pipelines": tuple(each["pipelines"])}) for each in listed.values()]
-    outside = [spec for name, spec in architectures().items() if name not in listed]
+    outside = [spec for name, spec in _registered().items() if name not in listed]
     reason = dict.fromkeys(PROOFS, "registered from outside of liftkit")
     return sorted(found, key=lambda each: each.name) + [
         Supported(spec.name, pipelines=spec.pipelines, missing=reason) for spec in outside
     ]
+
+
+def _registered() -> dict[str, Architecture]:
+    """Architectures that may be others': none, without torch, where no package brings one and nobody registered any."""
+    if "liftkit.models.registry" not in sys.modules and not entry_points(group=GROUP):
+        return {}
+    from liftkit.models.registry import architectures
+
+    return architectures()
 
 
 def supported(name: str) -> Supported:

@@ -15,10 +15,9 @@ from pkgutil import iter_modules
 from typing import Any
 
 from liftkit.errors import LiftkitError, UsageError
-from liftkit.models import families
+from liftkit.models import GROUP, families
 from liftkit.models.spec import Architecture
 
-GROUP = "liftkit.architectures"
 GUIDE = "docs/extending.md"
 _KNOWN: dict[str, Architecture] = {}
 
