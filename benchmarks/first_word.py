@@ -1,8 +1,8 @@
 """How soon each command says its first word: python -m benchmarks first_word [--rounds 5] [--busy 2]
 
-Seconds from the start of the process to the first byte on stdout or stderr; the process is ended there. The goal is half a second for
-each command. ``--busy`` keeps so many processors busy meanwhile. Seconds of processor time are given beside: they say what the wait
-would be on a machine that does nothing else.
+Seconds from the start of the process to the first byte on stdout or stderr; the process is ended there. The goal is half a
+second for each command. ``--busy`` keeps so many processors busy meanwhile. Seconds of processor time are given beside: they
+say what the wait would be on a machine that does nothing else.
 """
 
 from __future__ import annotations

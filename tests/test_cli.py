@@ -216,7 +216,7 @@ def test_the_demo_ends_in_the_lines_that_a_person_wants(
     monkeypatch.setattr("liftkit.cli.answers.conversion_data", lambda conversion: {})
     code, out, _ = cli("demo", "-o", tmp_path)
     assert code == 0
-    lines = out.splitlines()[1:]
+    lines = out.splitlines()
     assert len(lines) == 7
     assert lines[0].split() == [
         "128",
