@@ -19,7 +19,7 @@ from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.finetune.run import finetune
 from liftkit.formats.adapters import fuse
-from liftkit.formats.asymflow_adapter import check_exportable, export_problem
+from liftkit.formats.asymflow_limits import check_exportable, export_problem
 from liftkit.models.adapted import load_pixel_pipeline
 from liftkit.models.adapter import Adapter
 from liftkit.models.detail_head import HEAD, KEY, DetailHead, add_head, head_shape

@@ -20,7 +20,8 @@ from liftkit.color import Oklab
 from liftkit.conversion.audit import audit
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import fuse, keep, open_adapter
-from liftkit.formats.asymflow_adapter import COMFYUI, export_problem, unknown_to_comfyui, write_asymflow_adapter
+from liftkit.formats.asymflow_adapter import write_asymflow_adapter
+from liftkit.formats.asymflow_limits import COMFYUI, export_problem, unknown_to_comfyui
 from liftkit.formats.exporting import export_adapter
 from liftkit.models.adapter import LORA_A, LORA_B, Adapter
 from tests import tiny

@@ -113,7 +113,7 @@ def test_a_recipe_goes_on_from_an_adapter_and_leaves_one_for_the_latent_base(
     pixel: Path, model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     from liftkit.finetune.recipe import Recipe
-    from liftkit.finetune.run import find_source
+    from liftkit.finetune.sources import find_source
     from liftkit.progress import Silent
 
     random_adapter(pixel, alpha=6.0).save(tmp_path / "first", "# card\n")

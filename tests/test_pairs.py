@@ -20,7 +20,8 @@ from liftkit.data.captioned import CaptionedFolder
 from liftkit.data.heldout import split
 from liftkit.errors import UsageError
 from liftkit.finetune.recipe_file import load_recipe
-from liftkit.finetune.run import finetune, training_data
+from liftkit.finetune.run import finetune
+from liftkit.finetune.sources import training_data
 from liftkit.finetune.step import Objective
 from tests import tiny
 from tests.test_training_data import Encoders, Notes, assert_same, picture, prepare, training

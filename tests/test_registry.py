@@ -13,8 +13,9 @@ import liftkit
 from liftkit.conversion.tied import TiedRun
 from liftkit.errors import UsageError
 from liftkit.models import registry
+from liftkit.models.conditioning import random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Projection, random
+from liftkit.models.spec import Architecture, Clock, Projection
 from tests import tiny
 
 LTX = Architecture(

@@ -91,7 +91,7 @@ def print_plan(plan: Plan) -> None:
 
 def _export(plan: Plan) -> str:
     """In words, can the result be exported in the authors' format?"""
-    from liftkit.formats.asymflow_adapter import color_problem
+    from liftkit.formats.asymflow_limits import color_problem
 
     problem = color_problem(plan.color)
     return f"not to asymflow-adapter: {problem}" if problem else "to asymflow-adapter: yes"

@@ -32,7 +32,7 @@ def export(
     """
     console.first_word(f"reading {folder}")
     from liftkit.checkpoint.folder import output_folder
-    from liftkit.formats.asymflow_adapter import unknown_to_comfyui
+    from liftkit.formats.asymflow_limits import unknown_to_comfyui
     from liftkit.formats.exporting import export_adapter
 
     check(push, public)

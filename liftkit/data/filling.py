@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from liftkit.color import to_signed
-from liftkit.data.buckets import assign_buckets
 from liftkit.data.cache import Facts, FactsTable, TensorCache
 from liftkit.data.images import prefetch
 from liftkit.data.picture_errors import PictureError
 from liftkit.data.source import CaptionedSource, Size
+from liftkit.data.usable import Picture, give_sizes, is_new, load, of_reference
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.progress import Observer
 from liftkit.tally import Tally
@@ -28,68 +28,9 @@ TEXTS_NAMED = 10
 """Files of captions that cannot be read, in one message."""
 
 
-@dataclass(slots=True)
-class Picture:
-    """One usable image of a source.
-
-    Args:
-        source, index: which one.
-        stamp: what it was when its facts were taken.
-        facts: key and size.
-        caption: its caption.
-        size: height and width that it is trained at.
-        beside: whether ``index`` is one of the source's references.
-        references: the pictures that it was made from, which are cut to its own size.
-    """
-
-    source: int
-    index: int
-    stamp: str | None
-    facts: Facts
-    caption: str
-    size: Size = (0, 0)
-    beside: bool = False
-    references: tuple[Picture, ...] = ()
-
-    @property
-    def group(self) -> tuple[int, ...]:
-        """What the images of one step have in common: their size, and how many references each has, if any."""
-        return (*self.size, len(self.references)) if self.references else self.size
-
-    @property
-    def place(self) -> tuple[int, int, bool]:
-        """Which one it is."""
-        return self.source, self.index, self.beside
-
-    @property
-    def latents_key(self) -> str:
-        """Of its latents in a cache."""
-        return f"{self.facts.key}/{self.size[0]}x{self.size[1]}"
-
-
 def prompt_key(prompt: str) -> str:
     """Of a prompt's embedding in a cache."""
     return hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()
-
-
-def load(source: CaptionedSource, picture: Picture) -> Tensor:
-    """The image of a picture of a source or of its references, uint8 (3, height, width).
-
-    Raises:
-        PictureError: if it cannot be read, or changed since it was inspected.
-    """
-    source = within(source, picture)
-    if source.stamp(picture.index) != picture.stamp:
-        raise PictureError(source.label(picture.index), "changed while it was in use")
-    return source.image(picture.index, picture.size)
-
-
-def within(source: CaptionedSource, picture: Picture) -> CaptionedSource:
-    """A source, or its references, whichever a picture is of."""
-    if not picture.beside:
-        return source
-    assert source.references is not None
-    return source.references
 
 
 def check_captions(source: CaptionedSource, captions: Sequence[str]) -> None:
@@ -183,7 +124,7 @@ class Filling:
             while True:
                 give_sizes(pictures, buckets, at_least)
                 every = [each for picture in pictures for each in (picture, *picture.references)]
-                broken = self._decode([p for p in every if _is_new(p, latents)], latents, make_encoder)
+                broken = self._decode([p for p in every if is_new(p, latents)], latents, make_encoder)
                 if not broken:
                     return pictures
                 pictures = self._whole(pictures, broken)
@@ -199,7 +140,7 @@ class Filling:
         for picture in pictures:
             errors = [broken[each.place] for each in picture.references if each.place in broken]
             if picture.place not in broken and errors:
-                self._skip(picture.source, _of_reference(self.sources[picture.source].label(picture.index), errors[0]))
+                self._skip(picture.source, of_reference(self.sources[picture.source].label(picture.index), errors[0]))
             elif picture.place not in broken:
                 kept.append(picture)
         return kept
@@ -252,7 +193,7 @@ class Filling:
                     for each in source.made_from(index)
                 )
             except PictureError as error:
-                raise _of_reference(source.label(index), error) from error
+                raise of_reference(source.label(index), error) from error
         return picture
 
     def _known(self, source: CaptionedSource, index: int) -> tuple[str | None, Facts]:
@@ -303,35 +244,12 @@ class Filling:
         self.tally.leave_out(error.name, error.reason)
 
 
-def _of_reference(label: str, error: PictureError) -> PictureError:
-    """Why an image cannot be used whose reference cannot be."""
-    if error.name == label:
-        return error
-    return PictureError(label, "made from pictures that cannot be read", f"{error.name}: {error.reason}")
-
-
 def _check_shapes(prompt: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in sorted(row.items())} for row in (found, expected))
     if shapes != wanted:
         raise LiftkitError(
             f"embeddings of {prompt!r} have the shapes {shapes}, those of the empty prompt {wanted}; pad prompts to one length"
         )
-
-
-def _is_new(picture: Picture, latents: TensorCache | None) -> bool:
-    """Whether a picture's latents are missing, or, where no latents are wanted, it was never decoded."""
-    if latents is not None:
-        return picture.latents_key not in latents
-    return picture.stamp is not None and not picture.facts.decoded
-
-
-def give_sizes(pictures: Sequence[Picture], buckets: list[Size], at_least: int) -> None:
-    """Give pictures, and those that they were made from, the sizes that they are trained at: see :func:`assign_buckets`."""
-    sizes = assign_buckets([(p.facts.height, p.facts.width) for p in pictures], buckets, at_least)
-    for picture, size in zip(pictures, sizes):
-        picture.size = size
-        for each in picture.references:
-            each.size = size
 
 
 def _batch_size(size: Size) -> int:

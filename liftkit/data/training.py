@@ -20,11 +20,12 @@ from torch import Tensor
 from liftkit.data.batch import Batch, Row
 from liftkit.data.buckets import bucket_sizes, square
 from liftkit.data.cache import FactsTable, TensorCache
-from liftkit.data.filling import Filling, ImageEncoder, Picture, PromptEncoder, check_captions, load, prompt_key
+from liftkit.data.filling import Filling, ImageEncoder, PromptEncoder, check_captions, prompt_key
 from liftkit.data.images import prefetch
 from liftkit.data.order import DROPOUT, MIRROR, Order, chances
 from liftkit.data.picture_errors import PictureError
 from liftkit.data.source import CaptionedSource
+from liftkit.data.usable import Picture, load
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.progress import Observer, Silent
 from liftkit.tally import Tally, combined

@@ -14,19 +14,21 @@ import torch
 from liftkit.checkpoint.folder import tree_size
 from liftkit.data.batch import Batch
 from liftkit.data.cache import FactsTable
-from liftkit.data.filling import Filling, check_captions, give_sizes
+from liftkit.data.filling import Filling, check_captions
 from liftkit.data.training import TrainingData
+from liftkit.data.usable import give_sizes
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import load_vae
 from liftkit.finetune.memory import estimate
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.resume import check_model, find_resumption, model_record
-from liftkit.finetune.run import check_packages, find_source, make_accelerator, token_side, training_data
+from liftkit.finetune.run import check_packages, make_accelerator
 from liftkit.finetune.run_folder import RunFolder
+from liftkit.finetune.sources import find_source, token_side, training_data
 from liftkit.finetune.step import with_shift_of
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Trainer
-from liftkit.formats.asymflow_adapter import export_problem
+from liftkit.formats.asymflow_limits import export_problem
 from liftkit.progress import Observer, Silent
 from liftkit.progress import size as _bytes
 from liftkit.tally import Tally, combined

@@ -13,29 +13,28 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from liftkit.finetune.recipe_network import NEW, Network
-from liftkit.finetune.recipe_sections import (
+from liftkit.finetune.recipe_data import (
     SOURCES,
-    Base,
-    Checkpoints,
     Data,
     DatasetSource,
     DemoSource,
-    Ema,
-    File,
     FolderSource,
+    Source,
+    WebDatasetSource,
+)
+from liftkit.finetune.recipe_network import NEW, Network
+from liftkit.finetune.recipe_sections import (
+    Base,
+    Checkpoints,
+    Ema,
     Noise,
     Objective,
     Optimizer,
     Previews,
-    Section,
-    Source,
-    Text,
-    Trackers,
     Trainable,
     Validation,
-    WebDatasetSource,
 )
+from liftkit.finetune.recipe_types import File, Section, Text, Trackers
 from liftkit.finetune.recipe_yaml import dump
 from liftkit.finetune.terms import TERMS
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 from pydantic import Field, PlainValidator, WithJsonSchema, create_model
 
-from liftkit.finetune.recipe_sections import File, Section
+from liftkit.finetune.recipe_types import File, Section
 from liftkit.options import InitOptions, rank_or_auto
 
 NEW = "new"

@@ -14,7 +14,7 @@ from liftkit.checkpoint.misplaced import misplaced, near
 from liftkit.checkpoint.model import is_hub_id
 from liftkit.embedded import MODELS
 from liftkit.finetune.recipe_schema import dotted
-from liftkit.finetune.recipe_sections import is_local
+from liftkit.finetune.recipe_types import is_local
 from liftkit.finetune.recipe_yaml import CORE, Location, Plain, YamlError, compose
 
 

@@ -1,160 +1,12 @@
-"""The sections of a recipe: every key with its type, default, range and meaning.
-
-Values are strict: text is no number, 1 is no boolean, and unknown keys are errors.
-"""
+"""The sections of a recipe: every key with its type, default, range and meaning; ``recipe_data.py`` has the section ``data``."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field
 
-from liftkit.finetune.terms import PERCEPTUAL
-
-
-def _path(value: object) -> object:
-    """A path from text; ``~`` is the home folder."""
-    if not isinstance(value, str):
-        return value
-    if not value.strip() or "\0" in value:
-        raise ValueError(f"expected a path, found {value!r}")
-    # os.path leaves a ~ of nobody's as it is, where pathlib fails.
-    return Path(os.path.expanduser(value))
-
-
-def is_local(url: str) -> bool:
-    """Whether a shard's name is a path; a recipe holds no commands (``pipe:``), and shards are read at random access."""
-    return "://" not in url and not url.startswith("pipe:")
-
-
-def _local(url: str) -> str:
-    if not is_local(url):
-        raise ValueError(f"{url}: shards must be local files; fetch them first")
-    return url
-
-
-def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) != len(names):
-        raise ValueError("expected each name once")
-    return names
-
-
-def _distance(name: str) -> str:
-    """The name of a perceptual distance, of which there may be more than ours; it complains as a Literal does."""
-    choices = ("none", *PERCEPTUAL)
-    if name not in choices:
-        expected = ", ".join(f"'{each}'" for each in choices)
-        raise PydanticCustomError("literal_error", "expected {expected}", {"expected": expected})
-    return name
-
-
-_LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-_ONE_OR_MANY = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-
-Text = Annotated[str, Field(min_length=1)]
-File = Annotated[Path, BeforeValidator(_path)]
-Names = Annotated[tuple[Text, ...], _LISTED, Field(min_length=1)]
-Urls = Annotated[tuple[Annotated[Text, AfterValidator(_local)], ...], _ONE_OR_MANY, _LISTED, Field(min_length=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Trackers = Annotated[tuple[Literal["tensorboard", "wandb", "trackio"], ...], _LISTED, AfterValidator(_distinct)]
-
-
-class Section(BaseModel):
-    """Keys that belong together; it does not change once it is made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class _Source(Section):
-    kind: str
-    weight: Annotated[
-        float, Field(gt=0, description="Share of the samples that come from here, relative to the other sources.")
-    ] = 1.0
-
-
-class DemoSource(_Source):
-    """The embedded digits on photographs: nothing to download."""
-
-    kind: Literal["demo"]
-    count: Annotated[int, Field(ge=1, description="Images to draw from.")] = 16384
-
-
-class FolderSource(_Source):
-    """A folder of images, nested or not, with `.txt` captions beside them or a `metadata.jsonl`."""
-
-    kind: Literal["folder"]
-    path: Annotated[File, Field(description="The folder.")]
-    captions: Annotated[
-        Literal["files", "folders"],
-        Field(
-            description="Where captions come from: files beside the images, or the names of the folders that they are in."
-        ),
-    ] = "files"
-    reference_column: Annotated[
-        Text | None,
-        Field(
-            description="Column of its metadata that names what an image was made from; null: nothing. Editing is trained."
-        ),
-    ] = None
-
-
-class WebDatasetSource(_Source):
-    """Tar shards in webdataset's format, uncompressed."""
-
-    kind: Literal["webdataset"]
-    urls: Annotated[Urls, Field(description="Local files, one or a list; `{0000..0099}` counts, `*` matches.")]
-
-
-class DatasetSource(_Source):
-    """A dataset that the `datasets` library loads."""
-
-    kind: Literal["dataset"]
-    path: Annotated[Text, Field(description="A Hub id, a folder, or a table (.parquet, .csv, .jsonl).")]
-    split: Annotated[Text, Field(description="Which part of it.")] = "train"
-    image_column: Annotated[Text, Field(description="Column of the images.")] = "image"
-    caption_column: Annotated[Text | None, Field(description="Column of the captions; null: there are none.")] = "text"
-
-
-Source = Annotated[DemoSource | FolderSource | WebDatasetSource | DatasetSource, Field(discriminator="kind")]
-SOURCES: dict[str, type[Section]] = {
-    "demo": DemoSource,
-    "folder": FolderSource,
-    "webdataset": WebDatasetSource,
-    "dataset": DatasetSource,
-}
-"""The members of the union, by their ``kind``."""
-
-
-class Data(Section):
-    """What is learned from."""
-
-    sources: Annotated[
-        tuple[Source, ...], _LISTED, Field(min_length=1, description="Where images and captions come from.")
-    ]
-    resolution: Annotated[int | None, Field(ge=1, description="Side in pixels; null: the model's own.")] = None
-    buckets: Annotated[
-        bool, Field(description="Keep aspect ratios, in buckets of about equal area; else square crops.")
-    ] = False
-    prompt_dropout: Annotated[
-        Share, Field(description="Share of the samples whose prompt is empty, for classifier-free guidance.")
-    ] = 0.1
-    flip: Annotated[Share, Field(description="Share of the samples that are mirrored; needs loss flow in pixels.")] = (
-        0.0
-    )
-    crop: Annotated[
-        Literal["lanczos", "adm"],
-        Field(
-            description="How images become smaller: by Lanczos' filter, or as ADM prepares ImageNet (boxes, then bicubic)."
-        ),
-    ] = "lanczos"
-    cache: Annotated[
-        File | None, Field(description="Folder for encoded prompts and latents; null: `cache` in the run folder.")
-    ] = None
-    workers: Annotated[int, Field(ge=0, description="Threads that decode images; 0: none beside the trainer.")] = 2
+from liftkit.finetune.recipe_types import LISTED, Beta, Names, Section, Share, Text, distance
 
 
 class Base(Section):
@@ -224,12 +76,12 @@ class Optimizer(Section):
         Field(description="AdamW, its 8-bit kind, or Muon for matrices with AdamW for the rest."),
     ] = "adamw"
     learning_rate: Annotated[float, Field(gt=0, description="Learning rate at its highest, after warm-up.")] = 1e-4
-    betas: Annotated[tuple[Beta, Beta], _LISTED, Field(description="Momenta of AdamW.")] = (0.9, 0.95)
+    betas: Annotated[tuple[Beta, Beta], LISTED, Field(description="Momenta of AdamW.")] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0, description="Decoupled weight decay.")] = 0.0
     multipliers: Annotated[
         dict[Text, Annotated[float, Field(gt=0)]],
         Field(description="Factors on the learning rate by module, such as `proj_out: 10`."),
-    ] = {}
+    ] = {}  # noqa: RUF012 (pydantic copies it)
     trunk: Annotated[
         Trunk | None,
         Field(
@@ -295,7 +147,7 @@ class Objective(Section):
     ] = None
     perceptual: Annotated[
         str,
-        AfterValidator(_distance),
+        AfterValidator(distance),
         Field(
             description="`none`, `lpips` (VGG), `vae` (features of the model's own), `gradient` (of images), or a distance "
             "of your own."
@@ -313,7 +165,7 @@ class Objective(Section):
     terms: Annotated[
         dict[Text, float],
         Field(description="Weights of loss terms of your own, by the name that they are registered by."),
-    ] = {}
+    ] = {}  # noqa: RUF012 (pydantic copies it)
 
 
 class Ema(Section):

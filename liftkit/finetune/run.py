@@ -10,31 +10,21 @@ from typing import Any
 
 import torch
 
-from liftkit.checkpoint.model import ModelFolder, find_model
-from liftkit.data.captioned import CaptionedFolder, DemoCaptioned
-from liftkit.data.source import CaptionedSource, EncodedSource
-from liftkit.data.training import TrainingData
-from liftkit.embedded import MODELS
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import fill_caches, load_vae
 from liftkit.finetune.optimizer import make_optimizers
-from liftkit.finetune.recipe import DatasetSource, DemoSource, FolderSource, Recipe, Source, WebDatasetSource
-from liftkit.finetune.recipe_network import NEW
+from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.result import card, learned_adapter, write_model
 from liftkit.finetune.resume import Resumption, check_model, find_resumption, model_record
 from liftkit.finetune.run_folder import RunFolder
+from liftkit.finetune.sources import find_source, training_data
 from liftkit.finetune.terms import make_perceptual
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Outcome, Trainer
 from liftkit.formats.generations import for_latent_base
-from liftkit.models.flow import open_flow
-from liftkit.models.latents import LatentSpace
-from liftkit.models.registry import architectures
-from liftkit.options import LAST_SEED
 from liftkit.progress import Observer, Silent
 from liftkit.tally import Tally
 
-SMALL_BATCH = 32
 ENCODING = timedelta(hours=24)
 """How long processes wait for the one that fills the caches; NCCL would give up after ten minutes."""
 
@@ -189,111 +179,6 @@ def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
     if recipe.batch_size % accelerator.num_processes:
         raise UsageError(f"batch_size: {recipe.batch_size} does not divide among {accelerator.num_processes} processes")
     return accelerator
-
-
-def find_source(recipe: Recipe, output: Path, observer: Observer) -> ModelFolder:
-    """The folder that training begins from; an embedded model is converted into the run folder where need be, ``new`` is made
-    there, and an adapter to go on from is merged into its base there."""
-    if recipe.adapter is not None:
-        from liftkit.formats.adapters import fuse
-
-        merged = output / "base"
-        if not merged.is_dir():
-            output.mkdir(parents=True, exist_ok=True)
-            fuse(recipe.adapter, recipe.model, merged, shards="link", observer=observer)
-        return find_model(str(merged))
-    if recipe.model == NEW:
-        from liftkit.conversion.scratch import begin
-
-        begun = output / "base"
-        if not begun.is_dir():
-            output.mkdir(parents=True, exist_ok=True)
-            begin(begun, recipe.network.options(recipe.seed % LAST_SEED), observer)
-        return find_model(str(begun))
-    if recipe.model not in MODELS or recipe.space == "latent":
-        return find_model(recipe.model)
-    from liftkit.conversion.execute import convert
-
-    base = output / "base"
-    if not base.is_dir():
-        output.mkdir(parents=True, exist_ok=True)
-        convert(recipe.model, base, observer=observer, images="demo", device="cpu", color="oklab")
-    return find_model(str(base))
-
-
-def make_source(source: Source, crop: str = "lanczos") -> CaptionedSource:
-    """Images and captions of one source of a recipe, cropped in one of the ways of :data:`liftkit.data.images.CROPS`."""
-    if isinstance(source, DemoSource):
-        return DemoCaptioned(source.count)
-    made: EncodedSource
-    if isinstance(source, FolderSource):
-        made = CaptionedFolder(source.path, source.reference_column, by_folder=source.captions == "folders")
-        if isinstance(made.references, EncodedSource):
-            made.references.crop = crop
-    elif isinstance(source, WebDatasetSource):
-        from liftkit.data.shards import WebDataset
-
-        made = WebDataset(list(source.urls))
-    else:
-        assert isinstance(source, DatasetSource)
-        from liftkit.data.hub import HubDataset
-
-        made = HubDataset(source.path, source.split, source.image_column, source.caption_column)
-    made.crop = crop
-    return made
-
-
-def training_data(
-    recipe: Recipe, trainee: Trainee, output: Path, observer: Observer
-) -> tuple[TrainingData, TrainingData | None]:
-    """Training data and, where the recipe validates and there are enough images, held-out data; not prepared yet."""
-    from liftkit.data.heldout import split
-
-    if open_flow(trainee.transformer).channels_beside:
-        observer.note(
-            f"{trainee.folder.name} takes a picture beside the noise, to fill or to follow, and the data has none: it is trained "
-            "with empty ones, and may forget what it did with others"
-        )
-    choice = recipe.data
-    for number, each in enumerate(choice.sources):
-        if isinstance(each, FolderSource) and each.reference_column is not None and trainee.spec.reference_ids is None:
-            known = sorted(spec.name for spec in architectures().values() if spec.reference_ids is not None)
-            raise UsageError(
-                f"data.sources.{number}.reference_column: {trainee.spec.name} cannot be trained with reference images; "
-                f"{' and '.join(known)} can; leave it out"
-            )
-    sources = [(make_source(each, choice.crop), each.weight) for each in choice.sources]
-    common: dict[str, Any] = {
-        "resolution": choice.resolution or trainee.folder.image_size(),
-        "multiple": token_side(trainee),
-        "buckets": choice.buckets,
-        "cache": choice.cache or output / "cache",
-        "workers": choice.workers,
-    }
-    held_out = None
-    if recipe.validation.every:
-        sources, apart, notes = split(sources, recipe.validation.images, recipe.seed)
-        for note in notes:
-            observer.note(note)
-        size = min(SMALL_BATCH, sum(len(source) for source, _ in apart))
-        if apart:
-            held_out = TrainingData(apart, batch_size=size, seed=recipe.seed, prompt_dropout=0.0, **common)
-    data = TrainingData(
-        sources,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        prompt_dropout=choice.prompt_dropout,
-        flip=choice.flip,
-        **common,
-    )
-    return data, held_out
-
-
-def token_side(trainee: Trainee) -> int:
-    """Pixels along one token."""
-    if trainee.lift is not None:
-        return trainee.lift.patch_size
-    return LatentSpace(load_vae(trainee.folder)).factor * trainee.spec.latent_patch(trainee.transformer.config)
 
 
 def _write_result(trainer: Trainer, folder: RunFolder, observer: Observer) -> Path:

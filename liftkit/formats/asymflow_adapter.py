@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,36 +33,20 @@ from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import STEM, read_json
 from liftkit.checkpoint.rewrite import read_tensor
-from liftkit.color import ColorSpace, Oklab
+from liftkit.color import Oklab
 from liftkit.errors import UsageError
+from liftkit.formats.asymflow_limits import CLASS, FULL, INPUT, NAME, NORM, OUTPUT, check_exportable
 from liftkit.lift import Lift
 from liftkit.models.adapter import LORA_A, LORA_B, Adapter, check_numbers
-from liftkit.models.detail_head import HEAD
 from liftkit.models.families.flux2 import FLUX2
 from liftkit.tokens import token_order
 
-NAME = "asymflow-adapter"
-CLASS = FLUX2.lifted_name
-INPUT, OUTPUT = (f"{projection.path}.weight" for projection, _ in FLUX2.projections)
-NORM = "norm_out.linear.weight"
 BASIS, SCALE = "proj_buffer", "scale_buffer"
-FULL = (INPUT, OUTPUT, NORM)
 NUMBERS = (
     "num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "joint_attention_dim",
     "timestep_guidance_channels", "guidance_embeds", "mlp_ratio", "axes_dims_rope", "rope_theta", "eps",
 )  # fmt: skip
 """What the config holds of the base's transformer."""
-COMFYUI = frozenset(
-    [
-        f"transformer_blocks.{n}.{part}.linear_{way}"
-        for n in range(8)
-        for part in ("ff", "ff_context")
-        for way in ("in", "out")
-    ]
-    + [f"single_transformer_blocks.{n}.attn.to_out" for n in range(24)]
-    + [f"time_guidance_embed.timestep_embedder.linear_{n}" for n in (1, 2)]
-)
-WITHOUT_HEAD = "train without trainable.head"
 SAMPLING = {"solver": "UniPCMultistepScheduler", "shift": 17.0, "shift_side": 1024, "clamp": True, "orthogonal": 1.0}
 """How the authors sample: UniPC, the shift 17 for 1024 x 1024 pixels and in proportion to the square root of their number, the
 denoised estimate clamped to the gamut at every step, guidance without its part along that estimate."""
@@ -197,70 +181,6 @@ def their_config(lift: Lift, base_config: Mapping[str, Any]) -> dict[str, Any]:
         "num_timesteps": 1,
         "sigma_min": 1e-4,
     }
-
-
-def unknown_to_comfyui(adapter: Adapter) -> list[str]:
-    """LoRA targets that the strict of the ComfyUI ports refuses: it knows 58 modules by name, those of AsymFLUX.2 klein 9B."""
-    return [module for module in adapter.pairs if module not in COMFYUI]
-
-
-def color_problem(color: ColorSpace | None) -> str:
-    """Why the format cannot hold a conversion in a color space (None: one that is fitted); empty if it can."""
-    if color == Oklab():
-        return ""
-    return (
-        f"it means {Oklab()}, this lift {color or 'colors that are fitted to the images'}; their pipeline would paint wrong "
-        "colors; convert with --color oklab-paper"
-    )
-
-
-def export_problem(transformer: str, color: ColorSpace, full: Sequence[str]) -> str:
-    """Why what a recipe trains could not be exported in this format; empty if it can.
-
-    Args:
-        transformer: class of the folder's transformer.
-        color: of its lift.
-        full: paths of the modules that are trained in full; ``""`` is the whole network.
-    """
-    if transformer != CLASS:
-        return f"it holds adapters for {CLASS}"
-    known = (INPUT.removesuffix(".weight"), OUTPUT.removesuffix(".weight"), "norm_out")
-    if HEAD in full:
-        return f"it has no place for a detail head; {WITHOUT_HEAD}"
-    other = [path for path in full if path.split(".")[0] not in known]
-    if other:
-        return f"it has no place for {other[0] or 'a network'} trained in full; train with LoRA"
-    return color_problem(color)
-
-
-def check_exportable(adapter: Adapter) -> Lift:
-    """The lift of an adapter; raise unless the format has a place for all that it holds.
-
-    Raises:
-        UsageError: naming what does not fit.
-    """
-    lift = adapter.lift
-    if lift is None or adapter.transformer != CLASS:
-        raise UsageError(f"--format {NAME}: it holds pixel adapters for {CLASS}, this one is for {adapter.transformer}")
-    if adapter.head is not None:
-        raise UsageError(
-            f"--format {NAME}: it has no place for a detail head, without which this would paint other images; export to "
-            f"--format adapter, or {WITHOUT_HEAD}"
-        )
-    problem = color_problem(lift.color)
-    if problem:
-        raise UsageError(f"--format {NAME}: {problem}")
-    missing = [name for name in FULL if name not in adapter.full]
-    if missing:
-        raise UsageError(f"--format {NAME}: it holds {missing[0]}, the adapter does not: give --base, the latent model")
-    norm = NORM.removesuffix("linear.weight")
-    other = [name for name in adapter.full if name not in FULL and not name.startswith(norm)]
-    if other:
-        raise UsageError(
-            f"--format {NAME}: it has no place for {len(other)} tensors trained in full, such as {other[0]!r}; train them "
-            "with LoRA"
-        )
-    return lift
 
 
 def _check_names(folder: Path, tensors: dict[str, Tensor]) -> None:

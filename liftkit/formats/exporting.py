@@ -17,7 +17,8 @@ from liftkit.conversion.card import adapter_card
 from liftkit.conversion.plan import check_apart
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import base_name
-from liftkit.formats.asymflow_adapter import check_exportable, write_asymflow_adapter
+from liftkit.formats.asymflow_adapter import write_asymflow_adapter
+from liftkit.formats.asymflow_limits import check_exportable
 from liftkit.formats.card import exported_card
 from liftkit.formats.merging import tensor_shapes
 from liftkit.lift import Lift

@@ -1,12 +1,10 @@
-"""The page: choices on the left, pictures of all chosen models beside each other on the right."""
+"""The page, and what its buttons do."""
 
 from __future__ import annotations
 
-import html
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import randrange
 from threading import Event
@@ -16,22 +14,17 @@ import gradio as gr
 
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.models.editing import read
-from liftkit.options import LAST_SEED, STRENGTH, Guidance, Pictures, SampleOptions, Sampler
-from liftkit.playground.abilities import Abilities
+from liftkit.options import LAST_SEED, Guidance, Pictures, SampleOptions, Sampler
+from liftkit.playground.layout import LARGEST, make_choices, make_view, status_line
 from liftkit.playground.run import Cancelled, Painted, Step, paint
 from liftkit.playground.shelf import Shelf
 from liftkit.playground.streamed import streamed
 
 TITLE = "liftkit try"
 LEAD = "Every model starts from the same noise: what differs is what the models do."
-LARGEST = 8192
-"""Side of a picture in pixels."""
 RANGES = {"seed": (0, LAST_SEED), "height": (1, LARGEST), "width": (1, LARGEST), "steps": (1, 10_000)}
-SOLVERS = [("the model's own", ""), "euler", "heun", "unipc"]
-"""Those that walk from the same noise in pixels and in latents."""
 KEPT = 4
 """Runs whose files are kept; pages show the last."""
-ZOOMS = [("fit", ""), *((f"{count} to 1", str(count)) for count in (1, 2, 4, 8, 16))]
 ZOOM = "(zoom) => { if (zoom) document.body.dataset.zoom = zoom; else delete document.body.dataset.zoom }"
 """The style of the page enlarges pictures."""
 SCROLL = """() => document.addEventListener("scroll", (event) => {
@@ -44,60 +37,6 @@ QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 """Of events that do not wait for models."""
 Changes = dict[Any, Any]
 """What becomes of components of the page; the others stay as they are."""
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What can be chosen.
-
-    Args:
-        models: labels.
-        fields: the prompt and what makes up :class:`liftkit.options.SampleOptions`, by name.
-        optional: those of them that not every model has, by the name of the :class:`Abilities`.
-        dice: draws another seed.
-        seen: shows the pictures that were given.
-        go, stop: begin and end a run.
-    """
-
-    models: Any
-    fields: dict[str, Any]
-    optional: dict[str, Any]
-    dice: Any
-    seen: Any
-    go: Any
-    stop: Any
-
-
-@dataclass(frozen=True)
-class View:
-    """What is shown.
-
-    Args:
-        results: the last run's, a list of :class:`Painted`.
-        status: what goes on.
-        cards, pictures, notes: of each model, by label.
-        looking, zoom, at: the ways to look at pictures, the enlargement, the step.
-        wiping, wipe, left, right: the picture that wipes between two models, and which.
-    """
-
-    results: Any
-    status: Any
-    cards: dict[str, Any]
-    pictures: dict[str, Any]
-    notes: dict[str, Any]
-    looking: Any
-    zoom: Any
-    at: Any
-    wiping: Any
-    wipe: Any
-    left: Any
-    right: Any
-
-    @property
-    def changing(self) -> list[Any]:
-        """All components that a run changes."""
-        single = (self.results, self.status, self.looking, self.at, self.wiping, self.wipe, self.left, self.right)
-        return [*single, *self.pictures.values(), *self.notes.values()]
 
 
 class Page:
@@ -116,9 +55,9 @@ class Page:
             gr.HTML(f"<h1>{TITLE}</h1><p>{LEAD}</p>", padding=False)
             with gr.Row(equal_height=False):
                 with gr.Column(scale=2, min_width=300):
-                    self.choices = _choices(shelf.labels, shelf.can(shelf.labels))
+                    self.choices = make_choices(shelf.labels, shelf.can(shelf.labels))
                 with gr.Column(scale=5, min_width=300):
-                    self.view = _view(shelf.labels)
+                    self.view = make_view(shelf.labels)
             self._wire()
 
     def _wire(self) -> None:
@@ -178,9 +117,9 @@ class Page:
                     yield self._painted(event)
                 else:
                     yield self._step(*event)
-            text = _status(f"Done in {sum(each.seconds for each in done):.1f} s.")
+            text = status_line(f"Done in {sum(each.seconds for each in done):.1f} s.")
         except Cancelled:
-            text = _status("Stopped.")
+            text = status_line("Stopped.")
         except LiftkitError as error:
             text = self._problem(error)
         yield {self.view.status: text, **self._finished(done)}
@@ -238,7 +177,7 @@ class Page:
     def _problem(self, error: LiftkitError) -> str:
         """What went wrong, without the folders that pictures were uploaded to."""
         text = re.sub(re.escape(f"{self.folder}/") + r"[^/\s]*/", "", str(error))
-        return _status(text.strip().removeprefix("--"), problem=True)
+        return status_line(text.strip().removeprefix("--"), problem=True)
 
     def _running(self, runs: bool) -> Changes:
         return {self.choices.go: gr.update(interactive=not runs), self.choices.stop: gr.update(interactive=runs)}
@@ -248,15 +187,15 @@ class Page:
         view = self.view
         hidden = {group: gr.update(visible=False) for group in (view.looking, view.wiping)}
         empty = {**dict.fromkeys(view.pictures.values()), **dict.fromkeys(view.notes.values(), "")}
-        return {view.results: [], view.status: _status("Starting."), **hidden, **empty}
+        return {view.results: [], view.status: status_line("Starting."), **hidden, **empty}
 
     def _step(self, model: str, step: Step | None) -> Changes:
         """A model has taken a step, or is loaded."""
         if step is None:
-            return {self.view.status: _status(f"{model}: loading, unless it is in memory.", 0.0)}
+            return {self.view.status: status_line(f"{model}: loading, unless it is in memory.", 0.0)}
         number, count = step.at.index + 1, step.at.count
         text = f"{model}: step {number} of {count}, noise level {step.at.sigma:.2f}"
-        changes: Changes = {self.view.status: _status(text, number / count)}
+        changes: Changes = {self.view.status: status_line(text, number / count)}
         if step.estimate is not None:
             changes[self.view.pictures[model]] = str(step.estimate)
         return changes
@@ -293,42 +232,6 @@ class Page:
         return self.folder / f"{self.runs}"
 
 
-def _choices(labels: list[str], can: Abilities) -> Choices:
-    """The left side; what no model can do is hidden."""
-    models = gr.CheckboxGroup(labels, value=labels, label="Models", elem_id="models")
-    prompt = gr.Textbox(label="Prompt", lines=3, elem_id="prompt", autofocus=True)
-    negative = gr.Textbox(label="Negative prompt", visible=can.negative, elem_id="negative")
-    with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
-        dice = gr.Button("Another seed", size="sm", min_width=120, elem_id="dice")
-    with gr.Row():
-        sides = {name: _side(name.capitalize(), can) for name in ("width", "height")}
-    steps = gr.Slider(1, max(100, can.steps), can.steps, step=1, label="Steps", elem_id="steps")
-    solver = gr.Dropdown(SOLVERS, value="", label="Solver", elem_id="solver")
-    guidance = gr.Slider(1, max(20.0, can.scale), can.scale, step=0.1, label="Guidance", visible=can.guidance)
-    about = "Keep the estimates of pixel models within the colors of sRGB at every step."
-    clamp = gr.Checkbox(can.clamped, label="Clamp", info=about, visible=can.clamp, elem_id="clamp")
-    with gr.Accordion("Pictures to start from", open=False, elem_id="pictures"):
-        image = gr.File(label="Start image", height=110, elem_id="image")
-        about = "Share of the steps that are taken from it: 1 forgets it, little keeps it."
-        strength = gr.Slider(0.01, 1.0, STRENGTH, step=0.01, label="Strength", info=about)
-        references = gr.File(
-            label="Reference images, which the model edits or takes up",
-            file_count="multiple",
-            height=110,
-            visible=can.references > 0,
-            elem_id="references",
-        )
-        seen = gr.Gallery(label="Given", visible=False, height=160, columns=3, buttons=[], interactive=False)
-    with gr.Row():
-        go = gr.Button("Paint", variant="primary", elem_id="paint", min_width=120)
-        stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=120)
-    optional = {"negative": negative, "guidance": guidance, "clamp": clamp, "references": references}
-    fields = {"prompt": prompt, "seed": seed, **sides, "steps": steps, "solver": solver, **optional}
-    fields |= {"image": image, "strength": strength}
-    return Choices(models, fields, optional, dice, seen, go, stop)
-
-
 def _whole(name: str, value: Any, low: int, high: int) -> int:
     """A number that was typed.
 
@@ -338,57 +241,6 @@ def _whole(name: str, value: Any, low: int, high: int) -> int:
     if not isinstance(value, int | float) or not float(value).is_integer() or not low <= value <= high:
         raise UsageError(f"{name}: expected a whole number from {low} to {high}, got {value}")
     return int(value)
-
-
-def _side(label: str, can: Abilities) -> Any:
-    return gr.Number(
-        can.size,
-        label=label,
-        precision=0,
-        step=can.side,
-        minimum=can.side,
-        maximum=LARGEST // can.side * can.side,
-        min_width=120,
-    )
-
-
-def _view(labels: list[str]) -> View:
-    """The right side."""
-    results = gr.State([])
-    status = gr.HTML(_status("Ready. Models load when they are first used."), elem_id="status", padding=False)
-    cards, pictures, notes = {}, {}, {}
-    with gr.Row():
-        for label in labels:
-            with gr.Column(min_width=150, elem_classes="card") as cards[label]:
-                gr.HTML(f'<p class="name">{html.escape(label)}</p>', padding=False)
-                pictures[label] = gr.Image(
-                    label=label,
-                    show_label=False,
-                    interactive=False,
-                    format="png",
-                    type="filepath",
-                    buttons=["download", "fullscreen"],
-                    elem_classes="picture",
-                )
-                notes[label] = gr.HTML("", elem_classes="note", padding=False)
-    with gr.Group(visible=False) as looking:
-        about = "Pixels of the screen to one of the picture; enlarged pictures scroll together."
-        zoom = gr.Radio(ZOOMS, value="", label="Zoom", info=about, elem_id="zoom")
-        at = gr.Slider(1, 2, 2, step=1, label="Step by step", elem_id="at")
-    with gr.Column(visible=False) as wiping:
-        with gr.Row():
-            left = gr.Dropdown([], label="Wipe between", min_width=120, elem_id="left")
-            right = gr.Dropdown([], label="and", min_width=120, elem_id="right")
-        wipe = gr.ImageSlider(
-            label="Wipe",
-            show_label=False,
-            interactive=False,
-            buttons=["fullscreen"],
-            elem_id="wipe",
-            elem_classes="picture",
-            max_height=2000,
-        )
-    return View(results, status, cards, pictures, notes, looking, zoom, at, wiping, wipe, left, right)
 
 
 def _files(painted: Painted) -> list[Path]:
@@ -402,21 +254,3 @@ def _which(results: list[Painted], at: int) -> str:
     if at > len(steps):
         return "The finished pictures."
     return f"What each model expects to arrive at, after step {steps[at - 1].at.index + 1}."
-
-
-def _status(text: str, fraction: float | None = None, problem: bool = False) -> str:
-    """What goes on, as a text, and how far it is."""
-    bar = "" if fraction is None else f'<progress max="1" value="{fraction:.4f}"></progress>'
-    kind = ' class="problem" role="alert"' if problem else ""
-    return f"<p{kind}>{html.escape(text)}</p>{bar}"
-
-
-def style() -> str:
-    """CSS of the page."""
-    return (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-
-
-def theme() -> Any:
-    """The fonts of the machine, so that none is fetched."""
-    sans, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    return gr.themes.Default(primary_hue="blue", neutral_hue="stone", font=sans, font_mono=mono)

@@ -91,7 +91,8 @@ def serve(shelf: Shelf, port: int, share: bool, ready: Callable[[str, str | None
 
 def launch(shelf: Shelf, port: int, share: bool, folder: Path) -> tuple[Any, str, str | None]:
     """The running page, its address and its public one; for arguments see :func:`serve`."""
-    from liftkit.playground.page import Page, style, theme
+    from liftkit.playground.layout import style, theme
+    from liftkit.playground.page import Page
 
     page = Page(shelf, folder).blocks
     page.queue(default_concurrency_limit=1, max_size=16)

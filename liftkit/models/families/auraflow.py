@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from liftkit.models.conditioning import encoded, random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Projection, encoded, random
+from liftkit.models.spec import Architecture, Projection
 
 AURAFLOW = Architecture(
     name="AuraFlowTransformer2DModel",

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.models.conditioning import encoded, randn, random
 from liftkit.models.flux_like import ADAPTERS, INPUTS, OUTPUTS, to_length, two_by_two, with_ids
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Config, Grid, encoded, randn, random
+from liftkit.models.spec import Architecture, Clock, Config, Grid
 
 BRIA = Architecture(
     name="BriaTransformer2DModel",

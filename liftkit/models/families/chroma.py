@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from liftkit.models.conditioning import encoded, random
 from liftkit.models.flux_like import ADAPTERS, BFL, INPUTS, OUTPUTS, two_by_two, with_ids
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Grid, encoded, random
+from liftkit.models.spec import Architecture, Grid
 
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.models.conditioning import random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import LIFTED, Architecture, Blocks, Clock, Grid, Projection, random
+from liftkit.models.spec import LIFTED, Architecture, Blocks, Clock, Grid, Projection
 
 PIXELS = 16
 """Side of a token in the pixels of the released models, whose sizes the networks are conditioned on."""

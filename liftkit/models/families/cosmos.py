@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from liftkit.errors import UsageError
+from liftkit.models.conditioning import random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import LIFTED, Architecture, Blocks, Grid, Projection, random
+from liftkit.models.spec import LIFTED, Architecture, Blocks, Grid, Projection
 
 
 def _with_mask(channels: int, lifted: int) -> Blocks:

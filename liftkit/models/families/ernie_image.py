@@ -10,8 +10,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from liftkit.models.conditioning import padded, random, trimmed
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Grid, Projection, padded, random, trimmed
+from liftkit.models.spec import Architecture, Clock, Grid, Projection
 from liftkit.models.vaes import BatchNorm
 
 LENGTH = 512

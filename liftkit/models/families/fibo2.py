@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.models.conditioning import randn
 from liftkit.models.flux_like import to_length
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Config, Projection, randn
+from liftkit.models.spec import Architecture, Config, Projection
 
 
 def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.models.conditioning import encoded, random
 from liftkit.models.flux_like import BFL
 from liftkit.models.layout import Layout
-from liftkit.models.spec import LIFTED, Architecture, Blocks, Grid, Projection, encoded, random
+from liftkit.models.spec import LIFTED, Architecture, Blocks, Grid, Projection
 
 
 def grid_ids(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:

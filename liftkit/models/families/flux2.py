@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from liftkit.models.conditioning import one_hot, randn
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Config, Grid, Projection, one_hot, randn
+from liftkit.models.spec import Architecture, Config, Grid, Projection
 
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from liftkit.models.conditioning import random
 from liftkit.models.flux_like import two_by_two
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Config, Grid, Projection, random
+from liftkit.models.spec import Architecture, Config, Grid, Projection
 
 ROPE = 0.5
 """What the models were trained with: places of image tokens are rows and columns times this."""

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from liftkit.errors import UsageError
+from liftkit.models.conditioning import random
 from liftkit.models.families.cogview4 import ADAPTERS, PIXELS, unshifted
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Grid, Projection, random
+from liftkit.models.spec import Architecture, Clock, Grid, Projection
 
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:

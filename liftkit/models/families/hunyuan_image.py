@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.models.conditioning import random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Config, Projection, random
+from liftkit.models.spec import Architecture, Clock, Config, Projection
 
 
 def _refuse(config: Config) -> str | None:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from liftkit.errors import UsageError
+from liftkit.models.conditioning import random
 from liftkit.models.flux_like import image_ids, to_length, two_by_two
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Grid, Projection, grid_of_ids, random
+from liftkit.models.spec import Architecture, Clock, Grid, Projection, grid_of_ids
 from liftkit.models.vaes import BatchNorm
 
 PADDING, IMAGE, TEXT, FIRST_PLACE = -1, 2, 3, 65536

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.models.conditioning import padded, random, trimmed
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Grid, Projection, padded, random, trimmed
+from liftkit.models.spec import Architecture, Clock, Grid, Projection
 
 LENGTH = 1024
 """Tokens of a prompt where the model's folder names no other number."""

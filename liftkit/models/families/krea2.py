@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from liftkit.models.conditioning import encoded, random
 from liftkit.models.flux_like import image_ids, text_ids, two_by_two
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Grid, Projection, encoded, grid_of_ids, random
+from liftkit.models.spec import Architecture, Grid, Projection, grid_of_ids
 
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from liftkit.errors import UsageError
+from liftkit.models.conditioning import random
 from liftkit.models.flux_like import ADAPTERS, INPUTS, OUTPUTS, two_by_two, with_ids
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, random
+from liftkit.models.spec import Architecture
 
 TEXT = 512
 """Tokens that every text is padded to; images are placed behind them."""

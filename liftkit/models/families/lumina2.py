@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from liftkit.models.conditioning import encoded, random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Projection, encoded, random
+from liftkit.models.spec import Architecture, Clock, Projection
 
 
 def _rescale(guided: Tensor, conditional: Tensor, call: Mapping[str, Any]) -> Tensor:

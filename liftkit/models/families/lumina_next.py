@@ -13,8 +13,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from liftkit.models.conditioning import random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import LIFTED, Architecture, Blocks, Clock, Grid, Projection, random
+from liftkit.models.spec import LIFTED, Architecture, Blocks, Clock, Grid, Projection
 
 
 def _with_variance(channels: int, lifted: int) -> Blocks:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.models.conditioning import random
 from liftkit.models.flux_like import to_length
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Grid, Projection, random
+from liftkit.models.spec import Architecture, Grid, Projection
 
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:

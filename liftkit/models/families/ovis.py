@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from liftkit.models.conditioning import encoded, random
 from liftkit.models.flux_like import ADAPTERS, INPUTS, OUTPUTS, two_by_two, with_ids
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, encoded, random
+from liftkit.models.spec import Architecture
 
 OVIS = Architecture(
     name="OvisImageTransformer2DModel",

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from liftkit.models.conditioning import one_hot, random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Config, Projection, one_hot, random
+from liftkit.models.spec import Architecture, Config, Projection
 
 
 def _refuse(config: Config) -> str | None:

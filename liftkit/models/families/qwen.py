@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.models.conditioning import padded, random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Grid, Projection, padded, random
+from liftkit.models.spec import Architecture, Grid, Projection
 
 LENGTH = 512
 """Tokens of a prompt where the model's folder names no other number."""

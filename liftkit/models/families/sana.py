@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from liftkit.models.conditioning import encoded, random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Config, Projection, encoded, random
+from liftkit.models.spec import Architecture, Clock, Config, Projection
 
 
 def _refuse(config: Config) -> str | None:

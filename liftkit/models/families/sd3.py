@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.models.conditioning import randn
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Config, Projection, randn
+from liftkit.models.spec import Architecture, Clock, Config, Projection
 
 
 def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dict[str, Any]:

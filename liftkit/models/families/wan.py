@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from liftkit.models.conditioning import encoded, random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Config, Projection, encoded, random
+from liftkit.models.spec import Architecture, Clock, Config, Projection
 
 LENGTH = 512
 """Tokens of a prompt in the pipeline's call; its ``encode_prompt`` alone would take 226."""

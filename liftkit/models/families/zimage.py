@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from liftkit.models.conditioning import padded, random
 from liftkit.models.layout import Layout
-from liftkit.models.spec import Architecture, Clock, Config, Grid, Projection, padded, random
+from liftkit.models.spec import Architecture, Clock, Config, Grid, Projection
 
 
 def _lists(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
