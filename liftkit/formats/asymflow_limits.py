@@ -12,15 +12,10 @@ from liftkit.models.detail_head import HEAD
 from liftkit.models.families.flux2 import FLUX2
 
 NAME = "asymflow-adapter"
-
 CLASS = FLUX2.lifted_name
-
 INPUT, OUTPUT = (f"{projection.path}.weight" for projection, _ in FLUX2.projections)
-
 NORM = "norm_out.linear.weight"
-
 FULL = (INPUT, OUTPUT, NORM)
-
 COMFYUI = frozenset(
     [
         f"transformer_blocks.{n}.{part}.linear_{way}"
@@ -31,7 +26,6 @@ COMFYUI = frozenset(
     + [f"single_transformer_blocks.{n}.attn.to_out" for n in range(24)]
     + [f"time_guidance_embed.timestep_embedder.linear_{n}" for n in (1, 2)]
 )
-
 WITHOUT_HEAD = "train without trainable.head"
 
 
