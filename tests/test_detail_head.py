@@ -25,7 +25,7 @@ from liftkit.models.adapter import Adapter
 from liftkit.models.detail_head import HEAD, KEY, DetailHead, add_head, head_shape
 from liftkit.models.registry import architecture
 from liftkit.models.velocity import lifted_forward
-from tests.test_conformance import models, pixel_pipeline, run
+from tests.test_conformance import deviation, models, pixel_pipeline, run
 from tests.test_finetune import Watch, assert_same_run, cache, make, rows
 from tests.zoo import ZOO
 
@@ -102,6 +102,15 @@ def test_stock_pipelines_run_with_it(name: str) -> None:
         found.append(torch.as_tensor(run(specimen, pipeline, noise, 2)[0]))
     assert torch.equal(found[0], found[1])
     assert not torch.allclose(found[0], found[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Flux2Transformer2DModel", "SD3Transformer2DModel"])
+def test_theorem_1_holds_with_a_head_that_learned_nothing(name: str) -> None:
+    latent, twin, lift = models(ZOO[name])
+    head = add_head(twin, 8, 3).to(latent.dtype)
+    assert deviation(ZOO[name], latent, twin, lift) < 1e-9
+    awake(head)
+    assert deviation(ZOO[name], latent, twin, lift) > 1e-3
 
 
 def references(name: str, pipeline_arguments: Callable[[int], dict[str, Any]], *, before: bool) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 
 def main() -> None:
-    from tools.tiny_flux2 import assemble, flow, lab, measure, sources, taef2
+    from tools.tiny_flux2 import assemble, flow, judged, lab, measure, sources, taef2
 
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_flux2", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
@@ -50,7 +51,12 @@ def main() -> None:
     if given.stage == "attempt":
         torch.set_num_threads(given.threads)
         choices = {"device": given.device, "seconds": given.seconds, "count": given.count, "keys": given.set}
-        lab.attempt(given.name, given.out, **choices)
+        lab.attempt(given.name, given.out, steps=given.steps, label=given.label, **choices)
+    if given.stage == "judge":
+        torch.set_num_threads(given.threads)
+        how = {key: yaml.safe_load(value) for key, value in (each.split("=", 1) for each in given.set)}
+        found = judged.judge(given.model, given.base, given.label, given.device, given.count, how)
+        judged.record(given.out, {"name": given.label, **found})
     if given.stage == "flow":
         torch.set_num_threads(given.threads)
         flow.train(given.steps, given.batch_size, given.pool, given.device, given.seconds, given.workers)
@@ -71,6 +77,17 @@ def _lab(stages: Any) -> None:
     one.add_argument("name")
     one.add_argument("out", type=Path)
     one.add_argument("--threads", type=int, default=1)
+    one.add_argument("--steps", type=int, help="of training, instead of --seconds")
+    one.add_argument("--as", dest="label", help="name of its results")
+    some = stages.add_parser("judge", help="the figures of a model's samples")
+    some.add_argument("model", help="a pipeline folder, or an adapter")
+    some.add_argument("out", type=Path)
+    some.add_argument("--base", default="tiny-flux2", help="what an adapter applies to")
+    some.add_argument("--as", dest="label", required=True, help="name of its results")
+    some.add_argument("--threads", type=int, default=1)
+    some.add_argument("--set", action="append", default=[], help="key=value of Guidance and Sampler, and steps")
+    some.add_argument("--device", default="cpu")
+    some.add_argument("--count", type=int, default=512, help="samples to judge")
     for each in (many, one):
         each.add_argument("--set", action="append", default=[], help="key=value of the recipe, for all attempts")
         each.add_argument("--device", default="cpu")

@@ -8,7 +8,6 @@ and the weights of the best two attempts so far lie beside it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -23,10 +22,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
 
 from liftkit.embedded import TINY_FLUX2
 from tools.tiny_flux2 import flow
+from tools.tiny_flux2.judged import judge, judge_base, pictures, record
 
 HEAD = "trainable.head={channels: 48, depth: 4}"
 ATTEMPTS: dict[str, list[str]] = {
@@ -42,13 +41,12 @@ ATTEMPTS: dict[str, list[str]] = {
     "head-trunk": [HEAD, "optimizer.trunk={start: 100, factor: 0.3}"],
     "head-adversarial": [HEAD, "objective.adversarial=10", "objective.weight=5.0"],
     "head-open1": [HEAD, "trainable.open=1.0"],
+    "head-wide": ["trainable.head={channels: 80, depth: 5}"],
     "latent": ["space=latent", "trainable.open=0", "trainable.head=null"],
     "latent-512": ["space=latent", "trainable.open=0", "trainable.head=null", "batch_size=512"],
 }
-GUIDANCE = 4.0
-COUNT = 512
-TEST_STEPS = int(os.environ.get("TINY_FLUX2_TEST_STEPS", "400"))
-"""Of the two-sample test; fewer to try the script."""
+LEVELS = (0.1, 0.265, 0.435, 0.64, 0.81, 0.92, 0.97)
+"""Noise levels at which held-out errors are taken: those of the sampler's last steps, and where it decides what to paint."""
 
 
 def run(
@@ -104,7 +102,7 @@ def run(
         _prepare(out, device)
         ready.touch()
         _note("ready")
-        _judge_base(out, device, count)
+        judge_base(out, device, count)
     finally:
         ready.touch()
         for process in started:
@@ -112,14 +110,31 @@ def run(
     pictures(out)
 
 
-def attempt(name: str, out: Path, *, device: str, seconds: float, count: int, keys: list[str]) -> None:
-    """One attempt: wait for the base, train, write what was learned, judge it."""
+def attempt(
+    name: str,
+    out: Path,
+    *,
+    device: str,
+    seconds: float,
+    steps: int | None,
+    count: int,
+    keys: list[str],
+    label: str | None,
+) -> None:
+    """One attempt: wait for the base, train, write what was learned, judge it.
+
+    Args:
+        name: of :data:`ATTEMPTS`.
+        out, device, count, keys: see :func:`run`; without samples it is known by its held-out errors alone.
+        seconds: of training.
+        steps: of training, instead.
+        label: of its results, for more than one attempt of a name; the name itself if None.
+    """
     import diffusers  # noqa: F401
     import transformers  # noqa: F401
 
     from liftkit.finetune import run as finetuning
     from liftkit.finetune.optimizer import rate_factor
-    from liftkit.finetune.recipe_file import load_recipe
     from liftkit.finetune.run_folder import RunFolder
     from liftkit.progress import Silent
 
@@ -128,110 +143,82 @@ def attempt(name: str, out: Path, *, device: str, seconds: float, count: int, ke
     while not (flow.WORK / "ready").exists():
         time.sleep(0.1)
     began = time.monotonic()
-    latent = "space=latent" in ATTEMPTS[name]
-    folder = flow.WORK / "runs" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    choices = [
-        f"model={flow.WORK / ('model' if latent else 'pixel')}", f"output={folder}", "data.sources=[{kind: demo, count: 896}]",
-        f"data.cache={folder / 'cache'}", "validation.every=0", "previews.every=0", "checkpoints.every=0", "trackers=[]",
-        "data.workers=1", "save=adapter",
-    ]  # fmt: skip
-    recipe = load_recipe("recipes/tiny-flux2.yaml", [*choices, *keys, *ATTEMPTS[name]])
+    latent, label = "space=latent" in ATTEMPTS[name], label or name
+    model = flow.WORK / ("model" if latent else "pixel")
+    recipe = _recipe(model, flow.WORK / "runs" / label, [*ATTEMPTS[name], *keys])
     trainer = finetuning.prepare(recipe, RunFolder(recipe.output), Silent())
     batches = _Batches(trainer, recipe)
-    _note(f"{name}: ready to train after {time.monotonic() - began:.0f} s")
-    began, losses, choice = time.monotonic(), [], recipe.optimizer
+    _note(f"{label}: ready to train after {time.monotonic() - began:.0f} s")
+    began, busy, losses, choice = time.monotonic(), time.process_time(), [], recipe.optimizer
+
+    def done() -> float:
+        return trainer.step / steps if steps else (time.monotonic() - began) / seconds
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, choice.warmup))
-        done = min(0.999, (time.monotonic() - began) / seconds)
-        return warm * rate_factor(choice.model_copy(update={"warmup": 0}), int(done * 1000), 1000)
+        return warm * rate_factor(choice.model_copy(update={"warmup": 0}), int(min(0.999, done()) * 1000), 1000)
 
     trainer.learner.rate = factor
-    while time.monotonic() - began < seconds:
-        row = trainer.learner.learn(batches(trainer.step), trainer.step)
+    while done() < 1.0:
+        losses.append(trainer.learner.learn(batches(trainer.step), trainer.step)["loss"])
         trainer.step += 1
-        losses.append(row["loss"])
-    spent = time.monotonic() - began
-    written = finetuning._write_result(trainer, RunFolder(recipe.output), Silent())
+        if trainer.step % 100 == 0:
+            _note(f"{label}: {trainer.step} steps, loss {np.mean(losses[-100:]):.3f}")
     fifths = np.array_split(np.array(losses), 5)
     found = {
-        "name": name, "keys": ATTEMPTS[name], "steps": trainer.step, "batch": recipe.batch_size, "seconds": round(spent, 1),
+        "name": label, "keys": [*ATTEMPTS[name], *keys], "steps": trainer.step, "batch": recipe.batch_size,
+        "seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(time.process_time() - busy, 1),
         "losses": [round(float(part.mean()), 4) for part in fifths if len(part)],
     }  # fmt: skip
-    model = flow.WORK / ("model" if latent else "pixel")
+    written = finetuning._write_result(trainer, RunFolder(recipe.output), Silent())
     found["record"] = json.loads((written / "liftkit.json").read_text())
-    record(out, {**found, **judge(str(written), str(model), name, device, count)})
+    if not latent:
+        found["errors"] = _errors(trainer, batches)
+    figures = judge(str(written), str(model), label, device, count) if count else {}
+    record(out, {**found, **figures})
 
 
-def judge(
-    model: str, base: str, name: str, device: str, count: int, guidance: float = GUIDANCE, steps: int = 16
-) -> dict[str, Any]:
-    """The figures of a model's samples as ``liftkit compare`` has them; some of the samples are kept."""
-    from liftkit.evaluate.entries import open_entry
+def _recipe(model: Path, folder: Path, keys: list[str]) -> Any:
+    """recipes/tiny-flux2.yaml for a run that draws its own batches and keeps nothing but its result."""
+    from liftkit.finetune.recipe_file import load_recipe
+
+    shutil.rmtree(folder, ignore_errors=True)
+    choices = [
+        f"model={model}", f"output={folder}", "data.sources=[{kind: demo, count: 896}]",
+        f"data.cache={folder / 'cache'}", "validation.every=0", "previews.every=0", "checkpoints.every=0", "trackers=[]",
+        "data.workers=1", "save=adapter",
+    ]  # fmt: skip
+    return load_recipe("recipes/tiny-flux2.yaml", [*choices, *keys])
+
+
+@torch.no_grad()
+def _errors(trainer: Any, batches: _Batches, count: int = 256) -> dict[str, float]:
+    """The mean square of the velocity's error at each of :data:`LEVELS`, of held-out images and one noise."""
+    from liftkit.color import to_signed
+    from liftkit.data import demo
     from liftkit.evaluate.real import open_real
-    from liftkit.evaluate.tied import Settings, tied_samples
-    from liftkit.lift import Lift
-    from liftkit.options import Guidance
-    from liftkit.progress import Silent
+    from liftkit.finetune.network import bind
 
     real = open_real("demo", count, 64, 0, None)
-    tie = Lift.load(flow.WORK / "pixel" / "lift.safetensors")
-    cache = flow.WORK / "judged"
-    settings = Settings(real.prompts, 64, 0, Guidance(scale=guidance), None, device, 128, cache)
-    images = tied_samples(open_entry(model, base), tie, steps, settings, Silent(), name)
-    return {"guidance": guidance, **figures(images, real, name)}
-
-
-def figures(images: Tensor, real: Any, name: str) -> dict[str, Any]:
-    """The figures of uint8 images (n, 3, 64, 64); the first eight are kept as a row of pictures."""
-    from liftkit.evaluate.figures import Scorer
-
-    flow.WORK.joinpath("rows").mkdir(parents=True, exist_ok=True)
-    np.save(flow.WORK / "rows" / f"{name}.npy", images[:8].numpy())
-    score = Scorer(real.reference, patch=16, scenes=real.scenes, steps=TEST_STEPS).score(images)
-    return {key: None if value is None else round(value, 4) for key, value in score.figures.items()}
-
-
-def pictures(out: Path) -> None:
-    """All rows of samples, one below the other, enlarged threefold."""
-    from PIL import Image, ImageDraw
-
-    rows = sorted((flow.WORK / "rows").glob("*.npy"))
-    sheet = Image.new("RGB", (8 * 194, 212 * len(rows)), "white")
-    for index, path in enumerate(rows):
-        ImageDraw.Draw(sheet).text((4, index * 212 + 2), path.stem, fill="black")
-        for column, image in enumerate(np.load(path)):
-            shown = Image.fromarray(image.transpose(1, 2, 0)).resize((192, 192), Image.Resampling.NEAREST)
-            sheet.paste(shown, (column * 194, index * 212 + 16))
-    sheet.save(out / "samples.png", optimize=True)
-
-
-def record(out: Path, row: dict[str, Any]) -> None:
-    """A line of results; processes write whole lines."""
-    with (out / "results.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    print(json.dumps({key: value for key, value in row.items() if key != "record"}), flush=True)
-    _keep_best(out)
-
-
-def _keep_best(out: Path, most: int = 2) -> None:
-    """The weights of the attempts at pixels that the two-sample test finds nearest to real images so far."""
-    with (flow.WORK / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-        tried = [row for row in rows if row["name"] in ATTEMPTS and "space=latent" not in row["keys"]]
-        best = [row["name"] for row in sorted(tried, key=lambda row: row["two_sample"])[:most]]
-        kept = {out / f"best-{name}.safetensors" for name in best}
-        for path in set(out.glob("best-*.safetensors")) - kept:
-            path.unlink()
-        for name in best:
-            if not (out / f"best-{name}.safetensors").exists():
-                shutil.copyfile(
-                    flow.WORK / "runs" / name / "adapter" / "adapter.safetensors", out / f"best-{name}.safetensors"
-                )
+    numbers = {scene: index for index, scene in enumerate(demo.all_scenes())}
+    rows = torch.tensor([numbers[scene] for scene in real.scenes])
+    x0 = trainer.learner.objective.lift.color.encode(to_signed(real.shown).to(batches.device))
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(batches.device)
+    learner = trainer.learner
+    if learner.average is not None:
+        learner.average.exchange(learner.parameters)
+    found = {}
+    for level in LEVELS:
+        total = 0.0
+        for part in torch.arange(count).split(64):
+            prompts = {name: table[rows[part]] for name, table in batches.prompts.items()}
+            sigma = torch.full((len(part),), level, device=batches.device)
+            x_t = torch.lerp(x0[part], noise[part], level)
+            with torch.autocast(batches.device.type, torch.bfloat16):
+                u = bind(learner.objective.student, prompts)(x_t, sigma).float()
+            total += float((noise[part] - x0[part] - u).square().mean()) * len(part)
+        found[str(level)] = round(total / count, 5)
+    return found
 
 
 def _note(what: str) -> None:
@@ -252,28 +239,6 @@ def _prepare(out: Path, device: str) -> None:
     _note("assembled")
     convert(str(model), pixel, images="demo", device=device, color="oklab", proof="projections", overwrite=True)
     shutil.copyfile(pixel / "lift.safetensors", out / "lift.safetensors")
-
-
-def _judge_base(out: Path, device: str, count: int) -> None:
-    """The rows that every attempt is beside: real images, those through the VAE, the base, and its conversion untrained."""
-    from liftkit.color import to_signed, to_uint8
-    from liftkit.evaluate.real import open_real
-    from liftkit.models.latents import LatentSpace
-    from liftkit.models.load import load_vae
-
-    real = open_real("demo", count, 64, 0, None)
-    model, pixel = str(flow.WORK / "model"), str(flow.WORK / "pixel")
-    for guidance in (2.0, 4.0):
-        record(
-            out,
-            {"name": f"base-{guidance:g}", **judge(model, model, f"0-base-{guidance:g}", device, count, guidance)},
-        )
-    space = LatentSpace(load_vae(flow.WORK / "model").to(device))
-    shown = torch.cat(
-        [to_uint8(space.decode(space.encode(to_signed(part).to(device)))).cpu() for part in real.shown.split(64)]
-    )
-    record(out, {"name": "vae", **figures(shown, real, "0-vae")})
-    record(out, {"name": "converted", **judge(pixel, model, "0-converted", device, count)})
 
 
 class _Batches:
