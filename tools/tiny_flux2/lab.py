@@ -204,20 +204,18 @@ def _errors(trainer: Any, batches: _Batches, count: int = 256) -> dict[str, floa
     rows = torch.tensor([numbers[scene] for scene in real.scenes])
     x0 = trainer.learner.objective.lift.color.encode(to_signed(real.shown).to(batches.device))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(batches.device)
-    learner = trainer.learner
-    if learner.average is not None:
-        learner.average.exchange(learner.parameters)
     found = {}
-    for level in LEVELS:
-        total = 0.0
-        for part in torch.arange(count).split(64):
-            prompts = {name: table[rows[part]] for name, table in batches.prompts.items()}
-            sigma = torch.full((len(part),), level, device=batches.device)
-            x_t = torch.lerp(x0[part], noise[part], level)
-            with torch.autocast(batches.device.type, torch.bfloat16):
-                u = bind(learner.objective.student, prompts)(x_t, sigma).float()
-            total += float((noise[part] - x0[part] - u).square().mean()) * len(part)
-        found[str(level)] = round(total / count, 5)
+    with trainer.learner.averaged():
+        for level in LEVELS:
+            total = 0.0
+            for part in torch.arange(count).split(64):
+                prompts = {name: table[rows[part]] for name, table in batches.prompts.items()}
+                sigma = torch.full((len(part),), level, device=batches.device)
+                x_t = torch.lerp(x0[part], noise[part], level)
+                with torch.autocast(batches.device.type, torch.bfloat16):
+                    u = bind(trainer.learner.objective.student, prompts)(x_t, sigma).float()
+                total += float((noise[part] - x0[part] - u).square().mean()) * len(part)
+            found[str(level)] = round(total / count, 5)
     return found
 
 
