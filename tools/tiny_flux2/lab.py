@@ -201,6 +201,7 @@ def _errors(trainer: Any, batches: _Batches, count: int = 256) -> dict[str, floa
 
     real = open_real("demo", count, 64, 0, None)
     numbers = {scene: index for index, scene in enumerate(demo.all_scenes())}
+    assert real.scenes is not None
     rows = torch.tensor([numbers[scene] for scene in real.scenes])
     x0 = trainer.learner.objective.lift.color.encode(to_signed(real.shown).to(batches.device))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(batches.device)
