@@ -45,11 +45,16 @@ def compare(
 
 def print_comparison(found: Comparison) -> None:
     """The table, figure by figure, and for each pixel model what may be claimed."""
+    from liftkit.evaluate.metrics import words
+
     console.result(comparison=found.to_dict())
     table = _table(found)
     # Figures that wrap inside their cells cannot be read; a narrow terminal breaks whole lines instead.
     table.width = Measurement.get(console.out, console.out.options.update(width=1000), table).maximum
     console.out.print(table)
+    for name, about in found.metrics.items():
+        if "left_out" not in about:
+            console.out.print(Text(printable(f"{name}: {words(about)}"), style="dim"))
     console.out.print()
     for verdict in found.verdicts:
         rows = []

@@ -21,7 +21,8 @@ from liftkit.evaluate.cache import digest, remembered, tensor_digest
 from liftkit.evaluate.comparison import Comparison, Role, Row
 from liftkit.evaluate.controls import AMOUNTS, TRIAL_STEPS, Choice, choose, filtered
 from liftkit.evaluate.entries import Entry
-from liftkit.evaluate.figures import ENOUGH, SEEDS, STEPS, Score, Scorer
+from liftkit.evaluate.figures import ENOUGH, FIGURES, SEEDS, STEPS, Score, Scorer
+from liftkit.evaluate.metrics import described, measure
 from liftkit.evaluate.plan import Work, prepare
 from liftkit.evaluate.real import Real, open_real
 from liftkit.evaluate.tied import Settings, tied_samples
@@ -51,10 +52,12 @@ def compare(options: CompareOptions, observer: Observer | None = None) -> Compar
 def execute(work: Work, observer: Observer) -> Comparison:
     """Do what was planned; see :func:`compare`."""
     options = work.options
+    for line in work.metrics.missing.values():
+        observer.note(line)
     with _cache(options.cache, observer.note) as cache:
         real = open_real(options.real, work.count, work.size, options.seed, options.prompts)
         sets = _sets(work, real, cache, observer)
-        rows = _scored(work, real, sets, cache, observer)
+        rows = _measured(work, real, sets, _scored(work, real, sets, cache, observer), cache, observer)
     return Comparison(
         rows=rows,
         verdicts=_verdicts(rows, work.count),
@@ -63,6 +66,7 @@ def execute(work: Work, observer: Observer) -> Comparison:
         real=real.description,
         notes=[*work.notes, *_notes(work, real)],
         settings=_settings(options),
+        metrics=described(work.metrics, work.count, len(real.reference)),
     )
 
 
@@ -173,6 +177,19 @@ def _scored(work: Work, real: Real, sets: list[Set], cache: Path, observer: Obse
             rows.append(row)
             advance(1)
     return rows
+
+
+def _measured(work: Work, real: Real, sets: list[Set], rows: list[Row], cache: Path, observer: Observer) -> list[Row]:
+    """The rows with the published figures that were asked for."""
+    images = {row.key: each for row, each in sets if each is not None}
+    found = measure(work.metrics, images, real.reference, real.prompts, cache, work.options.device, observer)
+    complete = []
+    for row in rows:
+        if row.score is not None:
+            figures = {**dict.fromkeys(FIGURES), **row.score.figures, **found[row.key]}
+            row = replace(row, score=replace(row.score, figures=figures))
+        complete.append(row)
+    return complete
 
 
 def _verdicts(rows: list[Row], count: int) -> list[Verdict]:

@@ -48,6 +48,7 @@ class Comparison:
         real: the real images, plain data.
         notes: what a reader has to know.
         settings: the options as they were resolved, plain data.
+        metrics: what the published figures are by name, plain data; why, where one is left out.
     """
 
     rows: list[Row]
@@ -57,6 +58,7 @@ class Comparison:
     real: dict[str, Any]
     notes: list[str]
     settings: dict[str, Any]
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def best(self, name: str) -> set[str]:
         """Keys of the rows that are best in a figure, or level with the best, among those that a model painted."""
@@ -86,6 +88,7 @@ class Comparison:
                 for row in self.rows
             ],
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            "metrics": self.metrics,
             "notes": self.notes,
             "settings": self.settings,
             "versions": versions(),

@@ -21,10 +21,11 @@ from liftkit.evaluate.two_sample import CROP, two_sample_accuracy
 ENOUGH = 512
 """Samples below which a Frechet distance says more of their number than of the model."""
 STEPS, SEEDS = 400, (0, 1)
-Kind = Literal["high", "distance", "low", "zero", "ratio", "chance"]
+Kind = Literal["high", "score", "distance", "low", "zero", "ratio", "chance"]
 # How far a value is from the best, on a scale where differences of one kind compare.
 _COST: dict[Kind, Callable[[float], float]] = {
     "high": lambda value: -value,
+    "score": lambda value: -value,
     "distance": lambda value: log(max(value, 1e-9)),
     "low": lambda value: value,
     "zero": abs,
@@ -34,6 +35,7 @@ _COST: dict[Kind, Callable[[float], float]] = {
 # Which values are better, for people.
 _BETTER: dict[Kind, str] = {
     "high": "higher, up to 1",
+    "score": "higher",
     "distance": "lower, down to 0",
     "low": "lower, down to 0",
     "zero": "closer to 0",
@@ -49,9 +51,11 @@ class Figure:
     Args:
         label: for people.
         meaning: its definition, in a few words.
-        kind: ``high``: larger is better, up to 1; ``distance``: a Frechet distance, compared by its logarithm; ``low``:
-            smaller is better; ``zero``: near 0; ``ratio``: near 1, compared by its logarithm; ``chance``: 0.5 or below.
-        noise: difference of two costs that two seeds of one model can make at 512 samples (docs/compare.md).
+        kind: ``high``: larger is better, up to 1; ``score``: larger is better; ``distance``: a Frechet distance, compared
+            by its logarithm; ``low``: smaller is better; ``zero``: near 0; ``ratio``: near 1, compared by its logarithm;
+            ``chance``: 0.5 or below.
+        noise: difference of two costs that two seeds of one model can make at 512 samples (docs/compare.md); None where nobody
+            measured it, and no claim rests on the figure.
         digits: to print.
         measure: the figure of images (n, 3, H, W) in [-1, 1] or uint8, where :meth:`Scorer.score` does not know it by itself;
             the scorer has the ``reference`` images. None where the figure does not apply.
@@ -60,7 +64,7 @@ class Figure:
     label: str
     meaning: str
     kind: Kind
-    noise: float
+    noise: float | None
     digits: int = 3
     measure: Callable[[Scorer, Tensor], float | None] | None = None
 
@@ -74,8 +78,8 @@ class Figure:
         return _BETTER[self.kind]
 
     def tolerance(self, count: int) -> float:
-        """Difference of costs below which two values are level, for ``count`` samples."""
-        return self.noise * (ENOUGH / count) ** 0.5
+        """Difference of costs below which two values are level, for ``count`` samples; 0 where it is not known."""
+        return (self.noise or 0.0) * (ENOUGH / count) ** 0.5
 
     def show(self, value: float | None) -> str:
         """A value for people."""
@@ -104,6 +108,14 @@ FIGURES = {
     "patch_grid": Figure(
         "patch grid", "energy across patch borders over that inside, as a ratio to real images", "ratio", 0.02
     ),
+    "fid": Figure("FID", "by Inception v3 of 2015-12-05, clean-fid's resize", "distance", None, 2),
+    "fid-tf": Figure(
+        "FID (TensorFlow's resize)", "the same with bilinear resizing as in torch-fidelity", "distance", None, 2
+    ),
+    "kid": Figure("KID", "by the same network as FID, unbiased, x 1000", "low", None, 3),
+    "fd-dinov2": Figure("FD-DINOv2", "Frechet distance of class tokens of DINOv2 ViT-L/14", "distance", None, 1),
+    "cmmd": Figure("CMMD", "MMD of embeddings by CLIP ViT-L/14 at 336", "low", None, 3),
+    "clip": Figure("CLIP score", "mean cosine of image and prompt by CLIP ViT-L/14, x 100", "score", None, 2),
 }
 """Every figure of a comparison by its key, in the order of the tables. Add one with a ``measure`` to have it everywhere."""
 SEMANTIC = ("digit", "color", "background", "oracle_frechet")

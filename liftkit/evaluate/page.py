@@ -13,6 +13,7 @@ from torch import Tensor
 from liftkit.color import to_signed
 from liftkit.evaluate.comparison import Comparison, Row
 from liftkit.evaluate.figures import FIGURES
+from liftkit.evaluate.metrics import words
 from liftkit.report.charts import FAINT, INK, SERIES, chart, plain_label
 from liftkit.report.glossary import GLOSSARY
 from liftkit.report.pictures import data_uri, grid
@@ -65,6 +66,7 @@ def compare_page(found: Comparison) -> str:
         figures=FIGURES,
         lines=[line for name in FIGURES if (line := _figure_row(found, rows, name))],
         columns=COLUMNS,
+        metrics=[(FIGURES[name].label, about.get("left_out") or words(about)) for name, about in found.metrics.items()],
         missing=[row for row in found.rows if row.score is None],
         how_to=HOW_TO,
         glossary={word: GLOSSARY[word] for word in WORDS},

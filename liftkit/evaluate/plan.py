@@ -13,6 +13,7 @@ from liftkit.errors import UsageError
 from liftkit.evaluate.cache import tensor_digest
 from liftkit.evaluate.entries import Entry, labels, open_entry, open_latent, open_pixel
 from liftkit.evaluate.figures import ENOUGH
+from liftkit.evaluate.metrics import Chosen, choose
 from liftkit.fit.subject import Subject, inspect_model
 from liftkit.lift import Lift
 from liftkit.options import CompareOptions
@@ -35,6 +36,7 @@ class Work:
         count: n, samples of each model.
         size: side of the images.
         notes: what a reader has to know.
+        metrics: published figures that were asked for.
     """
 
     options: CompareOptions
@@ -46,6 +48,7 @@ class Work:
     count: int
     size: int
     notes: list[str]
+    metrics: Chosen
 
     def steps(self, which: int) -> int | None:
         """Sampling steps of the base (0) or of a pixel model (from 1); None for the pipeline's own."""
@@ -60,6 +63,7 @@ def prepare(options: CompareOptions) -> Work:
         UsageError: naming the flag or the folder.
     """
     count = _count(options)
+    metrics = choose([name.strip() for name in options.metrics.split(",") if name.strip()], count)
     options = _resolved(options)
     base = open_latent(options.base)
     subject = inspect_model(options.base)
@@ -85,7 +89,7 @@ def prepare(options: CompareOptions) -> Work:
             f"A quick look at {count} samples with a shorter two-sample test: its figures are not those of a whole run."
         )
     entries = dict(zip(names, (entry for entry, _ in pixels)))
-    return Work(options, subject, base, entries, controls, lift, count, size, notes)
+    return Work(options, subject, base, entries, controls, lift, count, size, notes, metrics)
 
 
 def _count(options: CompareOptions) -> int:

@@ -59,7 +59,8 @@ def judge(
         labels: of all controls, by key; those without figures are missing.
         count: samples of each; fewer make wider tolerances.
     """
-    standings = {name: _standing(name, value, controls, count) for name, value in figures.items() if value is not None}
+    judged = [name for name, value in figures.items() if value is not None and FIGURES[name].noise is not None]
+    standings = {name: _standing(name, figures, controls, count) for name in judged}
     swept = [name for name, found in standings.items() if found.beats and not found.level and not found.behind]
     missing = [control for control in labels if control not in controls]
     claims, partial = ([], swept) if missing else (swept, [])
@@ -67,11 +68,11 @@ def judge(
     return Verdict(key, label, claims, partial, standings, missing, text)
 
 
-def _standing(name: str, value: float, controls: Mapping[str, Figures], count: int) -> Standing:
-    figure, found = FIGURES[name], Standing()
-    for control, figures in controls.items():
-        other = figures[name]
-        if other is None:
+def _standing(name: str, figures: Figures, controls: Mapping[str, Figures], count: int) -> Standing:
+    figure, found, value = FIGURES[name], Standing(), figures[name]
+    for control, theirs in controls.items():
+        other = theirs[name]
+        if value is None or other is None:
             continue
         gain = figure.cost(other) - figure.cost(value)
         place = found.level if abs(gain) <= figure.tolerance(count) else found.beats if gain > 0 else found.behind

@@ -20,6 +20,7 @@ import torch
 from liftkit.checkpoint.components import LATENT_VAE, Component, read_component, read_vae
 from liftkit.checkpoint.files import reason
 from liftkit.checkpoint.model import ModelFolder
+from liftkit.checkpoint.weights import read_weights
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.models.absent import absent
 from liftkit.models.chat import limit_template
@@ -80,6 +81,17 @@ def load_vae(path: Path) -> Any:
     """
     with _explained(str(path)), _quiet():
         return _load(read_vae(path), torch.float32)
+
+
+def load_transformers(path: Path, class_name: str) -> Any:
+    """A model of transformers, in float32, or a tokenizer, from a folder of its own.
+
+    Raises:
+        UsageError: if it is incomplete, or transformers cannot load it.
+    """
+    weights = None if "Tokenizer" in class_name else read_weights(path, "transformers")
+    with _explained(str(path)), _quiet():
+        return _load(Component(path.name, "transformers", class_name, path, weights, {}), torch.float32)
 
 
 def _load(part: Component, dtype: torch.dtype | None, device: str | None = None) -> Any:

@@ -73,6 +73,15 @@ class CompareOptions:
         Path | None,
         Option("Text file of prompts, one in each line, to use instead of captions.", "FILE", default="captions"),
     ] = None
+    metrics: Annotated[
+        str,
+        Option(
+            "Published figures by pretrained networks, with commas between them: `fid`, `fid-tf`, `kid`, `fd-dinov2`, "
+            "`cmmd`, `clip`.",
+            "WORDS",
+            default="none",
+        ),
+    ] = ""
     resolution: Annotated[int | None, Option("Side of the square images in pixels.", min=1, default="the base's")] = (
         None
     )
