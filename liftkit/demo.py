@@ -40,7 +40,7 @@ RECIPES = {DEMO: "tiny-klein", "tiny-flux2": "tiny-flux2"}
 SHIPPED = {DEMO: TINY_PIXEL, "tiny-flux2": TINY_FLUX2_PIXEL}
 LABELS = {
     "converted": "converted",
-    "live": f"finetuned here ({STEPS} steps)",
+    "live": f"finetuned {STEPS} steps",
     "shipped": "shipped finetune",
 }
 

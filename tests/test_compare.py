@@ -23,6 +23,7 @@ from liftkit.evaluate import controls, entries, figures, plan, tied
 from liftkit.evaluate.compare import compare
 from liftkit.evaluate.comparison import Comparison
 from liftkit.evaluate.figures import FIGURES, Score
+from liftkit.evaluate.metrics import METRICS
 from liftkit.evaluate.plan import prepare
 from liftkit.evaluate.real import open_real
 from liftkit.lift import Lift
@@ -305,7 +306,7 @@ def test_the_command_prints_writes_and_claims_nothing(
     )
     assert code == 0, err
     empty = {"digit", "color", "background", "oracle_frechet", "texture_frechet", "patch_frechet"}
-    assert {name for name in FIGURES if name not in out} == empty
+    assert {name for name in FIGURES if name not in out} == empty | set(METRICS), "published ones were not asked for"
     assert not re.search(r"continued|scratch", out.partition("laplacian")[0]), "no columns of what was not given"
     assert "laplacian        closer to 1" in out
     assert re.search(r"No figure of <mine> improves on|<mine> improves on all given controls in", out)

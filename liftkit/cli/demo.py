@@ -14,9 +14,9 @@ from liftkit.options import LAST_SEED, Option
 if TYPE_CHECKING:
     from liftkit.demo import Demonstration
 
-SHOWN = {"digit": "digits right", "color": "colors right", "gradient_median": "grain", "laplacian": "sharpness"}
+SHOWN = {"digit": "digits", "color": "colors", "gradient_median": "grain", "laplacian": "sharp"}
 """The figures that the demo shows; the page has all."""
-BETTER = {"high": "higher", "ratio": "near 1"}
+BETTER = {"high": "up", "ratio": "near 1"}
 """Which values are better, by the kind of figure."""
 
 
@@ -50,20 +50,20 @@ def demo(
     console.result(finetuned=result.finetuned, picture=result.picture, page=result.page)
     _print_table(result)
     console.out.print(f"picture  {escape(str(result.picture))}")
-    console.out.print(f"page     {escape(str(result.page))} (all figures and controls, each explained; opens offline)")
+    console.out.print(f"page     {escape(str(result.page))} (all figures, each explained)")
     console.out.print(
         f'next     liftkit sample {escape(str(_newest(result)))} -p "a red seven on flower petals" -o seven.png'
     )
 
 
 def _print_table(result: Demonstration) -> None:
-    """Before and after, in the four figures that say most: a line for each model, and a line that says what is better."""
+    """Before and after, in the four figures that say most: their directions, and a line for each model."""
     from liftkit.evaluate.figures import FIGURES
 
     table = Table(box=None, pad_edge=False)
-    table.add_column(f"{result.comparison.count} samples of each model\nbetter:", no_wrap=True)
+    table.add_column(f"{result.comparison.count} samples; better:", no_wrap=True)
     for name, head in SHOWN.items():
-        table.add_column(f"{head}\n{BETTER[FIGURES[name].kind]}", justify="right", no_wrap=True)
+        table.add_column(f"{head} {BETTER[FIGURES[name].kind]}", justify="right", no_wrap=True)
     for row in result.comparison.rows:
         if row.score is not None and (row.key == "base" or row.role == "pixel"):
             label = "before: latent model" if row.key == "base" else f"after: {row.label}"
