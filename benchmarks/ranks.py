@@ -374,8 +374,8 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run all, and write what was found."""
+def arguments() -> argparse.Namespace:
+    """What was asked for on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="ranks.npz", help="the drawn data (%(default)s)")
     parser.add_argument("--table", type=Path, help="print the table of a results file, and stop")
@@ -401,41 +401,30 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--threads", type=int, default=3)
     given = parser.parse_args()
-    began = time.time()
     given.graphs = given.device != "cpu" if given.graphs is None else given.graphs
+    return given
+
+
+def main() -> None:
+    """Run all, and write what was found."""
+    given = arguments()
     if given.table:
         print(table(json.loads(given.table.read_text())))
-        return
-    if given.draw:
+    elif given.draw:
         draw_data(Path(given.data), given.count, given.held_out)
-        return
-    shared = {name: getattr(given, name) for name in Plan.__dataclass_fields__ if name != "steps"}
-    plan = Plan(steps=given.steps or 1000, **shared)
+    else:
+        measure(given)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Train and judge all runs, and write their results."""
+    began = time.time()
     jobs = [(rank, seed) for seed in given.seeds for rank in given.ranks]
-    alone = None
-    if given.steps is None:
-        alone = step_seconds(plan)
-        # Sampling and judging take about 8 s a run; processes hide some of each other's waiting.
-        left = given.seconds - (time.time() - began) - 8.0 * len(jobs) / given.processes - 15.0
-        plan = Plan(steps=max(100, int(left / len(jobs) / alone)), **shared)
+    plan, alone = make_plan(given, len(jobs), began)
     print(f"{plan.steps} steps, {len(jobs)} runs, {alone} s a step alone", flush=True)
     folder = given.json.with_suffix(".rows")
     folder.mkdir(parents=True, exist_ok=True)
-    until = began + 2.5 * given.seconds if given.steps is None else float("inf")
-    if given.processes == 1:
-        work(plan, jobs, folder, until)
-    else:
-        import torch.multiprocessing as processes
-
-        context = processes.get_context("spawn")
-        workers = [
-            context.Process(target=work, args=(plan, jobs[number :: given.processes], folder, until))
-            for number in range(given.processes)
-        ]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+    share(plan, jobs, folder, began + 2.5 * given.seconds if given.steps is None else float("inf"), given.processes)
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     device = torch.cuda.get_device_name() if plan.device != "cpu" else platform.processor() or platform.machine()
     data, basis = load(plan)
@@ -451,6 +440,33 @@ def main() -> None:
     }
     given.json.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{len(rows)} of {len(jobs)} runs in {record['seconds']} s: {given.json}")
+
+
+def make_plan(given: argparse.Namespace, runs: int, began: float) -> tuple[Plan, float | None]:
+    """What all runs have in common, and the seconds of a step where the number of steps follows from them."""
+    shared = {name: getattr(given, name) for name in Plan.__dataclass_fields__ if name != "steps"}
+    plan = Plan(steps=given.steps or 1000, **shared)
+    if given.steps is not None:
+        return plan, None
+    alone = step_seconds(plan)
+    # Sampling and judging take about 8 s a run; processes hide some of each other's waiting.
+    left = given.seconds - (time.time() - began) - 8.0 * runs / given.processes - 15.0
+    return Plan(steps=max(100, int(left / runs / alone)), **shared), alone
+
+
+def share(plan: Plan, jobs: list[tuple[int, int]], folder: Path, until: float, count: int) -> None:
+    """Let processes work through jobs."""
+    if count == 1:
+        work(plan, jobs, folder, until)
+        return
+    import torch.multiprocessing as processes
+
+    context = processes.get_context("spawn")
+    workers = [context.Process(target=work, args=(plan, jobs[number::count], folder, until)) for number in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
 
 
 def spectrum(images: np.ndarray, basis: Tensor) -> list[float]:

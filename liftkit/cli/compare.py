@@ -11,7 +11,7 @@ from rich.text import Text
 
 from liftkit.checkpoint.text import printable
 from liftkit.cli import console
-from liftkit.options import CompareOptions, Option
+from liftkit.options import CompareOptions, Html, Option
 
 if TYPE_CHECKING:
     from liftkit.evaluate.comparison import Comparison
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def compare(
     *,
     options: CompareOptions,
-    html: console.Html = None,
+    html: Html = None,
     json: Annotated[
         Path | None, Option("File for the figures; docs/compare.md has the schema.", "FILE", default="none")
     ] = None,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +18,6 @@ from liftkit.checkpoint.files import output_file, write_text
 from liftkit.checkpoint.text import printable
 from liftkit.cli import bars
 from liftkit.cli.terminal import SafeConsole
-from liftkit.options import Option
 from liftkit.progress import size as size
 from liftkit.tally import Tally
 
@@ -153,9 +152,6 @@ def tallies(found: Iterable[Tally]) -> None:
     result(tallies=[tally.to_json() for tally in counted])
     for summary in filter(None, (tally.summary() for tally in counted)):
         note(summary)
-
-
-Html = Annotated[Path | None, Option("File for one page with pictures, which opens offline.", "FILE", default="none")]
 
 
 def hold_report(html: Path | None, json: Path | None) -> None:

@@ -16,7 +16,7 @@ from liftkit.cli.convert import DryRun
 from liftkit.cli.push import Public, Push, check, send
 from liftkit.errors import UsageError
 from liftkit.interrupt import exit_code
-from liftkit.options import Option
+from liftkit.options import FinetuneOptions
 from liftkit.progress import Silent
 
 if TYPE_CHECKING:
@@ -39,20 +39,9 @@ def finetune(
         list[str] | None,
         typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that replace those of the recipe."),
     ] = None,
-    output: Annotated[
-        Path | None,
-        Option("Run folder; the same as output=FOLDER.", "FOLDER", ("--output", "-o"), default="the recipe's"),
-    ] = None,
-    resume: Annotated[
-        str | None,
-        Option(
-            "Run to continue: its folder, one of its checkpoints, or `latest` for the folder of -o.",
-            "RUN",
-            default="a new run",
-        ),
-    ] = None,
+    *,
+    options: FinetuneOptions,
     dry_run: DryRun = False,
-    show_recipe: Annotated[bool, Option("Print the whole recipe with its defaults too; only with --dry-run.")] = False,
     push: Push = None,
     public: Public = False,
 ) -> None:
@@ -62,13 +51,13 @@ def finetune(
 
     Example: liftkit finetune tiny-klein steps=100 -o runs/first
     """
-    console.first_word(f"reading {recipe or resume or 'the recipe'}")
+    console.first_word(f"reading {recipe or options.resume or 'the recipe'}")
     check(push, public)
-    chosen, resume = _recipe(recipe, overrides or [], output, resume)
+    chosen, resume = _recipe(recipe, overrides or [], options)
     console.quiet_libraries()
     console.result(dry_run=dry_run, output=chosen.output)
     if dry_run:
-        _dry_run(chosen, resume, show_recipe)
+        _dry_run(chosen, resume, options.show_recipe)
         return
     from liftkit.finetune.run import finetune as run
 
@@ -84,9 +73,7 @@ def finetune(
         raise typer.Exit(exit_code(done.outcome.signal))
 
 
-def _recipe(
-    recipe: str | None, overrides: list[str], output: Path | None, resume: str | None
-) -> tuple[Recipe, str | None]:
+def _recipe(recipe: str | None, overrides: list[str], options: FinetuneOptions) -> tuple[Recipe, str | None]:
     """The recipe, and the checkpoint to go on from, of what was given on the command line."""
     from liftkit.finetune.recipe_file import load_recipe
     from liftkit.finetune.resume import open_run
@@ -94,12 +81,13 @@ def _recipe(
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
         overrides = [recipe, *overrides]
         recipe = None
-    if resume is not None:
-        return open_run(resume, recipe, overrides, output)
+    if options.resume is not None:
+        return open_run(options.resume, recipe, overrides, options.output)
     if recipe is None:
         raise UsageError("no recipe: name one (liftkit recipes list has those that are shipped), or --resume a run")
-    given = [*overrides, *([f"output={json.dumps(str(output))}"] if output is not None else [])]
-    return load_recipe(recipe, given), None
+    if options.output is not None:
+        overrides = [*overrides, f"output={json.dumps(str(options.output))}"]
+    return load_recipe(recipe, overrides), None
 
 
 def _after(run: Path) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from liftkit.cli import console
 from liftkit.cli.convert import lift_rows
-from liftkit.options import Option
+from liftkit.options import ReportOptions
 
 if TYPE_CHECKING:
     from liftkit.report.data import Report
@@ -17,13 +17,8 @@ if TYPE_CHECKING:
 
 def report(
     path: Annotated[Path, typer.Argument(metavar="FOLDER", help="Converted folder, or a lift (.safetensors).")],
-    html: console.Html = None,
-    json: Annotated[
-        Path | None, Option("File for the figures; docs/report.md has the schema.", "FILE", default="none")
-    ] = None,
-    compare: Annotated[
-        Path | None, Option("Another converted folder or lift to compare with.", "FOLDER", default="none")
-    ] = None,
+    *,
+    options: ReportOptions,
 ) -> None:
     """Show how well latents and pixels align.
 
@@ -35,14 +30,14 @@ def report(
     from liftkit.report.data import read_report
     from liftkit.report.pages import alignment_page
 
-    console.hold_report(html, json)
+    console.hold_report(options.html, options.json)
     found = read_report(path)
-    other = read_report(compare) if compare is not None else None
+    other = read_report(options.compare) if options.compare is not None else None
     console.result(report=found.to_dict(), other=other and other.to_dict(), angles=None)
     _print(found)
     if other is not None:
         _print_comparison(found, other)
-    console.write_report(html, lambda: alignment_page(found, other), json, found.to_dict())
+    console.write_report(options.html, lambda: alignment_page(found, other), options.json, found.to_dict())
 
 
 def _print(found: Report) -> None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from liftkit import __version__
 from liftkit.cli import console
 from liftkit.options import Option, SampleOptions
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from liftkit.models.sampling import Loaded
-
 
 Pipeline = Annotated[
     str,
@@ -69,26 +62,11 @@ def sample(
     prompts = [prompt[index % len(prompt)] for index in range(count)]
     with console.Bars().stage(f"sample: {model.index['_class_name']} on {chosen}", count, "images") as advance:
         images = run(pipeline, prompts, options, advance=advance)
-    settings = _settings(images, prompts, pipeline, options, {"model": model.name, "adapter": options.adapter})
+    made = {"model": model.name, "adapter": options.adapter, **pipeline.settings(options, *images.shape[-2:])}
+    settings = [{"prompt": text, "seed": options.seed + index, **made} for index, text in enumerate(prompts)]
     written = save_images(images, output, settings, columns)
-    seeds = [made["seed"] for made in settings]
+    seeds = [each["seed"] for each in settings]
     console.result(output=output, files=written, count=count, prompts=prompts, seeds=seeds, device=chosen)
     first, size = settings[0], f"{images.shape[-1]} x {images.shape[-2]}"
     about = f"{size} pixels, {first['steps']} steps, seeds {seeds[0]} to {seeds[-1]}, {chosen}: {why}"
     console.out.print(f"{count} images in {output} ({about})")
-
-
-def _settings(
-    images: Tensor, prompts: list[str], pipeline: Loaded, options: SampleOptions, origin: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """What made each image, for its metadata: choices that were left to the pipeline by their value."""
-    shared = {
-        **origin,
-        "width": images.shape[-1],
-        "height": images.shape[-2],
-        "steps": options.steps or pipeline.default("num_inference_steps"),
-        "guidance": pipeline.default("guidance_scale"),
-        **options.record,
-        "liftkit": __version__,
-    }
-    return [{"prompt": prompt, "seed": options.seed + index, **shared} for index, prompt in enumerate(prompts)]

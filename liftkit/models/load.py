@@ -174,7 +174,7 @@ def _explained(source: str) -> Iterator[None]:
     """
     try:
         yield
-    except LiftkitError:
+    except (LiftkitError, MemoryError, torch.OutOfMemoryError):
         raise
     except ImportError as error:
         raise MissingPackageError(f"{source}: cannot be loaded ({reason(error)[:300]})") from error

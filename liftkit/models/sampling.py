@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liftkit import __version__
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.text import check_prompts
 from liftkit.errors import UsageError
@@ -59,6 +60,18 @@ class Loaded:
         """The value that the pipeline gives an argument by itself; None where it has none of that name."""
         known = inspect.signature(self.pipeline.__call__).parameters
         return known[argument].default if argument in known else None
+
+    def settings(self, options: SampleOptions, height: int, width: int) -> dict[str, Any]:
+        """What decides how an image looks beside model, prompt and seed, for its metadata: choices that were left to the
+        pipeline by their value."""
+        return {
+            "width": width,
+            "height": height,
+            "steps": options.steps or self.default("num_inference_steps"),
+            "guidance": self.default("guidance_scale"),
+            **options.record,
+            "liftkit": __version__,
+        }
 
 
 def load_pipeline(

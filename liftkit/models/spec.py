@@ -182,6 +182,7 @@ class Architecture:
         reference_ids: position ids of a reference of the state's size, ``(img_ids of the state, its number from 1) -> ids``, where
             references are tokens behind the state's that the network tells by their ids alone.
         references: stock pipelines that take reference images as their ``image``, with the numbers of images that they take.
+        several: stock pipelines whose state holds several pictures of one prompt.
         clean_inputs: names of further arguments that hold clean latents, as tensors or lists of them; scaled by ``1 / s``.
         config: entries that a conversion changes beside the channels, from the config.
         refuse: the reason why a model of this config cannot be lifted, one line; None if it can.
@@ -232,6 +233,7 @@ class Architecture:
     token_grid: Callable[[Mapping[str, Any]], tuple[int, int, int]] = _grid_of_image_ids
     reference_ids: Callable[[Tensor, int], Tensor] | None = None
     references: Mapping[str, range] = field(default_factory=dict)
+    several: frozenset[str] = frozenset()
     clean_inputs: tuple[str, ...] = ()
     config: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})
     refuse: Callable[[Config], str | None] = _welcome

@@ -9,6 +9,7 @@ Read ``option.py`` first; each other file has the options of a few commands.
 from __future__ import annotations
 
 from liftkit.options.compare import CompareOptions
+from liftkit.options.finetune import FinetuneOptions
 from liftkit.options.fit import (
     ColorChoice,
     ConvertOptions,
@@ -22,6 +23,7 @@ from liftkit.options.fit import (
 )
 from liftkit.options.formats import ExportOptions, ImportOptions
 from liftkit.options.option import LAST_SEED, Argument, Auto, Device, Option, Overwrite, Shards, ShardsOption
+from liftkit.options.report import Html, ReportOptions
 from liftkit.options.sampling import (
     STRENGTH,
     GenerateOptions,

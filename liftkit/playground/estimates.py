@@ -42,8 +42,8 @@ def watched(model: Loaded, each: Callable[[At, Callable[[], Tensor]], None], hei
             What it raises ends the pipeline's call.
         height, width: of the images in pixels.
     """
-    if "Layered" in type(model.pipeline).__name__:
-        # It paints several pictures of one prompt, and an estimate is of one: its steps are not shown.
+    if any(each.__name__ in model.flow.architecture.several for each in type(model.pipeline).__mro__):
+        # An estimate is of one picture: the steps are not shown.
         yield
         return
     scheduler = model.pipeline.scheduler

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from liftkit import __version__
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.evaluate.tied import pixel_noise
 from liftkit.lift import Lift
@@ -112,8 +111,7 @@ def _paint(
     observe: Observe,
 ) -> Painted:
     """One model's picture."""
-    can = shelf.abilities[label]
-    options = _fitting(asked, can)
+    options = _fitting(asked, shelf.abilities[label])
     check_options(model, options)
     height, width = size_for(options, model.size, model.multiple)
     tie = None if model.flow.is_pixel else shelf.tie(label, chosen)
@@ -133,14 +131,9 @@ def _paint(
         **_origin(shelf, label),
         "prompt": prompt,
         "seed": options.seed,
-        "width": width,
-        "height": height,
-        "steps": options.steps or can.steps,
-        "guidance": can.scale,
-        **options.record,
+        **model.settings(options, height, width),
         **_names(options.pictures),
         **({} if tie is None else {"noise": f"of pixels, carried to latents by {tie[0]}"}),
-        "liftkit": __version__,
     }
     file = folder / f"{options.seed:06d}-{slug(prompt)}-{slug(label)}.png"
     write_picture(grid(images, 1), file, settings)

@@ -69,6 +69,7 @@ QWEN_IMAGE = Architecture(
     clean_tokens=_references,
     token_grid=_token_grid,
     references={"QwenImageEditPipeline": range(1, 2), "QwenImageEditPlusPipeline": range(1, 4)},
+    several=frozenset({"QwenImageLayeredPipeline"}),
     reference=("norm_out",),
     adapters=(
         "transformer_blocks.*.img_mlp.net.0.proj",
