@@ -118,7 +118,6 @@ FIGURES = {
     "clip": Figure("CLIP score", "mean cosine of image and prompt by CLIP ViT-L/14, x 100", "score", None, 2),
 }
 """Every figure of a comparison by its key, in the order of the tables. Add one with a ``measure`` to have it everywhere."""
-DISTANCES = ("oracle_frechet", "texture_frechet", "patch_frechet")
 
 
 @dataclass(frozen=True)
