@@ -197,7 +197,11 @@ def test_the_wrong_prompts_change_nothing_but_obedience(scores: dict[str, dict[s
 def test_frechet_distances_of_few_samples_are_refused() -> None:
     images, scenes = real(16)
     few = Scorer(images, patch=8, scenes=scenes, steps=1, seeds=(0,)).score(images).figures
-    assert {name for name, value in few.items() if value is None} == {"oracle_frechet", "texture_frechet", "patch_frechet"}
+    assert {name for name, value in few.items() if value is None} == {
+        "oracle_frechet",
+        "texture_frechet",
+        "patch_frechet",
+    }
     strange = Scorer(images, patch=8, steps=1, seeds=(0,)).score(images).figures
     assert strange["digit"] is None
 
