@@ -138,15 +138,15 @@ class JiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         time = 1.0 - timestep.float() if config.predicts_data else timestep.float()
         label = self.class_embed(class_labels)
         condition = self.time_embed(sinusoid(time).to(x.dtype)) + label
-        tables = rotations(rows, columns, config.attention_head_dim, 0, x.device)
+        table = rotations(rows, columns, config.attention_head_dim, 0, x.device)
         for index, block in enumerate(self.transformer_blocks):
             if self.context_embed is not None and index == config.context_start:
                 x = torch.cat([label[:, None] + self.context_embed, x], dim=1)
-                tables = rotations(rows, columns, config.attention_head_dim, config.context_tokens, x.device)
+                table = rotations(rows, columns, config.attention_head_dim, config.context_tokens, x.device)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, condition, tables)
+                x = self._gradient_checkpointing_func(block, x, condition, table)
             else:
-                x = block(x, condition, tables)
+                x = block(x, condition, table)
         tokens = self.proj_out(self.norm_out(x[:, -rows * columns :], condition))
         patches = tokens.unflatten(2, (config.patch_size, config.patch_size, -1)).unflatten(1, (rows, columns))
         output = patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
@@ -207,10 +207,10 @@ class JiTBlock(nn.Module):
         self.ff = SwiGLU(width, int(int(width * mlp_ratio) * 2 / 3), dropout)
         self.modulation = Modulation(width, 6)
 
-    def forward(self, x: Tensor, condition: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-        """Tokens (B, N, width) with conditioning (B, width); see :func:`rotations` for the tables."""
+    def forward(self, x: Tensor, condition: Tensor, table: Tensor) -> Tensor:
+        """Tokens (B, N, width) with conditioning (B, width); see :func:`rotations` for the table."""
         shift, scale, gate, shift_ff, scale_ff, gate_ff = self.modulation(condition)
-        x = x + gate * self.attn(self.norm1(x) * (1.0 + scale) + shift, tables)
+        x = x + gate * self.attn(self.norm1(x) * (1.0 + scale) + shift, table)
         return x + gate_ff * self.ff(self.norm2(x) * (1.0 + scale_ff) + shift_ff)
 
 
@@ -224,17 +224,25 @@ class JiTAttention(nn.Module):
         self.norm_q, self.norm_k = RMSNorm(width // heads, EPS), RMSNorm(width // heads, EPS)
         self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(dropout)])
 
-    def forward(self, x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
         """Tokens (B, N, width) to the same."""
         query, key, value = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key = rotated(self.norm_q(query), tables), rotated(self.norm_k(key), tables)
+        query, key = rotated(self.norm_q(query), table), rotated(self.norm_k(key), table)
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.float32 if self.upcast and x.dtype != torch.float64 else value.dtype
-            found = F.scaled_dot_product_attention(query.to(dtype), key.to(dtype), value.to(dtype))
+            found = attention(query.to(dtype), key.to(dtype), value.to(dtype))
         found = found.to(value.dtype).transpose(1, 2).flatten(2)
         for layer in self.to_out:
             found = layer(found)
         return found
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of (B, heads, N, dim), its softmax in float32."""
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:  # torch's own kernel takes four times as long there
+        weights = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1, dtype=torch.float32)
+        return weights.to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 class SwiGLU(nn.Module):
@@ -269,8 +277,8 @@ def positions(rows: int, columns: int, width: int, device: torch.device) -> Tens
 
 
 @lru_cache(maxsize=32)
-def rotations(rows: int, columns: int, dim: int, still: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines that rotate pairs of a head's numbers: half of them by the row, half by the column.
+def rotations(rows: int, columns: int, dim: int, still: int, device: torch.device) -> Tensor:
+    """Rotations of pairs of a head's numbers: the first half of the pairs by the row, the second by the column.
 
     Args:
         rows, columns: of the token grid.
@@ -278,24 +286,19 @@ def rotations(rows: int, columns: int, dim: int, still: int, device: torch.devic
         still: tokens in front that are not rotated.
 
     Returns:
-        (still + rows * columns, dim) each, float32; both numbers of a pair have the same.
+        (still + rows * columns, dim / 2), complex64 of absolute value 1.
     """
-    half = dim // 2
-    rates = THETA ** (-torch.arange(0, half, 2, dtype=torch.float32) / half)
-    row = (torch.arange(rows).float()[:, None] * rates).repeat_interleave(2, dim=1)
-    column = (torch.arange(columns).float()[:, None] * rates).repeat_interleave(2, dim=1)
-    shape = (rows, columns, half)
-    angles = torch.cat([row[:, None].expand(shape), column[None].expand(shape)], dim=-1).reshape(-1, dim)
-    angles = torch.cat([angles.new_zeros(still, dim), angles])
-    return angles.cos().to(device), angles.sin().to(device)
+    rates = THETA ** (-torch.arange(0, dim // 2, 2, dtype=torch.float32) / (dim // 2))
+    place = torch.cartesian_prod(torch.arange(float(rows)), torch.arange(float(columns)))
+    angles = torch.cat([torch.zeros(still, dim // 2), (place[:, :, None] * rates).flatten(1)])
+    return torch.polar(torch.ones_like(angles), angles).to(device)
 
 
-def rotated(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate neighboring numbers of (B, heads, N, dim) as pairs, in the tables' precision; the result has that of ``x``."""
-    cosine, sine = tables
-    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([-second, first], dim=-1).flatten(-2)
-    return (x * cosine + turned * sine).to(x.dtype)
+def rotated(x: Tensor, table: Tensor) -> Tensor:
+    """Rotate neighboring numbers of (B, heads, N, dim) as pairs, in float32 at least; the result has the precision of ``x``."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 
 
 JiTTransformer2DModel.__module__ = HOME

@@ -122,8 +122,8 @@ def tables(config: Mapping[str, Any], kind: Kind) -> dict[str, Tensor]:
     found = {f"{place}pos_embed": positions(side, side, width, cpu)[None]}
     # The AsymFlow authors put the context's still tokens in front when they rotate; JiT's tables hold them.
     for name, still in (("feat_rope", 0), ("feat_rope_incontext", config["context_tokens"] if kind == "jit" else 0)):
-        cosine, sine = rotations(side, side, head, still, cpu)
-        found |= {f"{name}.{inner}freqs_cos": cosine.clone(), f"{name}.{inner}freqs_sin": sine.clone()}
+        table = rotations(side, side, head, still, cpu).repeat_interleave(2, dim=1)
+        found |= {f"{name}.{inner}freqs_cos": table.real.clone(), f"{name}.{inner}freqs_sin": table.imag.clone()}
     return found
 
 
