@@ -126,6 +126,7 @@ class Description(_Part):
     latent_patch: Count
     color: dict[str, Any]
     figures: dict[str, Any]
+    space: Literal["pixel", "latent"] = "pixel"
 
 
 def check_figures(figures: Any) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""A Lift is two things, A and s: how the tokens of a latent space sit inside pixel tokens, ``x_0 ~ s A z_0``."""
+"""A Lift is two things, A and s: how the tokens of a latent space sit inside pixel tokens, ``x_0 ~ s A z_0``.
+
+A free lift (s = 1) is a subspace alone, for a model from nothing whose noise has a low rank. It may lie in pixels or in latents.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ MAX_DESCRIPTION = 8 * 1024 * 1024
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST_PATCH, LARGEST_PICTURE = 1024, 4096
 SCALES = (1e-6, 1e6)
+Space = Literal["pixel", "latent"]
 
 
 def orthonormal_to(basis: Tensor) -> float:
@@ -46,13 +50,15 @@ class Lift:
 
     Args:
         basis: A, (D, r), orthonormal columns, D = 3 P**2. Rows in (channel, row, column) order of the P x P
-            pixel patch, columns in (channel, row, column) order of the latent patch.
+            patch, columns in (channel, row, column) order of the latent patch.
         scale: s > 0, ``x_0 ~ s A z_0``.
-        patch_size: P, side of the pixel patch of one token.
+        patch_size: P, side of the patch of one token, in pixels (or in latents, where that is the space).
         latent_patch: side of the latent patch of one token; the VAE's factor is ``patch_size / latent_patch``.
         color: the space in which pixels are meant.
         figures: what the fit found about itself (plain data).
         pictures: rows of a few images that show it, by name, (n, 3, H, W) uint8; may be empty.
+        space: where the tokens lie: ``pixel``, or ``latent`` for a free subspace of a VAE's normalized latents, D = C P**2, which
+            has no color.
 
     Raises:
         ValueError: if shapes, geometry or orthonormality do not hold.
@@ -65,16 +71,23 @@ class Lift:
     color: ColorSpace = field(default_factory=Oklab)
     figures: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    space: Space = "pixel"
 
     def __post_init__(self) -> None:
         if self.basis.dtype not in FLOATS:
             raise ValueError(f"lift: the basis is of {self.basis.dtype}, expected floating-point numbers")
         if not 1 <= self.patch_size <= LARGEST_PATCH:
             raise ValueError(f"lift: pixel patches of {self.patch_size}, expected 1 to {LARGEST_PATCH}")
-        if self.basis.ndim != 2 or self.basis.shape[0] != 3 * self.patch_size**2:
+        if self.basis.ndim != 2 or self.basis.shape[0] != self.channels * self.patch_size**2 or not self.channels:
+            numbers = f"{3 * self.patch_size**2}" if self.space == "pixel" else f"a multiple of {self.patch_size**2}"
             raise ValueError(
                 f"lift: the basis has shape {tuple(self.basis.shape)}; a {self.patch_size} x {self.patch_size} "
-                f"RGB patch needs ({3 * self.patch_size**2}, rank)"
+                f"{'RGB' if self.space == 'pixel' else 'latent'} patch needs ({numbers}, rank)"
+            )
+        if self.space == "latent" and (self.latent_patch, self.scale) != (1, 1.0):
+            raise ValueError(
+                "lift: a subspace of latents is free (latent patch 1, scale 1), and this is of latent patches of "
+                f"{self.latent_patch} and scale {self.scale:g}"
             )
         if self.latent_patch < 1 or not 0 <= self.rank <= self.dim or self.patch_size % self.latent_patch:
             raise ValueError(
@@ -108,8 +121,13 @@ class Lift:
 
     @property
     def dim(self) -> int:
-        """D = 3 P**2, the numbers in a pixel token."""
+        """D = 3 P**2, the numbers in a pixel token (C P**2 in latents)."""
         return self.basis.shape[0]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the states that it is for: 3 colors, or C of latents."""
+        return 3 if self.space == "pixel" else self.basis.shape[0] // self.patch_size**2
 
     @property
     def fold(self) -> int:
@@ -148,6 +166,8 @@ class Lift:
             "color": self.color.to_dict(),
             "figures": self.figures,
         }
+        if self.space != "pixel":
+            description["space"] = self.space
         pictures = {f"{PICTURE}{name}": images for name, images in self.pictures.items()}
         text = json.dumps(description, allow_nan=False)
         write_safetensors(Path(path), {"basis": self.basis, **pictures}, {"lift": text})
@@ -181,6 +201,7 @@ class Lift:
                 color=color_from_dict(description["color"]),
                 figures=check_figures(description["figures"]),
                 pictures={k.removeprefix(PICTURE): v for k, v in tensors.items() if k.startswith(PICTURE)},
+                space=description.get("space", "pixel"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(

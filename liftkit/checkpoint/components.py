@@ -11,7 +11,7 @@ from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.source import PICKLES, list_files, open_regular
 from liftkit.checkpoint.text import LFS, check_unmarked, read_json
 from liftkit.checkpoint.weights import STEMS, Library, Weights, read_weights
-from liftkit.embedded import VAES
+from liftkit.embedded import MODELS, VAES
 from liftkit.errors import UsageError
 from liftkit.tally import Tally
 
@@ -143,7 +143,7 @@ def read_vae(path: Path) -> Component:
     Raises:
         UsageError: if there is none, or a file is missing or broken.
     """
-    path = VAES.get(str(path), path)
+    path = VAES.get(str(path)) or MODELS.get(str(path), path)
     place = path if (path / CONFIG).is_file() else path / "vae"
     if not (place / CONFIG).is_file():
         raise UsageError(

@@ -82,8 +82,8 @@ class ModelFolder:
         return read_weights(self.path / component)
 
     def image_size(self) -> int:
-        """The side in pixels that the VAE was made for: its ``sample_size``, one number or two, else 1024."""
-        size = self.config("vae").get("sample_size")
+        """The side in pixels that a pipeline, or else its VAE, was made for: ``sample_size``, one number or two; else 1024."""
+        size = self.index.get("sample_size") or self.config("vae").get("sample_size")
         size = size[0] if isinstance(size, list) and size else size
         return size if isinstance(size, int) and size > 0 else DEFAULT_SIZE
 

@@ -28,10 +28,10 @@ def init(
     console.result(output=done.folder, rank=lift.rank, dim=lift.dim, parameters=done.parameters)
     rows = [
         ("network", f"{done.name}, {done.parameters / 1e6:.1f} million parameters"),
-        ("token", f"{lift.patch_size} x {lift.patch_size} pixels, {lift.dim} numbers"),
+        ("token", f"{lift.patch_size} x {lift.patch_size} {lift.space}s, {lift.dim} numbers"),
         ("rank", done.chosen.reason if done.chosen is not None else str(lift.rank)),
     ]
     if "energy_captured" in lift.figures:
-        rows.append(("energy in it", f"{lift.figures['energy_captured']:.3f} of the images'"))
+        rows.append(("energy in it", f"{lift.figures['energy_captured']:.3f}"))
     rows += [("model", str(done.folder)), ("next", "a recipe with objective.loss: flow (docs/from-scratch.md)")]
     console.table("Begun", rows)

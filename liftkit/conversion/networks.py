@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from liftkit.checkpoint.components import Component
+from liftkit.lift import Space
+
 Size = Literal["tiny", "S", "B", "L", "H"]
 WIDTHS: dict[Size, tuple[int, int, int]] = {
     "tiny": (6, 3, 64),
@@ -23,15 +26,41 @@ class Shape:
 
     Args:
         size: of :data:`WIDTHS`.
-        patch: side of a token, in pixels.
+        patch: side of a token, in elements of the state: pixels, or latents.
         resolution: side of the images, in pixels.
         classes: how many.
+        channels: of the state: 3 colors, or those of latents.
+        factor: pixels along one element of the state.
+        vae: of whose latents the state is made; None for pixels.
     """
 
     size: Size
     patch: int
     resolution: int
     classes: int
+    channels: int = 3
+    factor: int = 1
+    vae: Component | None = None
+
+    @property
+    def side(self) -> int:
+        """Of the state, in its elements."""
+        return self.resolution // self.factor
+
+    @property
+    def dim(self) -> int:
+        """D, numbers of a token."""
+        return self.channels * self.patch**2
+
+    @property
+    def space(self) -> Space:
+        """Where the states lie."""
+        return "pixel" if self.vae is None else "latent"
+
+    @property
+    def units(self) -> str:
+        """The word for elements of the state."""
+        return "pixels" if self.vae is None else "latents"
 
 
 def _jit(shape: Shape) -> dict[str, Any]:
@@ -39,9 +68,9 @@ def _jit(shape: Shape) -> dict[str, Any]:
     small = {"tiny": (64, 2, 8), "S": (128, 4, 32)}
     bottleneck, start, context = small.get(shape.size) or (256 if shape.size == "H" else 128, layers // 3, 32)
     return {
-        "sample_size": shape.resolution,
+        "sample_size": shape.side,
         "patch_size": shape.patch,
-        "in_channels": 3,
+        "in_channels": shape.channels,
         "num_layers": layers,
         "num_attention_heads": heads,
         "attention_head_dim": head,
@@ -57,10 +86,10 @@ def _jit(shape: Shape) -> dict[str, Any]:
 def _dit(shape: Shape) -> dict[str, Any]:
     layers, heads, head = WIDTHS[shape.size]
     return {
-        "sample_size": shape.resolution,
+        "sample_size": shape.side,
         "patch_size": shape.patch,
-        "in_channels": 3,
-        "out_channels": 3,
+        "in_channels": shape.channels,
+        "out_channels": shape.channels,
         "num_layers": layers,
         "num_attention_heads": heads,
         "attention_head_dim": head,
@@ -71,7 +100,7 @@ def _dit(shape: Shape) -> dict[str, Any]:
 def _prx(shape: Shape) -> dict[str, Any]:
     layers, heads, head = WIDTHS[shape.size]
     return {
-        "in_channels": 3,
+        "in_channels": shape.channels,
         "patch_size": shape.patch,
         "context_in_dim": shape.classes + 1,
         "hidden_size": heads * head,
@@ -86,7 +115,7 @@ def _flux2(shape: Shape) -> dict[str, Any]:
     double = max(layers // 4, 1)
     return {
         "patch_size": 1,
-        "in_channels": 3 * shape.patch**2,
+        "in_channels": shape.dim,
         "num_layers": double,
         "num_single_layers": layers - double,
         "attention_head_dim": head,

@@ -25,6 +25,7 @@ from liftkit.finetune.stages import default_modules
 from liftkit.lift import Lift
 from liftkit.models.detail_head import HEAD, DetailHead, add_head, in_head
 from liftkit.models.load import load_component
+from liftkit.models.mixin import SPACE
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Architecture
 from liftkit.models.surgery import RawChannels, native_basis
@@ -73,7 +74,7 @@ def open_trainee(recipe: Recipe, folder: ModelFolder) -> Trainee:
     """
     name = folder.class_of("transformer") or ""
     spec = architecture(name)
-    _check_space(recipe, folder, is_lifted(name))
+    _check_space(recipe, folder, name)
     transformer = _load(recipe, folder, name)
     lift = Lift.load(folder.path / "lift.safetensors") if recipe.space == "pixel" else None
     tensors: Mapping[str, Tensor] = {}
@@ -173,12 +174,15 @@ def open_complement(trainee: Trainee, strength: float, seed: int) -> None:
         weight.copy_(flat.reshape(weight.shape))
 
 
-def _check_space(recipe: Recipe, folder: ModelFolder, lifted: bool) -> None:
-    if recipe.space == "pixel" and not lifted:
+def _check_space(recipe: Recipe, folder: ModelFolder, name: str) -> None:
+    pixel = is_lifted(name) and folder.config("transformer").get(SPACE, "pixel") == "pixel"
+    if recipe.space == "pixel" and is_lifted(name) and not pixel:
+        raise UsageError(f"model: {folder.source}: a model of latents; set space: latent")
+    if recipe.space == "pixel" and not pixel:
         raise UsageError(
             f"model: {folder.source}: a latent model; convert it first: liftkit convert {folder.source} --images ... -o OUT"
         )
-    if recipe.space == "latent" and lifted:
+    if recipe.space == "latent" and pixel:
         raise UsageError(
             f"model: {folder.source}: a pixel model, and the recipe says space: latent; give the latent one"
         )

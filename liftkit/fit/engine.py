@@ -160,7 +160,14 @@ def _fit_function(
 ) -> Fit:
     """Moments to lift, by the chosen kind."""
     if options.kind == "pca":
-        return partial(fit_pca, rank=options.rank, latent_patch=latent_patch, color=color, scale=options.scale)
+        return partial(
+            fit_pca,
+            rank=options.rank,
+            latent_patch=latent_patch,
+            color=color,
+            scale=options.scale,
+            space=options.space,
+        )
     if options.kind == "procrustes":
         return partial(fit_procrustes, latent_patch=latent_patch, color=color, scale=options.scale)
     if source is None:

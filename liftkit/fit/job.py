@@ -78,6 +78,10 @@ def prepare(job: FitJob) -> FitJob:
         raise UsageError("--part needs --moments-out: a part alone is no fit; add the parts by --merge")
     if job.options.rank is not None and job.options.kind != "pca":
         raise UsageError("--rank is for --kind pca: other fits have the rank of the latents")
+    if job.options.space == "latent" and job.options.rank is None:
+        raise UsageError(
+            "--space latent needs --rank, and so --kind pca: a lift of pixels onto latents is what all others are"
+        )
     if job.merge and job.moments_out is not None:
         raise UsageError("--merge fits on moments; --moments-out gathers them: give one of the two")
     if job.options.num_images == "auto" and (job.part is not None or Processes.expected() > 1):
@@ -99,8 +103,9 @@ def prepare(job: FitJob) -> FitJob:
     if not job.merge or _needs_source(job):
         check_sources(job.options)
     options = choose(job.options, subject)
-    if isinstance(options.rank, int) and not 1 <= options.rank <= subject.dim:
-        raise UsageError(f"--rank {options.rank}: pixel tokens of this model have {subject.dim} numbers")
+    numbers = subject.dim if options.space == "pixel" else subject.rank
+    if isinstance(options.rank, int) and not 1 <= options.rank <= numbers:
+        raise UsageError(f"--rank {options.rank}: {options.space} tokens of this model have {numbers} numbers")
     if not job.merge or _needs_source(job):
         note_images(subject, options)
     return replace(job, options=options, subject=subject)

@@ -97,6 +97,14 @@ class TokenMoments:
             setattr(result, name, getattr(self, name).to(device))
         return result
 
+    def of_latents(self) -> TokenMoments:
+        """Moments of the pairs (z, z): latents in the place of pixels, for a subspace of theirs."""
+        result = TokenMoments(self.latent_dim, self.latent_dim)
+        result.count, result.images = self.count, self.images
+        result.latent_sum = result.pixel_sum = self.latent_sum
+        result.latent_gram = result.pixel_gram = result.cross = self.latent_gram
+        return result
+
     def save(self, path: str | Path) -> None:
         """Write ``.safetensors``, atomically."""
         from liftkit.checkpoint.files import write_safetensors

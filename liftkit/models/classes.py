@@ -24,6 +24,7 @@ from liftkit.models.flow import FlowModel
 from liftkit.models.latents import LatentSpace
 from liftkit.models.scheduler import noise_level
 from liftkit.models.spec import HOME, Architecture, Config
+from liftkit.models.vaes import vae_geometry
 
 STEPS, GUIDANCE, INTERVAL = 50, 2.3, (0.0, 0.88)
 """How the paper samples ImageNet at 256 x 256 pixels, at rank 8."""
@@ -101,15 +102,22 @@ class AsymFlowClassPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "transformer->vae"
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
-    def __init__(self, transformer: Any, vae: Any, scheduler: Any, id2label: Mapping[Any, str] | None = None) -> None:
+    def __init__(
+        self,
+        transformer: Any,
+        vae: Any,
+        scheduler: Any,
+        id2label: Mapping[Any, str] | None = None,
+        sample_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         names = {int(label): str(name) for label, name in (id2label or {}).items()}
         if sorted(names) != list(range(len(names))):
             raise ValueError(f"id2label: {len(names)} classes, expected to be numbered from 0")
-        self.register_to_config(id2label={str(label): names[label] for label in sorted(names)})
+        self.register_to_config(id2label={str(label): names[label] for label in sorted(names)}, sample_size=sample_size)
         self.names, self._guides = names, False
-        self.vae_scale_factor = vae.spatial_compression_ratio if vae is not None else 1
+        self.vae_scale_factor = _factor(vae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     def _of(self, labels: Tensor) -> dict[str, Tensor]:
@@ -157,7 +165,7 @@ class AsymFlowClassPipeline(DiffusionPipeline):
         flow, spec = FlowModel(self.transformer), FlowModel(self.transformer).architecture
         device = self._execution_device
         labels = self._labels(prompt, class_labels)
-        size = self.vae.config.get("sample_size") or 256
+        size = self.config.sample_size or self.vae.config.get("sample_size") or 256
         x = self._noise(flow, len(labels), height or size, width or size, generator, latents).to(device)
         given = {name: value.to(device) for name, value in self._of(labels).items()}
         free = {name: value.to(device) for name, value in self._of(torch.full_like(labels, len(self.names))).items()}
@@ -223,6 +231,13 @@ class AsymFlowClassPipeline(DiffusionPipeline):
             images: Tensor = self.vae.decode(F.pixel_unshuffle(x, self.vae.config.fold), return_dict=False)[0]
             return images.float()
         return LatentSpace(self.vae, flow.architecture.latent_statistics).decode(x)
+
+
+def _factor(vae: Any) -> int:
+    """Pixels along one element of what an autoencoder encodes to."""
+    if vae is None or hasattr(vae, "spatial_compression_ratio"):
+        return 1 if vae is None else int(vae.spatial_compression_ratio)
+    return vae_geometry({**vae.config, "_class_name": type(vae).__name__})[0]
 
 
 def _velocity(

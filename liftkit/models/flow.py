@@ -12,7 +12,7 @@ from torch import Tensor
 
 from liftkit.errors import UsageError
 from liftkit.models.layout import Layout
-from liftkit.models.mixin import channels_for
+from liftkit.models.mixin import SPACE, channels_for
 from liftkit.models.registry import architecture, is_lifted
 from liftkit.models.spec import Grid, counts
 from liftkit.tokens import patchify, unpatchify
@@ -38,8 +38,9 @@ class FlowModel:
         self.transformer = transformer
         self.call = call if call is not None else transformer
         self.architecture = architecture(name)
-        self.is_pixel = is_lifted(name) and not latent
         self.config: Mapping[str, Any] = transformer.config
+        self.is_lifted = is_lifted(name) and not latent
+        self.is_pixel = self.is_lifted and self.config.get(SPACE, "pixel") == "pixel"
         if latent:
             self.config = channels_for(self.architecture, dict(transformer.config), latent=True)
         self.latent_patch = self.architecture.latent_patch(self.config)
@@ -108,14 +109,14 @@ class FlowModel:
             arguments["guidance"] = torch.full((len(x_t),), GUIDANCE, device=x_t.device)
         dtype = self.transformer.dtype
         arguments = _cast(arguments, dtype)
-        # The pixel twin takes its state in float32 and rounds after its gain; the stock class wants its own dtype.
-        packed = self._packed(folded if self.is_pixel else folded.to(dtype))
+        # An Asym twin takes its state in float32 and rounds after its gain; the stock class wants its own dtype.
+        packed = self._packed(folded if self.is_lifted else folded.to(dtype))
         if references is not None:
             packed = self._beside(packed, references.to(packed.dtype), arguments)
         arguments[spec.state] = spec.sequence(self._filled(packed), arguments)
         time = sigma.to(torch.promote_types(sigma.dtype, torch.float32))
-        # The pixel twin finds the network's time by itself.
-        if not self.is_pixel:
+        # It finds the network's time by itself.
+        if not self.is_lifted:
             time = spec.network_time(time, rows * columns).to(torch.promote_types(dtype, torch.float32))
         arguments[spec.time] = spec.clock.time(time)
         output = self.call(**arguments, return_dict=False)

@@ -239,7 +239,9 @@ class JiTAttention(nn.Module):
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of (B, heads, N, dim), its softmax in float32."""
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:  # torch's own kernel takes four times as long there
+    if (
+        query.device.type == "cpu" and query.dtype == torch.bfloat16
+    ):  # torch's own kernel takes four times as long there
         weights = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1, dtype=torch.float32)
         return weights.to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value)

@@ -16,19 +16,21 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isqrt
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from liftkit.asymflow import SIGMA_MIN, recover_velocity
-from liftkit.lift import SCALES
+from liftkit.lift import SCALES, Space
 from liftkit.models.detail_head import HEAD, KEY, DetailHead, check_patch
 from liftkit.models.spec import HOME, Architecture
 from liftkit.models.velocity import lifted_forward
 
 LIFT_KEYS = ("lift_rank", "lift_dim", "lift_scale")
-ADDED_KEYS = (*LIFT_KEYS, KEY)
+SPACE = "lift_space"
+"""Config entry: ``latent`` where the states of a model from nothing are a VAE's latents."""
+ADDED_KEYS = (*LIFT_KEYS, KEY, SPACE)
 """Entries of the config that the stock class does not know."""
 
 
@@ -136,7 +138,7 @@ def channels_for(spec: Architecture, config: dict[str, Any], *, latent: bool) ->
 
 
 def make_class(spec: Architecture) -> type:
-    """The Asym class of an architecture: stock signature plus ``lift_rank``, ``lift_dim``, ``lift_scale`` and ``lift_head``."""
+    """The Asym class: stock signature plus ``lift_rank``, ``lift_dim``, ``lift_scale``, ``lift_head``, ``lift_space``."""
     import diffusers
     from diffusers.loaders import PeftAdapterMixin
 
@@ -150,6 +152,7 @@ def make_class(spec: Architecture) -> type:
         lift_dim: int,
         lift_scale: float,
         lift_head: Mapping[str, int] | None = None,
+        lift_space: str = "pixel",
         **kwargs: Any,
     ) -> None:
         number = isinstance(lift_scale, int | float) and not isinstance(lift_scale, bool)
@@ -161,7 +164,9 @@ def make_class(spec: Architecture) -> type:
         added = {"lift_rank": lift_rank, "lift_dim": lift_dim, "lift_scale": lift_scale}
         pixel = channels_for(spec, {**names, **added}, latent=False)
         stock.__init__(self, **{key: pixel[key] for key in names})
-        self.register_to_config(**added, lift_head=lift_head)
+        if lift_space not in get_args(Space):
+            raise ValueError(f"lift_space is {lift_space!r}, expected {' or '.join(get_args(Space))}")
+        self.register_to_config(**added, lift_head=lift_head, lift_space=lift_space)
         self.lift = LiftHead(lift_dim, lift_rank)
         self.detail_head = None
         if lift_head is not None:
@@ -172,6 +177,7 @@ def make_class(spec: Architecture) -> type:
     for name, annotation in zip(LIFT_KEYS, (int, int, float)):
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation))
     parameters.append(inspect.Parameter(KEY, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=dict | None))
+    parameters.append(inspect.Parameter(SPACE, inspect.Parameter.KEYWORD_ONLY, default="pixel", annotation=str))
     __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
 
     # Each class has a forward of its own, wrapped, because callers read its signature.

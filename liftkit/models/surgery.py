@@ -39,7 +39,7 @@ def free_basis(lift: Lift, spec: Architecture, config: Config) -> Tensor:
     """A of a model that was made from nothing, rows in the order in which its velocity is recovered: a free lift knows no latent
     patch, so that the network's own says how a token is cut."""
     cell = spec.latent_patch(config)
-    return lift.basis[token_order(3, cell, spec.state_order, fold=lift.patch_size // cell)]
+    return lift.basis[token_order(lift.channels, cell, spec.state_order, fold=lift.patch_size // cell)]
 
 
 def lift_input(weight: Tensor, basis: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -146,6 +146,11 @@ def check_lift(spec: Architecture, config: Config, factor: int, lift: Lift) -> N
         UsageError: naming the numbers that disagree.
     """
     check_liftable(spec, config)
+    if lift.space == "latent":
+        raise UsageError(
+            "the lift is a subspace of latents, for a model from nothing (liftkit init --vae ... --subspace ...); a conversion "
+            "needs one of pixels: liftkit fit MODEL --images ..."
+        )
     patch = spec.latent_patch(config)
     found = {"rank": lift.rank, "latent patch": lift.latent_patch, "pixel patch": lift.patch_size}
     wanted = {"rank": spec.token_size(config), "latent patch": patch, "pixel patch": factor * patch}

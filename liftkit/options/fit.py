@@ -83,6 +83,13 @@ class FitOptions:
             parse=rank_or_auto,
         ),
     ] = None
+    space: Annotated[
+        Literal["pixel", "latent"],
+        Option(
+            "Where a PCA subspace for training from scratch lies: in the pixels, or in the model's `latent` space, for models of "
+            "low rank on latents; only with --kind pca and --rank."
+        ),
+    ] = "pixel"
     latents: Annotated[
         Literal["images", "normal", "model"],
         Option(
@@ -126,6 +133,7 @@ class ConvertOptions(FitOptions):
         Option("Data type of the written transformer; `auto` keeps each tensor's own."),
     ] = "auto"
     rank: int | None = None  # a conversion has that of the latents
+    space: Literal["pixel"] = "pixel"
     overwrite: Overwrite = False
     lift: Annotated[
         Path | None, Option("Saved lift (.safetensors) to reuse instead of fitting one.", "FILE", default="none")
@@ -163,7 +171,24 @@ class InitOptions:
             "FILE|FOLDER|INTEGER",
         ),
     ] = "1000"
-    patch: Annotated[int | None, Option("Side of a token in pixels.", min=1, max=64, default="16, tiny: 8")] = None
+    vae: Annotated[
+        str | None,
+        Option(
+            "Make the model of latents instead of pixels, those of this VAE: its folder, that of a model that has it, a Hub id or "
+            "`demo`.",
+            "MODEL",
+            default="none: pixels",
+        ),
+    ] = None
+    patch: Annotated[
+        int | None,
+        Option(
+            "Side of a token in pixels, or in latents.",
+            min=1,
+            max=64,
+            default="16, tiny: 8; latents: the subspace's, or 2",
+        ),
+    ] = None
     resolution: Annotated[
         int | None, Option("Side of the images in pixels.", min=1, max=4096, default="16 tokens, tiny: 8")
     ] = None
