@@ -6,7 +6,13 @@ that read the subspace. Each is judged with its averaged weights: by the squared
 samples (Heun's method) by what the oracle reads and by Frechet distances.
 
 The data are drawn once and kept: python benchmarks/ranks.py --data ranks.npz --draw. On a GPU the number of steps
-follows from ``--seconds``; several processes train beside each other. On a CPU give ``--steps``.
+follows from ``--seconds``; several processes train beside each other. On a CPU give ``--steps``, and a task that it can do in
+minutes, such as
+
+    python benchmarks/ranks.py --data ranks.npz --json ranks.json --device cpu --processes 1 --threads 1 --side 32 --depth 4 \
+        --width 128 --batch 64 --steps 600 --noise-mean 1 --embeddings 5 --samples 320 --sampler-steps 16 --guidance 3
+
+A run that is done is kept beside the results, in ``ranks.rows``, so that the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -25,12 +31,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-PATCH, SIDE, DIM, CLASSES = 8, 64, 192, 10
+PATCH, FULL, DIM, CLASSES = 8, 64, 192, 10
 RANKS = (0, 2, 4, 8, 16, 32, DIM)
 LEVELS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
 FLOOR, SAMPLING_FLOOR, DROPPED = 0.05, 0.04, 0.1
@@ -53,6 +60,10 @@ class Plan:
     guidance: tuple[float, ...]
     held_out: int
     graphs: bool
+    side: int
+    noise_mean: float
+    noise_std: float
+    embeddings: float
 
 
 def draw_data(path: Path, count: int, held_out: int) -> None:
@@ -91,7 +102,7 @@ class Student:
 
         torch.manual_seed(seed)
         self.model = JiTTransformer2DModel(
-            sample_size=SIDE,
+            sample_size=plan.side,
             patch_size=PATCH,
             num_layers=plan.depth,
             num_attention_heads=plan.width // 64,
@@ -105,7 +116,7 @@ class Student:
         if basis.shape[1] <= 64:
             self.model.begin_with(basis)
         self.model = self.model.to(plan.device)
-        self.basis, self.device = basis.float().to(plan.device), plan.device
+        self.basis, self.device, self.side = basis.float().to(plan.device), plan.device, plan.side
 
     def velocity(self, x_t: Tensor, sigma: Tensor, labels: Tensor, floor: float) -> Tensor:
         """u = eps - x_0."""
@@ -117,7 +128,7 @@ class Student:
         tokens = recover_velocity(
             patchify(answer.float(), PATCH), patchify(x_t, PATCH), sigma, self.basis, 1.0, sigma_min=floor
         )
-        return unpatchify(tokens, PATCH, SIDE, SIDE)
+        return unpatchify(tokens, PATCH, self.side, self.side)
 
 
 class Training:
@@ -126,7 +137,7 @@ class Training:
     Args:
         plan: of all runs.
         rank, seed: of this one.
-        images: uint8 (n, 3, 64, 64) on the device.
+        images: uint8 (n, 3, side, side) on the device.
         digits: (n,) on the device.
         basis: (D, D), of which the first ``rank`` columns are taken.
     """
@@ -136,17 +147,25 @@ class Training:
         self.student = Student(plan, basis[:, :rank], seed)
         device, size = plan.device, plan.batch
         self.generator = torch.Generator(device).manual_seed(seed + 1)
-        self.x0 = torch.zeros(size, 3, SIDE, SIDE, device=device)
+        self.x0 = torch.zeros(size, 3, plan.side, plan.side, device=device)
         self.noise, self.sigma = torch.zeros_like(self.x0), torch.zeros(size, device=device)
         self.labels = torch.zeros(size, dtype=torch.long, device=device)
         self.loss = torch.zeros((), device=device)
         self.total = torch.zeros((), device=device)
         self.parameters = list(self.student.model.parameters())
         graphed = plan.graphs
+        model = self.student.model
+        small = {*model.class_embed.parameters(), *model.time_embed.parameters()}
+        self.groups = [
+            {"params": [p for p in self.parameters if (p in small) == wanted], "factor": factor}
+            for wanted, factor in ((False, 1.0), (True, plan.embeddings))
+        ]
         rate = torch.tensor(plan.rate, device=device) if graphed else plan.rate
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True, capturable=graphed
+            self.groups, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True, capturable=graphed
         )
+        for group in self.optimizer.param_groups if graphed else ():
+            group["lr"] = group["lr"].clone()  # each group's own number, which a graph reads
         self.average = [p.detach().clone() for p in self.parameters]
         self.kept = 1.0 - 1.0 / max(0.05 * plan.steps, 10)
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -160,7 +179,7 @@ class Training:
         self.labels.copy_(torch.where(dropped, CLASSES, self.digits[rows]))
         self.noise.normal_(generator=generator)
         self.sigma.normal_(generator=generator)
-        self.sigma.mul_(0.8).add_(0.8).sigmoid_().clamp_(min=1e-4)
+        self.sigma.mul_(self.plan.noise_std).add_(self.plan.noise_mean).sigmoid_().clamp_(min=1e-4)
 
     def compute(self) -> None:
         """Loss, gradients, step, average; of the buffers alone."""
@@ -202,9 +221,9 @@ class Training:
         rate = self.plan.rate * min(1.0, (index + 1) / max(0.05 * self.plan.steps, 1.0))
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
+                group["lr"].fill_(rate * group["factor"])
             else:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
         self.feed()
         if self.graph is not None:
             self.graph.replay()
@@ -247,12 +266,12 @@ def errors(student: Student, images: Tensor, digits: Tensor) -> dict[str, float]
 
 @torch.no_grad()
 def samples(student: Student, count: int, steps: int, guidance: float, seed: int) -> Tensor:
-    """Heun's method from the same noise for every rank, the last step Euler's; digits in turn. (n, 3, 64, 64) in [-1, 1], CPU."""
+    """Heun's method from the same noise for every rank, Euler's at last; digits in turn. (n, 3, side, side) in [-1, 1], CPU."""
     device, made = student.device, []
     grid = [1.0 - index / steps for index in range(steps)] + [0.0]
     labels = torch.arange(count, device=device) % CLASSES
     generator = torch.Generator(device).manual_seed(seed)
-    noise = torch.randn((count, 3, SIDE, SIDE), generator=generator, device=device)
+    noise = torch.randn((count, 3, student.side, student.side), generator=generator, device=device)
 
     def velocity(x: Tensor, level: float, label: Tensor) -> Tensor:
         sigma = torch.full((len(x),), level, device=device)
@@ -275,12 +294,13 @@ def samples(student: Student, count: int, steps: int, guidance: float, seed: int
 
 
 def judged(images: Tensor, reference: Tensor) -> dict[str, float]:
-    """What the oracle reads, and distances to held-out images."""
+    """What the oracle reads, and distances to held-out images; smaller images than the oracle's are enlarged for it."""
     from liftkit.data.oracle import load_oracle
     from liftkit.evaluate.features import texture_features
     from liftkit.evaluate.patches import frechet, gaussian, patch_frechet
 
     oracle = load_oracle()
+    images, reference = (F.interpolate(x, (FULL, FULL), mode="bicubic").clamp(-1.0, 1.0) for x in (images, reference))
     with torch.no_grad():
         wanted = torch.arange(len(images)) % CLASSES
         read = torch.cat([oracle(part)[0].argmax(1) for part in images.split(256)])
@@ -296,6 +316,11 @@ def judged(images: Tensor, reference: Tensor) -> dict[str, float]:
 def load(plan: Plan) -> tuple[dict[str, np.ndarray], Tensor]:
     """The data, and the principal directions of the training part."""
     found = dict(np.load(plan.data))
+    if plan.side < FULL:
+        by = FULL // plan.side
+        for name in ("train", "test"):
+            cells = found[name].reshape(-1, 3, plan.side, by, plan.side, by).astype(np.float32)
+            found[name] = np.rint(cells.mean((3, 5))).astype(np.uint8)
     found |= {name: found[name][: plan.held_out] for name in ("test", "test_labels")}
     return found, principal(found["train"])
 
@@ -393,6 +418,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--width", type=int, default=192)
+    parser.add_argument(
+        "--side", type=int, default=FULL, choices=(32, 64), help="of the images, in pixels (%(default)s)"
+    )
+    parser.add_argument("--noise-mean", type=float, default=0.8)
+    parser.add_argument("--noise-std", type=float, default=0.8)
+    parser.add_argument("--embeddings", type=float, default=1.0, help="rate of class and time, in times (%(default)s)")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--sampler-steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])

@@ -371,6 +371,7 @@ def test_the_sweep_over_ranks_runs(tmp_path: Path) -> None:
     spec.loader.exec_module(ranks)
     ranks.draw_data(tmp_path / "ranks.npz", 16, 12)
     small = {"steps": 1, "batch": 2, "depth": 1, "width": 64, "samples": 12, "sampler_steps": 1, "held_out": 12}
+    small |= {"side": 32, "noise_mean": 0.8, "noise_std": 0.8, "embeddings": 2.0}
     plan = ranks.Plan(
         data=str(tmp_path / "ranks.npz"), device="cpu", rate=1e-3, threads=1, guidance=(2.0,), graphs=False, **small
     )

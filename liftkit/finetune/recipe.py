@@ -129,6 +129,11 @@ RULES = (
         "a new model has nothing to be compared with nor to adapt: it needs objective.loss flow and trainable.mode full",
     ),
     Rule(
+        ("network.vae", "space", "model"),
+        lambda vae, space, model: model != NEW or (vae is not None) == (space == "latent"),
+        "a new model of latents has both network.vae and space latent, one of pixels neither",
+    ),
+    Rule(
         ("objective.repa", "objective.loss", "trainable.mode"),
         lambda repa, loss, mode: repa == 0 or (loss == "flow" and mode == "full"),
         "objective.repa trains another part beside the network: it needs objective.loss flow and trainable.mode full",
