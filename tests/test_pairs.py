@@ -24,8 +24,8 @@ from liftkit.finetune.run import finetune
 from liftkit.finetune.sources import training_data
 from liftkit.finetune.step import Objective
 from tests import tiny
-from tests.test_training_data import Encoders, Notes, assert_same, picture, prepare, training
 from tests.training import few_steps
+from tests.training_data import Encoders, Notes, assert_same, picture, prepare, training
 
 Cli = Callable[..., tuple[int, str, str]]
 
