@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from liftkit.models.spec import Config
+if TYPE_CHECKING:
+    from liftkit.models.spec import Config
 
 
 def randn(generator: torch.Generator, *shape: int) -> Tensor:

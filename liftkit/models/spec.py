@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from liftkit.errors import UsageError
+from liftkit.models.conditioning import encoded as encoded
+from liftkit.models.conditioning import random as random
 from liftkit.models.layout import Layout
 from liftkit.tokens import TokenOrder
 
