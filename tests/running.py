@@ -37,5 +37,5 @@ def convert(model: str, output: str, lift: str, overwrite: bool) -> None:
 def is_complete(folder: Path) -> bool:
     """Whether a folder is what its manifest says, no more and no less."""
     record = json.loads((folder / "liftkit.json").read_text())
-    found = {name: digest.sha256 for name, digest in digests(folder).items() if name != "liftkit.json"}
-    return record["sha256"] == found
+    found = {name: digest.value for name, digest in digests(folder).items() if name != "liftkit.json"}
+    return record["digests"] == found

@@ -20,7 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import liftkit
-from liftkit.checkpoint.folder import SUFFIX, sha256
+from liftkit.checkpoint.folder import SUFFIX
+from liftkit.checkpoint.follow import digest_file
 from liftkit.lift import Lift
 from tests import tiny
 
@@ -72,12 +73,12 @@ def test_converts_through_the_command_line(cli: Cli, model: Path, image_folder: 
 def test_the_folder_says_what_it_is(architecture: str, converted: dict[str, Path]) -> None:
     folder = converted[architecture]
     record = json.loads((folder / "liftkit.json").read_text())
-    assert record["sha256"].keys() == {
+    assert record["digests"].keys() == {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
         if path.is_file() and path.name != "liftkit.json"
     }
-    assert all(sha256(folder / name) == digest for name, digest in record["sha256"].items())
+    assert all(digest_file(folder / name).value == digest for name, digest in record["digests"].items())
     assert record["proof"]["exact"] < 1e-4
     assert record["versions"]["torch"]
     report = json.loads((folder / "alignment.json").read_text())
@@ -110,8 +111,8 @@ def test_same_input_same_bytes(
     model: Path, image_folder: Path, converted: dict[str, Path], architecture: str, tmp_path: Path
 ) -> None:
     liftkit.convert(str(model), tmp_path / "again", images=str(image_folder), device="cpu")
-    first = json.loads((converted[architecture] / "liftkit.json").read_text())["sha256"]
-    again = json.loads((tmp_path / "again" / "liftkit.json").read_text())["sha256"]
+    first = json.loads((converted[architecture] / "liftkit.json").read_text())["digests"]
+    again = json.loads((tmp_path / "again" / "liftkit.json").read_text())["digests"]
     assert first == again
     names = [folder / "liftkit.json" for folder in (converted[architecture], tmp_path / "again")]
     assert names[0].read_bytes() == names[1].read_bytes()
@@ -152,7 +153,7 @@ def test_a_saved_lift_is_reused(
     saved = converted["flux2"] / "lift.safetensors"
     code, _, err = cli("convert", model_folders["flux2"], "--lift", saved, "-o", tmp_path / "again", "--device", "cpu")
     assert code == 0, err
-    assert sha256(tmp_path / "again" / WEIGHTS) == sha256(converted["flux2"] / WEIGHTS)
+    assert digest_file(tmp_path / "again" / WEIGHTS) == digest_file(converted["flux2"] / WEIGHTS)
 
 
 def test_dry_run_writes_nothing(cli: Cli, model: Path, image_folder: Path, tmp_path: Path) -> None:

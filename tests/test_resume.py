@@ -139,8 +139,8 @@ def test_another_model_is_refused_in_one_line_that_names_both(place: Path, cli, 
 def spoil(folder: Path, name: str) -> None:
     """Another digest of one file in a model's record: what a conversion by another lift or of another model has."""
     record = json.loads((folder / "liftkit.json").read_text())
-    assert name in record["sha256"]
-    record["sha256"][name] = "0" * 64
+    assert name in record["digests"]
+    record["digests"][name] = f"blake3:{0:064}"
     (folder / "liftkit.json").write_text(json.dumps(record))
 
 

@@ -131,7 +131,7 @@ def test_a_single_file_becomes_the_folder_that_it_came_from(
     assert record["source"] == {"file": file.name, "config": "config"}
     listed = manifest(tmp_path / "folder")
     listed.pop("liftkit.json")
-    assert record["sha256"] == listed
+    assert record["digests"] == listed
     assert load(tmp_path / "folder").transformer.state_dict().keys() == expected.keys()
 
 

@@ -63,7 +63,7 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> 
     save_file(tensors, path, metadata)
     root = next(parent for parent in path.parents if (parent / "liftkit.json").exists())
     record = json.loads((root / "liftkit.json").read_text())
-    record["sha256"][path.relative_to(root).as_posix()] = digest_file(path).sha256
+    record["digests"][path.relative_to(root).as_posix()] = digest_file(path).value
     (root / "liftkit.json").write_text(json.dumps(record))
 
 
@@ -79,7 +79,7 @@ def test_a_whole_folder_passes(
     code, out, err = cli("verify", proved[architecture], "--source", model_folders[architecture])
     assert code == 0, err
     for text in (
-        "by SHA-256",
+        "by BLAKE3",
         "of its names and shapes",
         "max |A^T A - I|",
         "source times lift, rounded once",
@@ -291,7 +291,7 @@ def test_links_out_of_the_folder_are_not_followed(folder: Path, tmp_path: Path) 
 
 def test_names_in_a_manifest_open_nothing(folder: Path, tmp_path: Path) -> None:
     record = json.loads((folder / "liftkit.json").read_text())
-    record["sha256"]["../secret"] = "00"
+    record["digests"]["../secret"] = "00"
     (tmp_path / "secret").write_text("secret")
     (folder / "liftkit.json").write_text(json.dumps(record))
     assert problems(audit(folder)) == {"manifest": ["../secret: missing"]}

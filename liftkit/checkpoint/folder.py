@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from liftkit.checkpoint.files import reason, sync_folder
-from liftkit.checkpoint.follow import Digest, digest_file
+from liftkit.checkpoint.follow import Digest, digest_files
+from liftkit.checkpoint.hashing import CHOSEN
 from liftkit.checkpoint.leftovers import backup_path, finish_swap, sweep
 from liftkit.checkpoint.lock import SUFFIX, claim, claimed, held
 from liftkit.checkpoint.source import list_files
@@ -121,29 +122,32 @@ def tree_size(path: Path) -> int:
     )
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return digest_file(path).sha256
-
-
 def digests(
-    folder: Path, known: Mapping[str, Digest] | None = None, progress: Callable[[int], None] = lambda count: None
+    folder: Path,
+    known: Mapping[str, Digest] | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+    algorithm: str = CHOSEN,
 ) -> dict[str, Digest]:
     """What identifies every file below a folder, by relative path, in order.
 
     Args:
         folder: where to look.
         known: digests that were taken beside the writing.
-        progress: called with the number of bytes read.
+        progress: called with the number of bytes read, by one thread after another.
+        algorithm: of the digests.
     """
     known = known or {}
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: known[name] if name in known else digest_file(path, progress) for name, path in files.items()}
+    wanted = {name: (path, algorithm) for name, path in files.items() if name not in known}
+    found = {**known, **digest_files(wanted, progress)}
+    return {name: found[name] for name in files}
 
 
-def manifest(folder: Path, progress: Callable[[int], None] = lambda count: None) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by relative path."""
-    return {name: digest.sha256 for name, digest in digests(folder, None, progress).items()}
+def manifest(
+    folder: Path, progress: Callable[[int], None] = lambda count: None, algorithm: str = CHOSEN
+) -> dict[str, str]:
+    """The digest of every file below a folder, by relative path; see :mod:`liftkit.checkpoint.hashing`."""
+    return {name: digest.value for name, digest in digests(folder, None, progress, algorithm).items()}
 
 
 def _sync(folder: Path) -> None:

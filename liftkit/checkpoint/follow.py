@@ -1,6 +1,6 @@
 """Digests for the manifest, taken beside the writing.
 
-While one thread writes (mostly the kernel's own copying), another takes the SHA-256 of the file and adds up each tensor's
+While one thread writes (mostly the kernel's own copying), another takes the digest of the file and adds up each tensor's
 bytes. What is copied it reads from the source, not from the copy: so the manifest says what ought to be there, and whatever
 goes wrong behind that, in memory, kernel or disk, ``liftkit verify`` finds. What is made anew it reads from the file. Both
 ends of every copied tensor are compared with the source's, which shows a tensor in a wrong place at once. A third thread
@@ -8,12 +8,11 @@ has the disk begin early, so that the last sync has little left to do. Hashing a
 Python threads.
 
 A tensor's sum is that of its bytes as little-endian 64-bit words, modulo 2^64: any single flipped bit changes it, and it
-costs a thirtieth of a digest. It tells *where* a file was spoiled; *that* it was is what the SHA-256 tells.
+costs a fifth of a digest. It tells *where* a file was spoiled; *that* it was is what the digest tells.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +20,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Condition, get_native_id
+from threading import Condition, Lock, get_native_id
 from types import TracebackType
 
+from liftkit.checkpoint.hashing import CHOSEN, new_hash, word
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.parts import BLOCK, Part, compare_block, is_finite, parts_of, read_original, word_sum
 from liftkit.checkpoint.source import Stamp, open_regular, read_exactly
@@ -36,10 +36,10 @@ HASHING_NICENESS = 10
 
 @dataclass(frozen=True)
 class Digest:
-    """What identifies a file: its SHA-256 and, of a safetensors file, each tensor's sum, both hexadecimal; and which of its
-    tensors hold NaN or infinite numbers."""
+    """What identifies a file: its digest, a word of :mod:`liftkit.checkpoint.hashing`, and, of a safetensors file, each
+    tensor's sum, hexadecimal; and which of its tensors hold NaN or infinite numbers."""
 
-    sha256: str
+    value: str
     tensors: dict[str, str] = field(default_factory=dict)
     not_finite: tuple[str, ...] = ()
 
@@ -54,6 +54,7 @@ class Follower:
         source: the file that their bytes come from, and its stamp.
         sync: whether the disk is to begin early; see :meth:`sync`.
         read: called with the number of bytes hashed.
+        algorithm: of the digest.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Follower:
         under: Path | None = None,
         sync: bool = False,
         read: Callable[[int], None] = lambda count: None,
+        algorithm: str = CHOSEN,
     ) -> None:
+        self.algorithm = algorithm
         self.path, self.size, self.parts, self.source, self.read = path, size, parts, source, read
         self.synced = sync
         self._position, self._stopped, self._moved = 0, False, Condition()
@@ -117,7 +120,7 @@ class Follower:
                 raise InterruptedError
 
     def _digest_of(self, source: int | None) -> Digest:
-        digest, sums, not_finite = hashlib.sha256(), {}, {}
+        digest, sums, not_finite = new_hash(self.algorithm), {}, {}
         buffer = memoryview(bytearray(BLOCK))
         lead = Part("", 0, self.parts[0].start if self.parts else self.size)
         for part in (lead, *self.parts):
@@ -132,7 +135,7 @@ class Follower:
                 self.read(len(block))
             if part.name:
                 sums[part.name] = f"{total % 2**64:016x}"
-        return Digest(digest.hexdigest(), sums, tuple(not_finite))
+        return Digest(word(self.algorithm, digest.hexdigest()), sums, tuple(not_finite))
 
     def _block(self, part: Part, at: int, count: int, buffer: memoryview, source: int | None) -> memoryview:
         """Bytes of the file at a place: from the source where they are copied, else from the file itself."""
@@ -223,20 +226,39 @@ class _Entry:
     synced: Future[None] | None
 
 
-def digest_file(path: Path, progress: Callable[[int], None] = lambda count: None) -> Digest:
-    """What identifies a file that is there: its SHA-256 and, if it is a whole safetensors file, its tensors' sums."""
+def digest_file(path: Path, progress: Callable[[int], None] = lambda count: None, algorithm: str = CHOSEN) -> Digest:
+    """What identifies a file that is there: its digest and, if it is a whole safetensors file, its tensors' sums."""
     parts: list[Part] = []
     if path.suffix == ".safetensors":
-        # Of one that is none after all, the SHA-256 will do.
+        # Of one that is none after all, the digest will do.
         with suppress(UsageError):
             parts = parts_of(read_header(path))
     size = path.stat().st_size
-    follower = Follower(path, size, parts, read=progress)
+    follower = Follower(path, size, parts, read=progress, algorithm=algorithm)
     follower.advance(size)
     try:
         return follower.digest()
     finally:
         follower.close()
+
+
+def digest_files(
+    files: Mapping[str, tuple[Path, str]], progress: Callable[[int], None] = lambda count: None
+) -> dict[str, Digest]:
+    """:func:`digest_file` of many, by as many threads as there are processors.
+
+    Args:
+        files: each file and the hash to take, by a name.
+        progress: called with the number of bytes read, by one thread after another.
+    """
+    turn = Lock()
+
+    def read(count: int) -> None:
+        with turn:
+            progress(count)
+
+    with ThreadPoolExecutor(max_workers=min(MOST_HASHING, _processors())) as pool:
+        return dict(zip(files, pool.map(lambda each: digest_file(each[0], read, each[1]), files.values())))
 
 
 def _step_back() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from liftkit.checkpoint.components import LATENT_VAE
 from liftkit.checkpoint.folder import RECORD
-from liftkit.checkpoint.follow import Digest, digest_file
+from liftkit.checkpoint.follow import Digest, digest_files
+from liftkit.checkpoint.hashing import NAMES, TABLE, algorithm_of
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.misplaced import misplaced
 from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json, read_weights
@@ -124,8 +125,8 @@ class _Auditor:
     def _manifest(self, check: Check) -> None:
         """Missing, added and changed files; of changed weights the tensors."""
         self.record = read_record(self.folder)
-        expected, sums = self.record.get("sha256"), self.record.get("tensors", {})
-        if not isinstance(expected, dict) or not expected or not isinstance(sums, dict):
+        expected, sums = self.record.get(TABLE), self.record.get("tensors", {})
+        if not expected:
             raise UsageError(f"{self.folder / RECORD}: it holds no manifest; convert again")
         files = {path.relative_to(self.folder).as_posix(): path for path in self._files()}
         check.problems += [f"{name}: missing" for name in sorted(expected.keys() - files.keys())]
@@ -133,13 +134,14 @@ class _Auditor:
         common = sorted(expected.keys() & files.keys())
         total = sum(files[name].stat().st_size for name in common)
         with self.observer.stage("verify: checksums", total, "bytes") as advance:
-            for name in common:
-                digest = digest_file(files[name], advance)
-                if digest.sha256 != expected[name]:
+            found = digest_files({name: (files[name], algorithm_of(expected[name])) for name in common}, advance)
+            for name, digest in found.items():
+                if digest.value != expected[name]:
                     check.problems.append(f"{name}: changed{_where(digest, sums.get(expected[name]))}")
                 if digest.not_finite:
                     check.problems.append(f"{name}: tensor {digest.not_finite[0]!r} holds NaN or infinite numbers")
-        check.detail = f"{len(common)} files, {total} bytes, by SHA-256"
+        hashes = sorted({NAMES[algorithm_of(expected[name])] for name in common})
+        check.detail = f"{len(common)} files, {total} bytes, by {' and '.join(hashes)}"
 
     def _files(self) -> list[Path]:
         home = ModelFolder(self.folder, str(self.folder), {}).home

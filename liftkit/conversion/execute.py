@@ -10,6 +10,7 @@ from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.finite import message as not_finite
 from liftkit.checkpoint.folder import RECORD, atomic_folder, digests
 from liftkit.checkpoint.follow import Ledger
+from liftkit.checkpoint.hashing import TABLE
 from liftkit.checkpoint.model import find_model
 from liftkit.checkpoint.record import versions
 from liftkit.checkpoint.source import check_unchanged
@@ -137,9 +138,9 @@ def _write_report(result: Conversion, building: Path, ledger: Ledger, observer: 
         **provenance,
         "scale": result.lift.scale,
         "proof": report.proof,
-        "sha256": {path: digest.sha256 for path, digest in found.items()},
+        TABLE: {path: digest.value for path, digest in found.items()},
         # By the digest of their file: what is no longer that file is not looked up here by mistake.
-        "tensors": {digest.sha256: digest.tensors for digest in found.values() if digest.tensors},
+        "tensors": {digest.value: digest.tensors for digest in found.values() if digest.tensors},
     }
     write_text(building / RECORD, json.dumps(record, indent=2) + "\n")
 

@@ -18,9 +18,9 @@ from liftkit.checkpoint.classes import CLASS_PIPELINE
 from liftkit.checkpoint.components import read_vae
 from liftkit.checkpoint.copying import copy_file
 from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
-from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
+from liftkit.checkpoint.folder import atomic_folder
 from liftkit.checkpoint.model import STEM
-from liftkit.checkpoint.record import BEGUN, versions
+from liftkit.checkpoint.record import BEGUN, versions, write_record
 from liftkit.checkpoint.text import lines, read_text
 from liftkit.conversion.card import ASYMFLOW, pipeline_file
 from liftkit.conversion.networks import NETWORKS, Shape
@@ -208,9 +208,8 @@ def _write(
         "version": 1,
         "options": {name: value for name, value in plain.items() if name != "overwrite"},
         "versions": versions(),
-        "sha256": manifest(building),
     }
-    write_text(building / RECORD, json.dumps(record, indent=2) + "\n")
+    write_record(building, record)
 
 
 def _write_model(folder: Path, model: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from liftkit.checkpoint.files import atomic_file, write_text
 from liftkit.checkpoint.folder import manifest, tree_size
+from liftkit.checkpoint.hashing import CHOSEN, OLDER, hexadecimal, word
 from liftkit.checkpoint.leftovers import is_leftover, sweep_inside
 from liftkit.checkpoint.lock import claim
 from liftkit.checkpoint.model import ModelFolder, read_json
@@ -123,8 +124,9 @@ def _generate(
     adapter: Adapter | None,
 ) -> Generated:
     count = options.count or 0
-    settings = _settings(model, files, options, observer, adapter)
-    _check_record(output / RECORD, settings)
+    there = _made_with(output / RECORD)
+    settings = _settings(model, files, options, observer, adapter, there)
+    _check_settings(output, settings, there)
     missing = {index for index in range(count) if not (output / files.file(index)).is_file()}
     if missing:
         loaded = load_pipeline(model, options.device, adapter=adapter)
@@ -162,18 +164,19 @@ def _check_folder(output: Path) -> None:
 
 
 def _settings(
-    model: ModelFolder, files: Files, options: GenerateOptions, observer: Observer, adapter: Adapter | None
+    model: ModelFolder,
+    files: Files,
+    options: GenerateOptions,
+    observer: Observer,
+    adapter: Adapter | None,
+    there: dict[str, Any],
 ) -> dict[str, Any]:
-    """All that an image depends on, its number aside."""
+    """All that an image depends on, its number aside; digests by the hash of the settings that are there already."""
     prompts = files.prompts if isinstance(files, Numbered) else [each.prompt for each in files.items]
-    parts = [path for name in sorted(model.components) if (path := model.path / name).is_dir()]
-    found = hashlib.sha256(json.dumps(model.index, sort_keys=True).encode())
-    with observer.stage("generate: reading the model", sum(map(tree_size, parts)), "bytes") as advance:
-        for part in parts:
-            found.update(json.dumps(manifest(part, advance)).encode())
+    older = ":" not in str(there.get("model_digest", ":"))
     return {
         "model": model.name,
-        "model_digest": found.hexdigest(),
+        "model_digest": _model_digest(model, OLDER if older else CHOSEN, observer),
         "prompts": len(prompts),
         "prompts_digest": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "seed": options.seed,
@@ -185,6 +188,17 @@ def _settings(
         **_pictures_digest(options),
         **({"layout": files.name, "layout_digest": files.digest} if isinstance(files, Layout) else {}),
     }
+
+
+def _model_digest(model: ModelFolder, algorithm: str, observer: Observer) -> str:
+    """Of the index and all files of the components."""
+    parts = [path for name in sorted(model.components) if (path := model.path / name).is_dir()]
+    found = hashlib.sha256(json.dumps(model.index, sort_keys=True).encode())
+    with observer.stage("generate: reading the model", sum(map(tree_size, parts)), "bytes") as advance:
+        for part in parts:
+            digests = manifest(part, advance, algorithm)
+            found.update(json.dumps({name: hexadecimal(digest) for name, digest in digests.items()}).encode())
+    return found.hexdigest() if algorithm == OLDER else word(algorithm, found.hexdigest())
 
 
 def _pictures_digest(options: GenerateOptions) -> dict[str, str]:
@@ -204,19 +218,27 @@ def _digest(adapter: Adapter) -> str:
     return digest([found, adapter.alpha, lift, adapter.provenance.get("sampling")])
 
 
-def _check_record(path: Path, settings: dict[str, Any]) -> None:
+def _made_with(path: Path) -> dict[str, Any]:
+    """The settings that the images in a folder were made with; empty where there are none yet."""
     if not path.is_file():
-        return
+        return {}
     record = read_json(path)
     if record.get("schema") != SCHEMA or not isinstance(record.get("settings"), dict):
         raise UsageError(f"{path}: expected the schema {SCHEMA}, found {record.get('schema')!r}; choose another output")
+    found: dict[str, Any] = record["settings"]
+    return found
+
+
+def _check_settings(output: Path, settings: dict[str, Any], there: dict[str, Any]) -> None:
+    """Raise unless a folder has no images yet, or images of the same settings."""
+    if not there:
+        return
     # A model may be called by another path; its digest says whether it is the same.
-    there = record["settings"]
     differing = [name for name in {**settings, **there} if name != "model" and there.get(name) != settings.get(name)]
     if differing:
         name = differing[0]
         raise UsageError(
-            f"{path.parent}: its images were made with other settings ({name}: {there.get(name)} there, "
+            f"{output}: its images were made with other settings ({name}: {there.get(name)} there, "
             f"{settings.get(name)} now); repeat those or choose another output"
         )
 

@@ -59,7 +59,7 @@ def describe(recipe: Recipe, observer: Observer, resume: str | None = None) -> l
         scratch = Path(temporary)
         source = find_source(recipe, scratch, observer)
         if resumption is not None:
-            check_model(resumption, model_record(source))
+            check_model(resumption, model_record(source, resumption))
             for note in resumption.notes():
                 observer.note(note)
         trainee = open_trainee(recipe, source)

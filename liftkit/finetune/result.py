@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ from torch import Tensor
 
 from liftkit.checkpoint.card import LICENSE, front_matter, plain_name, source_header
 from liftkit.checkpoint.files import write_text
-from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
+from liftkit.checkpoint.folder import atomic_folder
 from liftkit.checkpoint.model import ModelFolder
-from liftkit.checkpoint.record import read_record, versions
+from liftkit.checkpoint.record import read_record, versions, write_record
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.repa import without_projector
 from liftkit.finetune.trainee import Trainee
@@ -99,8 +98,7 @@ def write_model(adapter: Adapter, folder: ModelFolder, target: Path, observer: O
         record = {**base_record(folder), "finetune": adapter.provenance}
         record.setdefault("format", "liftkit.finetune")
         record.setdefault("version", 1)
-        record["sha256"] = manifest(building)
-        write_text(building / RECORD, json.dumps(record, indent=2) + "\n")
+        write_record(building, record)
 
 
 def card(adapter: Adapter, folder: ModelFolder, kind: str) -> str:

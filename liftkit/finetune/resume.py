@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from liftkit.checkpoint.folder import manifest
+from liftkit.checkpoint.hashing import TABLE, hexadecimal, named_digests
 from liftkit.checkpoint.model import ModelFolder
+from liftkit.checkpoint.record import like
 from liftkit.checkpoint.text import read_text
 from liftkit.embedded import MODELS
 from liftkit.errors import UsageError
@@ -137,15 +139,21 @@ def compare_recipes(before: dict[str, Any], now: dict[str, Any]) -> list[Change]
     ]
 
 
-def model_record(folder: ModelFolder) -> dict[str, Any]:
-    """What tells a model from others: its name, class, and SHA-256 by weight file.
+def model_record(folder: ModelFolder, before: Resumption | None = None) -> dict[str, Any]:
+    """What tells a model from others: its name, class, and digests by weight file.
 
     The digests are those that its own ``liftkit.json`` holds; of a folder without one they are taken of the transformer.
+
+    Args:
+        folder: of the model.
+        before: a run to compare with, whose checkpoint may have digests by the hash of an older version.
     """
-    digests = base_record(folder).get("sha256") or {
+    digests = base_record(folder).get(TABLE) or {
         f"transformer/{name}": digest for name, digest in manifest(folder.path / "transformer").items()
     }
-    return {"name": folder.name, "class": folder.class_of("transformer"), "sha256": digests}
+    if before is not None:
+        digests = like(named_digests(before.model), digests, folder.path)
+    return {"name": folder.name, "class": folder.class_of("transformer"), TABLE: digests}
 
 
 def check_model(resumption: Resumption, now: dict[str, Any]) -> None:
@@ -237,13 +245,11 @@ def _advice(run: Path) -> str:
 
 def _called(model: dict[str, Any], file: str) -> str:
     digest = _weights(model).get(file)
-    return f"{model.get('name')} ({file} {digest[:8] if digest else 'missing'})"
+    return f"{model.get('name')} ({file} {hexadecimal(digest)[:8] if digest else 'missing'})"
 
 
 def _weights(model: dict[str, Any]) -> dict[str, str]:
-    digests = model.get("sha256")
-    digests = digests if isinstance(digests, dict) else {}
-    return {name: str(digest) for name, digest in digests.items() if str(name).endswith(".safetensors")}
+    return {name: digest for name, digest in named_digests(model).items() if name.endswith(".safetensors")}
 
 
 def _leaves(table: dict[str, Any], lead: str = "") -> dict[str, Any]:

@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, folder: RunFolder, observer: Observer, resumption: R
     accelerator = make_accelerator(recipe, folder)
     with accelerator.main_process_first():
         source = find_source(recipe, folder.path, observer)
-        model = model_record(source)
+        model = model_record(source, resumption)
         if resumption is not None:
             check_model(resumption, model)
             if accelerator.is_main_process:

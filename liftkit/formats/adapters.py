@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from liftkit.checkpoint.components import read_components
 from liftkit.checkpoint.files import write_text
 from liftkit.checkpoint.finite import check_files
-from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
+from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space
 from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
 from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id, read_json
-from liftkit.checkpoint.record import read_record
+from liftkit.checkpoint.record import read_record, write_record
 from liftkit.conversion.card import adapter_card
 from liftkit.conversion.plan import check_apart
 from liftkit.errors import UsageError
@@ -169,7 +169,7 @@ def fuse(
             shutil.rmtree(start.path)
         _write_scheduler(adapter, building)
         write_text(building / "README.md", fused_card(adapter, [adapter_path(source), folder.path]))
-        write_text(building / RECORD, json.dumps({**record, "sha256": manifest(building)}, indent=2) + "\n")
+        write_record(building, record)
     return Fused(output, adapter, proof)
 
 

@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 
 from liftkit.checkpoint.files import write_safetensors, write_text
-from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
+from liftkit.checkpoint.folder import RECORD, atomic_folder
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.model import STEM, read_json
+from liftkit.checkpoint.record import write_record
 from liftkit.checkpoint.rewrite import read_tensor
 from liftkit.color import Oklab
 from liftkit.errors import UsageError
@@ -153,7 +154,7 @@ def write_asymflow_adapter(
         write_safetensors(building / f"{STEM}.safetensors", tensors, {"format": "pt"})
         write_text(building / "README.md", card)
         record = {"format": "liftkit.export", "version": 1, "base": adapter.base, **adapter.provenance}
-        write_text(building / RECORD, json.dumps({**record, "sha256": manifest(building)}, indent=2) + "\n")
+        write_record(building, record)
 
 
 def their_config(lift: Lift, base_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from liftkit.checkpoint.files import read_safetensors, write_safetensors
+from liftkit.checkpoint.hashing import TABLE
 from liftkit.checkpoint.model import ModelFolder, Weights
 from liftkit.checkpoint.record import read_record, transformer_digests
 from liftkit.errors import UsageError
@@ -79,7 +80,7 @@ def for_latent_base(adapter: Adapter, folder: ModelFolder) -> Adapter:
     """
     history = history_of(folder)
     if history is None:
-        needs = {"name": folder.name, "sha256": transformer_digests(folder.path)}
+        needs = {"name": folder.name, TABLE: transformer_digests(folder.path)}
         return replace(adapter, base=folder.name, provenance={**adapter.provenance, "needs": needs})
     if not history:
         return adapter

@@ -6,7 +6,6 @@ without a model being built. Configs, VAE, text encoders and scheduler come from
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -21,10 +20,10 @@ from liftkit.checkpoint.card import front_matter, plain_name, source_header
 from liftkit.checkpoint.contents import no_transformer, quantization
 from liftkit.checkpoint.files import reason, write_text
 from liftkit.checkpoint.finite import check_files
-from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space, manifest
+from liftkit.checkpoint.folder import atomic_folder, check_space
 from liftkit.checkpoint.header import Header, read_header, shown
 from liftkit.checkpoint.model import STEM, ModelFolder, find_model
-from liftkit.checkpoint.record import versions
+from liftkit.checkpoint.record import versions, write_record
 from liftkit.checkpoint.rewrite import rewrite_file
 from liftkit.checkpoint.source import PICKLES, list_files
 from liftkit.checkpoint.text import printable
@@ -267,4 +266,4 @@ The transformer of `{plain_name(path.name)}` in diffusers' format; all else is o
         "source": {"file": path.name, "config": folder.name},
         "versions": versions(),
     }
-    write_text(building / RECORD, json.dumps({**record, "sha256": manifest(building)}, indent=2) + "\n")
+    write_record(building, record)

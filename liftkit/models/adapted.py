@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.checkpoint.hashing import named_digests
 from liftkit.checkpoint.model import ModelFolder
-from liftkit.checkpoint.record import transformer_digests
+from liftkit.checkpoint.record import like, transformer_digests
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.models import scheduler
@@ -138,7 +139,10 @@ def check_needs(adapter: Adapter, folder: ModelFolder) -> None:
         UsageError: naming the folder that it needs.
     """
     needs = adapter.provenance.get("needs")
-    if not isinstance(needs, dict) or needs.get("sha256") == transformer_digests(folder.path):
+    if not isinstance(needs, dict):
+        return
+    wanted = named_digests(needs)
+    if like(wanted, transformer_digests(folder.path), folder.path) == wanted:
         return
     raise UsageError(
         f"{folder.source}: the adapter was learned upon {needs.get('name')}, which had been finetuned before; give that very "

@@ -7,7 +7,6 @@ that it came from, which becomes a pixel model in memory, or to any conversion o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor
 
 from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
-from liftkit.checkpoint.folder import RECORD, atomic_folder, manifest
-from liftkit.checkpoint.record import read_record
+from liftkit.checkpoint.folder import RECORD, atomic_folder
+from liftkit.checkpoint.hashing import TABLE
+from liftkit.checkpoint.record import read_record, write_record
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.models.detail_head import head_shape, in_head
@@ -148,9 +148,8 @@ class Adapter:
                 "base": self.base,
                 "alpha": self.alpha,
                 **self.provenance,
-                "sha256": manifest(building),
             }
-            write_text(building / RECORD, json.dumps(record, indent=2) + "\n")
+            write_record(building, record)
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:
@@ -167,7 +166,7 @@ class Adapter:
             )
         lift = Lift.load(place / LIFT) if (place / LIFT).is_file() else None
         tensors, _ = read_safetensors(place / TENSORS)
-        known = ("transformer", "base", "alpha", "format", "version", "sha256")
+        known = ("transformer", "base", "alpha", "format", "version", TABLE)
         provenance = {key: value for key, value in record.items() if key not in known}
         alpha, names = record.get("alpha"), [record.get("transformer"), record.get("base")]
         if alpha is not None and not (type(alpha) in (int, float) and 0 < alpha < MOST_ALPHA):
