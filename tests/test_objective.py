@@ -16,8 +16,10 @@ from torch import Tensor
 from liftkit.errors import UsageError
 from liftkit.finetune import asymflow_loss, flow_loss
 from liftkit.finetune.network import Network, Reference, bind, connect, original_modules
+from liftkit.finetune.objective import Asked, rows_to_ask
 from liftkit.finetune.opening import opening_columns
 from liftkit.finetune.perceptual import VaeFeatures, gradient_distance
+from liftkit.finetune.step import Objective
 from liftkit.finetune.terms import make_perceptual
 from liftkit.models.flow import FlowModel, open_flow
 from liftkit.models.surgery import convert_transformer
@@ -273,3 +275,62 @@ def test_opening_leaves_the_subspace_alone_and_disturbs_as_little_as_there_is_ro
     if hidden > rank:
         assert (latent.T @ added).abs().max().item() < 1e-10
     torch.testing.assert_close(added, opening_columns(latent @ basis.T, basis, 0.5, seed=3))
+
+
+def test_rows_whose_share_vanishes_are_not_asked_for() -> None:
+    sigma = [0.97, 0.4, 0.192, 0.190, 0.03]
+    assert rows_to_ask(sigma, 0.3, 0.005) == [0, 1, 2]
+    assert rows_to_ask(sigma, 0.3, 0.0) == [0, 1, 2, 3, 4]
+    assert rows_to_ask(sigma, None, 0.9) == [0, 1, 2, 3, 4], "full reduction at every noise level"
+    assert rows_to_ask(sigma, 0.0, 0.005) == []
+
+
+@pytest.mark.parametrize("seen", [[0, 1], [0, 1, 2]])
+def test_the_loss_without_a_share_that_vanishes_is_the_loss_within_its_bound(seen: list[int]) -> None:
+    """The rows asked for lose nothing; the others gain less than 1 / w^2 - 1, which is 1.1 % at a share of 0.005."""
+    lift = tiny.lift(patch_size=4)
+    x0, tokens, noise = inputs()
+    sigma = torch.tensor([0.97, 0.4, 0.18])
+    calls: list[int] = []
+    # Errors that are alike, so that the share is as large as it gets.
+    mistaken = 0.1 * (noise - x0)
+
+    def loss(rows: slice, asked: Asked | None) -> Tensor:
+        def frozen(x_t: Tensor, level: Tensor) -> Tensor:
+            calls.append(len(x_t))
+            return model_of((lift_of(tokens, lift) + mistaken)[rows][: len(x_t)])(x_t, level)
+
+        student = model_of((x0 + mistaken)[rows])
+        return asymflow_loss(student, frozen, x0[rows], tokens[rows], sigma[rows], noise[rows], lift, asked=asked)[0]
+
+    whole, less = loss(slice(None), None), loss(slice(None), Asked([0, 1], seen))
+    assert calls == [3, len(seen)]
+    share = 1 - 0.82**2 / (0.82**2 + (0.3 * 0.18) ** 2)
+    assert share < 0.005
+    last = slice(2, 3)
+    with_it, without = loss(last, None), loss(last, Asked([], []))
+    assert with_it < without <= with_it / (1 - share) ** 2
+    assert torch.allclose(less - whole, (without - with_it) / 3, atol=1e-5)
+    assert 0 < less - whole < 0.011 * whole
+
+
+def lift_of(tokens: Tensor, lift: Any) -> Tensor:
+    return unpatchify(lift.scale * tokens @ lift.basis.float().T, 4, 16, 16)
+
+
+@pytest.mark.parametrize(("compiled", "alone", "seen"), [(False, True, []), (False, False, [0]), (True, True, [0, 1])])
+def test_the_rows_asked_for_are_the_same_compiled_and_on_several_processes(
+    compiled: bool, alone: bool, seen: list[int]
+) -> None:
+    """What is computed may be more: compiled blocks have one size, and processes that share weights run them together."""
+    recipe = SimpleNamespace(compile=compiled, objective=SimpleNamespace(kappa=0.3, reference_below=0.005, bands=None))
+    plain: dict[str, Any] = {"student": None, "reference": None, "lift": None}
+    objective = Objective(recipe, **plain, alone=alone)  # type: ignore[arg-type]
+    assert objective.rows_to_ask([0.1, 0.05]) == Asked([], seen)
+    assert objective.rows_to_ask([0.9, 0.5]) is None
+    assert objective.rows_to_ask(None) is None
+    found = objective.rows_to_ask([0.1, 0.9])
+    assert found is not None
+    assert found.rows == [1]
+    with_distance = Objective(recipe, **plain, perceptual=lambda *_: None, alone=alone)  # type: ignore[arg-type]
+    assert with_distance.rows_to_ask([0.1, 0.05]) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,27 @@ def test_the_running_mean_is_karras_power_function() -> None:
         kept = (1 - 1 / step) ** 3
         expected = {name: kept * expected[name] + (1 - kept) * value for name, value in values.items()}
         torch.testing.assert_close(average.values, expected)
+
+
+def test_a_step_looks_at_the_device_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other look at a number would make the host wait for a GPU before it has queued the next piece of work."""
+    trainer = make("looks", "objective.adversarial=0", "micro_batch=2", "steps=2")
+    ready = trainer.ahead.each(trainer.data.prefetch(0, 2), 0)
+    trainer.learner.learn(next(ready), 0)  # the first one makes what the others reuse
+    prepared, looks, here = next(ready), [], threading.get_ident()
+
+    def counted(name: str) -> Any:
+        real = getattr(torch.Tensor, name)
+
+        def look(self: torch.Tensor, *given: Any) -> Any:
+            if threading.get_ident() == here:
+                looks.append(name)
+            return real(self, *given)
+
+        return look
+
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    trainer.learner.learn(prepared, 1)
+    monkeypatch.undo()
+    assert looks == ["tolist"]

@@ -68,6 +68,14 @@ class Batch:
             self._each(lambda tensor: tensor[part]), captions=self.captions[part], indices=self.indices[part]
         )
 
+    def pick(self, rows: Sequence[int]) -> Batch:
+        """Some of its rows, by their numbers; see :func:`pick`."""
+        return replace(
+            self._each(lambda tensor: pick(tensor, rows)),
+            captions=[self.captions[row] for row in rows],
+            indices=[self.indices[row] for row in rows],
+        )
+
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Batch:
         """The batch of some rows."""
@@ -81,3 +89,8 @@ class Batch:
             torch.stack([torch.stack(row.references) for row in rows]) if rows[0].references else None,
             torch.stack([torch.stack(row.reference_latents) for row in rows]) if rows[0].reference_latents else None,
         )
+
+
+def pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """Rows of a tensor by numbers that the host knows: a list as an index would make the host wait for a GPU."""
+    return torch.stack([tensor[row] for row in rows])

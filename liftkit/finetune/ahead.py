@@ -30,12 +30,14 @@ class Prepared:
         noise: shaped like the states of the batch.
         sigma: noise levels, (B,).
         arrived: on a GPU, the event after the copies.
+        levels: the noise levels on the host; None where nobody knows them there.
     """
 
     batch: Batch
     noise: Tensor
     sigma: Tensor
     arrived: Any = None
+    levels: list[float] | None = None
 
     def wait(self) -> Prepared:
         """This, for whatever is queued on the device from now on."""
@@ -69,12 +71,13 @@ class Ahead:
         assert states is not None
         noise, sigma = draw((self.recipe.batch_size, *states.shape[1:]), self.recipe.noise, self.recipe.seed, step)
         noise, sigma = noise[self.rows], sigma[self.rows]
+        levels = sigma.tolist()
         if self.stream is None:
-            return Prepared(batch.to(self.device), noise.to(self.device), sigma.to(self.device))
+            return Prepared(batch.to(self.device), noise.to(self.device), sigma.to(self.device), levels=levels)
         with torch.cuda.stream(self.stream):
             there = batch.pinned().to(self.device)
             noise, sigma = (each.pin_memory().to(self.device, non_blocking=True) for each in (noise, sigma))
-            return Prepared(there, noise, sigma, self.stream.record_event())
+            return Prepared(there, noise, sigma, self.stream.record_event(), levels)
 
     def each(self, batches: Iterable[Batch], first: int) -> Generator[Prepared, None, None]:
         """The batches of the steps from ``first`` on, of which the next is made ready meanwhile."""

@@ -77,7 +77,8 @@ class Learner:
         repa = None
         if recipe.objective.repa:
             repa = Repa(trainee.transformer, load_encoder(recipe.objective.repa_encoder), recipe.objective.repa_block)
-        return Objective(recipe, student, reference, lift, perceptual, adversary, repa)
+        alone = self.accelerator.num_processes == 1
+        return Objective(recipe, student, reference, lift, perceptual, adversary, repa, alone)
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -128,7 +129,9 @@ class Learner:
             part = slice(start, start + size)
             last = start + size >= len(x0)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                found = self.objective(batch.rows(part), x0[part], noise[part], sigma[part])
+                found = self.objective(
+                    batch.rows(part), x0[part], noise[part], sigma[part], prepared.levels and prepared.levels[part]
+                )
                 share = len(x0[part]) / len(x0)
                 self.accelerator.backward(found.student * share)
                 if found.adversary is not None:

@@ -9,17 +9,22 @@ student sees the image itself, so that both err alike where the noise hides the 
     L_VR = mean |d - (1 - w) lam d_L|^2 / max(sigma, floor)^2
     L_P  = mean(w lam_map / max(sigma, floor)^2 * perceptual(xhat_0, x_0))
 
+Where ``1 - w`` is below a threshold, the frozen model need not be asked: as ``lam <d, d_L> >= lam^2 |d_L|^2``, an image's
+flow loss lies between ``w^2`` and 1 times that without the reduction, so that leaving it out adds at most ``1 / w^2 - 1`` of it.
+
 Where the published code differs from the paper this follows the code: inner product and norm are means over the pixels of
 one color channel of one patch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from liftkit.data.batch import pick
 from liftkit.finetune.bands import BandError
 from liftkit.lift import Lift
 from liftkit.tokens import unpatchify
@@ -30,6 +35,18 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 """Two sRGB images (B, 3, H, W) in [-1, 1] to a map of their distance, (B, 1, H, W)."""
 
 NORM_FLOOR = 1e-4
+
+
+class Asked(NamedTuple):
+    """Rows of a batch, of which not all need the reference.
+
+    Args:
+        rows: whose loss has its error; see :func:`rows_to_ask`.
+        seen: that it sees, these at least; it has the conditioning of no others bound.
+    """
+
+    rows: list[int]
+    seen: list[int]
 
 
 def asymflow_loss(
@@ -47,6 +64,7 @@ def asymflow_loss(
     perceptual: Perceptual | None = None,
     perceptual_weight: float = 1.0,
     bands: BandError | None = None,
+    asked: Asked | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Flow loss with variance reduction and perceptual correction, in float32.
 
@@ -65,15 +83,17 @@ def asymflow_loss(
         perceptual: a spatial distance of sRGB images in [-1, 1].
         perceptual_weight: of its term (the paper's 0.2 times 5).
         bands: weighs what is squared by band of its spectrum; None counts all pixels alike, as the paper does.
+        asked: rows of the batch that the reference is asked for; None: all. The others have the plain flow loss.
 
     Returns:
-        The loss, (), and detached metrics: ``flow``, ``lambda`` in [0, 1] and, with a perceptual term, ``perceptual``.
+        The loss, (), and detached metrics: ``flow``, ``lambda`` in [0, 1] of the rows asked for and,
+        with a perceptual term, ``perceptual``.
     """
     sigma = sigma.float()
     level = sigma.view(-1, 1, 1, 1)
     lifted = unpatchify(lift.raise_tokens(latent_tokens.float()), lift.patch_size, *x0.shape[-2:])
     with torch.no_grad():
-        reference_error = lifted - _denoised(reference, lifted, noise, sigma)
+        reference_error = _reference_error(reference, lifted, noise, sigma, asked)
     denoised = _denoised(student, x0, noise, sigma)
     error = x0 - denoised
     share = correlation(error.detach(), reference_error, lift.patch_size)
@@ -82,7 +102,7 @@ def asymflow_loss(
     precision = level.clamp(min=sigma_floor).square().reciprocal()
     squares = residual.square().mean(dim=(1, 2, 3)) if bands is None else bands(residual, sigma)
     flow = (squares * precision.flatten()).mean()
-    loss, metrics = weight * flow, {"flow": flow.detach(), "lambda": share.mean()}
+    loss, metrics = weight * flow, {"flow": flow.detach(), "lambda": _mean_of(share, asked)}
     if perceptual is not None and kappa is not None:
         gate = correction * share.square().mean(dim=1, keepdim=True).sqrt() * precision
         term = _by_patch(gate, perceptual(lift.color.decode(denoised), lift.color.decode(x0))).mean()
@@ -131,6 +151,40 @@ def correlation(error: Tensor, reference_error: Tensor, patch: int) -> Tensor:
     mean = torch.nn.functional.avg_pool2d
     product, norm = mean(error * reference_error, patch), mean(reference_error.square(), patch)
     return (product / norm.clamp(min=NORM_FLOOR)).clamp(0.0, 1.0)
+
+
+def rows_to_ask(sigma: Sequence[float], kappa: float | None, below: float) -> list[int]:
+    """The rows whose share ``1 - w`` of the reference's error is not below a threshold.
+
+    Args:
+        sigma: noise levels in [0, 1], on the host.
+        kappa: see :func:`asymflow_loss`.
+        below: the threshold.
+    """
+    if kappa is None or below == 0:
+        return list(range(len(sigma)))
+    # (kappa sigma)^2 / (alpha^2 + (kappa sigma)^2) >= below, without dividing by what may be zero.
+    noise, signal = ([(kappa * each) ** 2 for each in sigma], [(1.0 - each) ** 2 for each in sigma])
+    return [row for row, (n, a) in enumerate(zip(noise, signal)) if n * (1.0 - below) >= below * a and n > 0]
+
+
+def _reference_error(reference: Velocity, lifted: Tensor, noise: Tensor, sigma: Tensor, asked: Asked | None) -> Tensor:
+    """``d_L`` (B, 3, H, W), zero in the rows that the reference is not asked for."""
+    if asked is None:
+        return lifted - _denoised(reference, lifted, noise, sigma)
+    error = torch.zeros_like(lifted)
+    if asked.seen:
+        seen, theirs, level = (pick(each, asked.seen) for each in (lifted, noise, sigma))
+        found = seen - _denoised(reference, seen, theirs, level)
+        for place, row in enumerate(asked.seen):
+            if row in asked.rows:
+                error[row] = found[place]
+    return error
+
+
+def _mean_of(share: Tensor, asked: Asked | None) -> Tensor:
+    """The mean over the rows that were asked; the others are zero."""
+    return share.mean() if asked is None else share.sum() / max(len(asked.rows) * share[0].numel(), 1)
 
 
 def _correction(level: Tensor, kappa: float | None) -> Tensor:

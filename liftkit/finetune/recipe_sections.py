@@ -139,6 +139,15 @@ class Objective(Section):
         float | None,
         Field(ge=0, description="How soon the plain loss returns as noise falls; null: full reduction at every level."),
     ] = 0.3
+    reference_below: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="Share 1 - w of the frozen model's error below which it is not asked, which saves its pass for images of "
+            "low noise, unless there is a perceptual term or bands. At 0.005 their loss changes by 1 % at most; 0: always asked.",
+        ),
+    ] = 0.005
     weight: Annotated[float, Field(gt=0, description="Weight of the flow loss.")] = 5.0
     sigma_floor: Annotated[float, Field(gt=0, le=1, description="Smallest sigma that the loss divides by.")] = 0.05
     bands: Annotated[

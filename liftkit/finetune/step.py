@@ -3,6 +3,7 @@ processes, sees the same."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from liftkit.color import to_signed
 from liftkit.data.batch import Batch
 from liftkit.finetune.bands import BandError
 from liftkit.finetune.network import Reference, bind
-from liftkit.finetune.objective import Perceptual, Velocity, asymflow_loss, flow_loss
+from liftkit.finetune.objective import Asked, Perceptual, Velocity, asymflow_loss, flow_loss, rows_to_ask
 from liftkit.finetune.recipe import Noise, Recipe
 from liftkit.finetune.terms import TERMS
 from liftkit.lift import Lift
@@ -92,6 +93,7 @@ class Objective:
         perceptual: see :mod:`liftkit.finetune.perceptual`.
         adversary: adds its term where a recipe asks for one.
         repa: the same; see :mod:`liftkit.finetune.repa`.
+        alone: whether this is the only process.
     """
 
     recipe: Recipe
@@ -101,6 +103,7 @@ class Objective:
     perceptual: Perceptual | None = None
     adversary: Any = None
     repa: Any = None
+    alone: bool = True
 
     def state(self, batch: Batch) -> Tensor:
         """What the student models: images in the color space, or latents."""
@@ -125,8 +128,33 @@ class Objective:
         references = batch.reference_latents
         return batch.prompts if references is None else {**batch.prompts, "references": references}
 
-    def __call__(self, batch: Batch, x0: Tensor, noise: Tensor, sigma: Tensor) -> Losses:
-        """Losses and metrics of a (micro) batch; see :func:`liftkit.finetune.objective.asymflow_loss`."""
+    def rows_to_ask(self, levels: Sequence[float] | None) -> Asked | None:
+        """The rows that the reference is asked for; None for all. A perceptual term wants it at every noise level, and by bands
+        of the spectrum the loss has no bound that says how little it changes.
+
+        Args:
+            levels: noise levels of the rows, on the host; None where they are not known there.
+        """
+        choice = self.recipe.objective
+        if levels is None or self.perceptual is not None or choice.bands is not None:
+            return None
+        rows = rows_to_ask(levels, choice.kappa, choice.reference_below)
+        if len(rows) == len(levels):
+            return None
+        # Compiled blocks are made for one size of batch, and where the network is sharded all processes call it together.
+        seen = list(range(len(levels))) if self.recipe.compile else rows or ([] if self.alone else [0])
+        return Asked(rows, seen)
+
+    def __call__(
+        self, batch: Batch, x0: Tensor, noise: Tensor, sigma: Tensor, levels: Sequence[float] | None = None
+    ) -> Losses:
+        """Losses and metrics of a (micro) batch; see :func:`liftkit.finetune.objective.asymflow_loss`.
+
+        Args:
+            batch: the rows.
+            x0, noise, sigma: their states, noise and noise levels.
+            levels: the noise levels on the host, if they are known there; see :meth:`rows_to_ask`.
+        """
         choice = self.recipe.objective
         student: Velocity = bind(self.student, self.conditioning(batch))
         if self.adversary is not None or choice.terms:
@@ -136,9 +164,11 @@ class Objective:
         if choice.loss == "flow" or self.lift is None or self.reference is None or batch.latents is None:
             loss, metrics = flow_loss(student, x0, sigma, noise, **common)
         else:
+            asked = self.rows_to_ask(levels)
+            seen = batch if asked is None or not asked.seen else batch.pick(asked.seen)
             loss, metrics = asymflow_loss(
                 student,
-                bind(self.reference, self.latent_conditioning(batch)),
+                bind(self.reference, self.latent_conditioning(seen)),
                 x0,
                 patchify(batch.latents, self.lift.latent_patch),
                 sigma,
@@ -147,6 +177,7 @@ class Objective:
                 kappa=choice.kappa,
                 perceptual=self.perceptual,
                 perceptual_weight=choice.perceptual_weight,
+                asked=asked,
                 **common,
             )
         judged = None
