@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from liftkit.checkpoint.files import reason, sync_folder
-from liftkit.checkpoint.follow import Digest, digest_files
-from liftkit.checkpoint.hashing import CHOSEN
+from liftkit.checkpoint.follow import Digest, digest_file, digest_files
+from liftkit.checkpoint.hashing import CHOSEN, OLDER, hexadecimal
 from liftkit.checkpoint.leftovers import backup_path, finish_swap, sweep
 from liftkit.checkpoint.lock import SUFFIX, claim, claimed, held
 from liftkit.checkpoint.source import list_files
@@ -120,6 +120,11 @@ def tree_size(path: Path) -> int:
     return (
         sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
     )
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file, to compare with what hubs and authors publish of theirs."""
+    return hexadecimal(digest_file(path, algorithm=OLDER).value)
 
 
 def digests(

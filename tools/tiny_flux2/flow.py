@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from liftkit.checkpoint.folder import sha256
 from liftkit.color import to_signed
 from liftkit.data import demo
 from liftkit.models.load import load_vae
@@ -51,9 +51,7 @@ def train(
     images, scenes = draw(pool, workers)
     print(f"drawn {pool} images in {time.monotonic() - began:.0f} s", flush=True)
     captions, embeds = text.captions(scenes)
-    origin = torch.tensor(
-        list(hashlib.sha256((VAE / "diffusion_pytorch_model.safetensors").read_bytes()).digest()), dtype=torch.uint8
-    )
+    origin = torch.tensor(list(bytes.fromhex(sha256(VAE / "diffusion_pytorch_model.safetensors"))), dtype=torch.uint8)
     tokens = flow.Tokens(_latents(images, device), captions, embeds, origin)
     print(f"encoded after {time.monotonic() - began:.0f} s", flush=True)
     flow.train(CONFIG, tokens, WORK, steps=steps, batch_size=batch_size, device=device, seconds=seconds)

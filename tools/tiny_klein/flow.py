@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 
+from liftkit.checkpoint.folder import sha256
 from tools import flow
 from tools.tiny_klein import autoencoder, common, text
 
@@ -29,9 +28,7 @@ def train(steps: int = 4600) -> None:
     """Train it behind the first VAE; see :func:`tools.flow.train`."""
     images, scenes = common.demo_images(POOL)
     latents = autoencoder.normalized_latents(autoencoder.build("vae.safetensors"), images)
-    vae = torch.tensor(
-        list(hashlib.sha256(common.work_file("vae.safetensors").read_bytes()).digest()), dtype=torch.uint8
-    )
+    vae = torch.tensor(list(bytes.fromhex(sha256(common.work_file("vae.safetensors")))), dtype=torch.uint8)
     captions, embeds = text.captions(scenes)
     tokens = flow.Tokens(latents.flatten(2).transpose(1, 2).contiguous(), captions, embeds, vae)
     flow.train(CONFIG, tokens, common.WORK, steps=steps)
