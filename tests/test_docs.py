@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,21 @@ import typer
 
 import liftkit
 from liftkit.cli.app import app
+from tools import faults
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+SHORTER = [
+    (r"\bsteps=\d+", "steps=2"),
+    (r"--steps \d+", "--steps 2"),
+    (r"--images 256", "--images 32"),
+    (r"-n 6", "-n 2"),
+]
+"""What makes the tutorial's commands quick."""
 Cli = Callable[..., tuple[int, str, str]]
 
 
@@ -26,8 +36,8 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    lines = (line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines())
+def commands(pages: list[Path] = PAGES) -> list[list[str]]:
+    lines = (line for page in pages for block in blocks(page, "bash") for line in block.splitlines())
     return [shlex.split(line, comments=True) for line in lines if line.startswith("liftkit")]
 
 
@@ -35,7 +45,7 @@ def chains() -> list[list[list[str]]]:
     """The commands on the embedded model, in the order of the pages, together where they name the same files: what one of
     a chain writes, the next ones read. Chains know nothing of each other and run in parallel."""
     found: list[tuple[set[str], list[list[str]]]] = []
-    for command in commands():
+    for command in commands([page for page in PAGES if page != TUTORIAL]):
         names = set(re.findall(r"\btiny-[a-z]+", " ".join(command)))
         if command[1] not in ("doctor", "models") and not names and "liftkit/assets" not in " ".join(command):
             continue
@@ -62,6 +72,37 @@ def test_commands_on_the_embedded_model_run(chain: list[list[str]], cli: Cli, ch
         assert code == 0, (command, err)
         if command[1] == "sample":
             assert (checkout / command[command.index("-o") + 1]).exists()
+
+
+def tutorial(text: str) -> list[list[str]]:
+    """The commands of a part of the tutorial, each made quick."""
+    found = []
+    for line in "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).splitlines():
+        for long, short in SHORTER:
+            line = re.sub(long, short, line)
+        found.append(shlex.split(line + (" -n 4 --steps 2" if "--quick" in line else "")))
+    return found
+
+
+@pytest.mark.parametrize("part", ["model", pytest.param("gallery", marks=pytest.mark.slow)])
+def test_the_tutorial_runs_word_by_word(part: str, cli: Cli, checkout: Path) -> None:
+    model, gallery = TUTORIAL.read_text().split("a gallery\n")
+    todo = tutorial(model)
+    if part == "gallery":
+        todo = [line for line in todo if line[1] in ("demo", "convert")] + tutorial(gallery)
+    for line in todo:
+        if line[0] == "cp":
+            subprocess.run(line, check=True)
+        else:
+            code, _, err = cli(*line[1:])
+            assert code == 0, (line, err)
+    for name in ("mine.html", "before.png", "after.png", "compare.html", "runs/mine/model"):
+        assert part == "gallery" or (checkout / name).exists()
+
+
+def test_the_gallery_of_faults_is_made_by_the_tutorials_commands() -> None:
+    made = {line[line.index("-o") + 1] if "-o" in line else line[-1] for line in faults.commands()}
+    assert {fault.model.removesuffix("/model") for fault in faults.FAULTS} <= made
 
 
 def test_every_command_is_shown_on_the_embedded_model() -> None:

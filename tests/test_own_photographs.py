@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,6 +16,8 @@ from liftkit.data.captioned import CaptionedFolder, DemoCaptioned
 from liftkit.data.heldout import split
 from liftkit.errors import UsageError
 from tests.training import few_steps
+
+Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +172,17 @@ def test_the_result_of_a_run_is_called_as_the_run_is(tmp_path: Path) -> None:
     (tmp_path / "photos" / "run.json").write_text("{}")
     assert _name(model, "model") == "photos"
     assert _name(tmp_path / "photos", "photos") == "photos"
+
+
+def test_the_demo_writes_its_images_as_a_folder_to_train_on(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    code, out, _ = cli("demo", "--images", "3", "-o", folder)
+    assert (code, "3 images with captions" in out) == (0, True)
+    source = CaptionedFolder(folder)
+    assert [source.label(index) for index in range(len(source))] == ["000000.png", "000001.png", "000002.png"]
+    image, scene = demo.image_at(2)
+    assert np.array_equal(np.asarray(Image.open(folder / "000002.png")), image)
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    assert json.loads(lines[2]) == {"file_name": "000002.png", "text": scene.prompt}
+    code, _, err = cli("demo", "--images", "3", "-o", folder)
+    assert (code, err.startswith(f"error: {folder}: exists already; choose another folder with -o")) == (2, True)

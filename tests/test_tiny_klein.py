@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, Flux2KleinPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 from liftkit import demo
 from liftkit.checkpoint.folder import tree_size
@@ -19,6 +20,7 @@ from liftkit.conversion.plan import make_plan
 from liftkit.data import demo as data
 from liftkit.data.oracle import judge, load_oracle
 from liftkit.embedded import TINY_KLEIN, TINY_PIXEL
+from liftkit.formats.adapters import fuse, open_adapter
 from liftkit.options import ConvertOptions
 from liftkit.progress import Silent
 
@@ -143,3 +145,13 @@ def test_the_plan_knows_the_disk_that_a_conversion_takes(pixel_klein: Path, tmp_
     plan = make_plan("demo", tmp_path / "new", ConvertOptions(images="demo"))
     assert plan.needed_bytes == sum(plan.parts.values())
     assert 1.0 <= plan.needed_bytes / tree_size(pixel_klein) < 1.25
+
+
+def test_the_long_finetune_becomes_a_folder(tmp_path: Path) -> None:
+    done = fuse(TINY_PIXEL, "demo", tmp_path / "pixel")
+    assert done.proof is not None
+    adapter, whole = open_adapter(TINY_PIXEL), tmp_path / "pixel" / "transformer"
+    (file,) = whole.glob("*.safetensors")
+    merged = load_file(file)
+    assert adapter.full
+    assert all(torch.equal(merged[name], value.to(merged[name].dtype)) for name, value in adapter.full.items())

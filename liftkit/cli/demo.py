@@ -32,6 +32,14 @@ def demo(
             "The embedded model: `demo` is tiny-klein; `tiny-flux2` works on FLUX.2's own latents and takes twice as long."
         ),
     ] = "demo",
+    images: Annotated[
+        int | None,
+        Option(
+            "Write only this many of the demo's images, with captions, to the output folder, and stop.",
+            min=1,
+            default="none",
+        ),
+    ] = None,
 ) -> None:
     """Convert and finetune the embedded model in minutes.
 
@@ -43,6 +51,9 @@ def demo(
     from liftkit.cli.answers import conversion_data, plan_data
     from liftkit.demo import run
 
+    if images is not None:
+        _write_images(output, images, seed)
+        return
     console.quiet_libraries()
     result = run(output, seed=seed, observer=console.Bars(), quick=quick, model=model)
     console.result(plan=plan_data(result.conversion.plan), **conversion_data(result.conversion))
@@ -54,6 +65,14 @@ def demo(
     console.out.print(
         f'next     liftkit sample {escape(str(_newest(result)))} -p "a red seven on flower petals" -o seven.png'
     )
+
+
+def _write_images(output: Path, count: int, seed: int) -> None:
+    from liftkit.data.demo_folder import write_images
+
+    write_images(output, count, seed=seed)
+    console.result(images=output, count=count)
+    console.out.print(f"{count} images with captions in {escape(str(output))} (64 x 64 pixels, digits on photographs)")
 
 
 def _print_table(result: Demonstration) -> None:

@@ -219,7 +219,7 @@ def _fitting(adapter: Adapter, folder: ModelFolder) -> tuple[Adapter, bool]:
 
 def _lifted_shapes(shapes: dict[str, tuple[int, ...]], adapter: Adapter) -> dict[str, tuple[int, ...]]:
     """Shapes of a latent transformer's tensors after its conversion."""
-    from liftkit.models.surgery import RawChannels
+    from liftkit.models.surgery import BASIS, RawChannels
 
     lift, result = adapter.lift, dict(shapes)
     assert lift is not None
@@ -229,6 +229,8 @@ def _lifted_shapes(shapes: dict[str, tuple[int, ...]], adapter: Adapter) -> dict
         for name in filter(shapes.__contains__, names):
             raw = RawChannels(spec, projection, side, lift.latent_patch)
             result[name] = raw.reshaped(shapes[name], lift.rank, lift.dim)
+    # An adapter of a network that was trained in full holds the basis too.
+    result[BASIS] = (lift.dim, lift.rank)
     return result
 
 
