@@ -32,6 +32,7 @@ PAGE = ROOT / "docs" / "tutorial.md"
 PICTURE = ROOT / "docs" / "faults.png"
 SAMPLES, SHOWN = 64, 6
 MAKING = ("demo", "convert", "import", "finetune")
+PROGRAMS = {"liftkit": [sys.executable, "-P", "-m", "liftkit"], "python": [sys.executable], "cp": ["cp"]}
 FLOOR = 0.8
 
 
@@ -59,7 +60,7 @@ def commands() -> list[list[str]]:
     """The page's commands that make or copy models, in order."""
     blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
     lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and (line[0] == "cp" or line[1] in MAKING)]
+    return [line for line in lines if line and (line[0] != "liftkit" or line[1] in MAKING)]
 
 
 def make(folder: Path) -> None:
@@ -68,10 +69,10 @@ def make(folder: Path) -> None:
     if not (folder / "liftkit").exists():
         (folder / "liftkit").symlink_to(ROOT / "liftkit")
     for line in commands():
-        if not (folder / line[-1]).exists() or line[-1].endswith(".json"):
+        # Small files are copied and rewritten again.
+        if not (folder / line[-1]).is_dir():
             print("$", shlex.join(line), flush=True)
-            start = [sys.executable, "-P", "-m", "liftkit"] if line[0] == "liftkit" else [line[0]]
-            subprocess.run([*start, *line[1:]], cwd=folder, check=True)
+            subprocess.run([*PROGRAMS[line[0]], *line[1:]], cwd=folder, check=True)
 
 
 def paint(folder: Path) -> dict[str, Tensor]:
