@@ -19,6 +19,7 @@ from liftkit.data import demo
 from liftkit.data.captioned import CaptionedFolder
 from liftkit.data.heldout import split
 from liftkit.errors import UsageError
+from liftkit.finetune import watch
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
 from liftkit.finetune.sources import training_data
@@ -201,17 +202,39 @@ def test_the_twin_sees_references_as_the_latent_network_does(name: str) -> None:
     assert (twin.velocity(x, sigma, **given, references=other[:, None]) - u).abs().max() > 1e-3
 
 
-def test_an_architecture_that_cannot_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixel_klein: Path
+@pytest.mark.parametrize(
+    ("name", "pipeline", "why"),
+    [
+        ("SD3Transformer2DModel", "StableDiffusion3Pipeline", "takes no reference images"),
+        ("FluxTransformer2DModel", "FluxPipeline", "takes no reference images"),
+        (
+            "QwenImageTransformer2DModel",
+            "QwenImageEditPipeline",
+            "reads each prompt together with its reference images",
+        ),
+        ("JoyImageEditTransformer3DModel", "JoyImageEditPipeline", "reads each prompt together"),
+    ],
+)
+def test_a_pipeline_that_cannot_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixel_klein: Path, name: str, pipeline: str, why: str
 ) -> None:
+    """Before any work, and which can."""
+    from tests.zoo import ZOO
+
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pixel").symlink_to(pixel_klein)
     pairs(tmp_path / "photos")
     source = {"kind": "folder", "path": str(tmp_path / "photos"), "reference_column": "reference"}
     recipe = load_recipe("tiny-klein", few_steps("run", data__sources=[source]))
-    transformer = tiny.TRANSFORMERS["SD3Transformer2DModel"]()
-    trainee: Any = SimpleNamespace(transformer=transformer, spec=liftkit.open_flow(transformer).architecture)
-    with pytest.raises(UsageError, match=r"SD3Transformer2DModel cannot be trained with reference images; Flux2.* can"):
+    transformer = ZOO[name].transformer()
+    folder = SimpleNamespace(index={"_class_name": pipeline}, name="x")
+    trainee: Any = SimpleNamespace(
+        transformer=transformer, spec=liftkit.open_flow(transformer).architecture, folder=folder
+    )
+    known = "Flux2KleinPipeline, Flux2Pipeline, FluxKontextPipeline"
+    with pytest.raises(
+        UsageError, match=rf"reference_column: {pipeline} {why}.*; pipelines that can: {known}; leave it out"
+    ):
         training_data(recipe, trainee, tmp_path, Notes())
 
 
@@ -259,6 +282,27 @@ def test_training_sees_references_and_goes_on_exactly(place: Path, monkeypatch: 
     ]
     assert ends[0].keys() == ends[1].keys()
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_previews_edit_the_references_of_the_data(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prompt beside what its image was made from, shown with and without the prompt."""
+    monkeypatch.chdir(place)
+    seen: list[dict[str, torch.Tensor]] = []
+    stock = watch.preview
+
+    def spied(flow: Any, conditioning: dict[str, torch.Tensor], *more: Any) -> torch.Tensor:
+        painted = stock(flow, conditioning, *more)
+        swapped = {**conditioning, "references": -conditioning["references"]}
+        assert not torch.equal(painted, stock(flow, swapped, *more))
+        seen.append(conditioning)
+        return painted
+
+    monkeypatch.setattr(watch, "preview", spied)
+    sources = [{"kind": "folder", "path": "photos", "reference_column": "reference"}]
+    previews = {"every": 1, "count": 3, "steps": 2}
+    finetune(load_recipe("tiny-klein", few_steps("seen", data__sources=sources, steps=1, previews=previews)))
+    assert seen[0]["references"].shape == (3, 1, 3, 64, 64)
+    assert (place / "seen" / "previews" / "step-0000001.png").is_file()
 
 
 def test_a_dry_run_counts_references(place: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:

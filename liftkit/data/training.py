@@ -162,6 +162,10 @@ class TrainingData:
         places = (self._order.row(step, row) for row in range(self.batch_size))
         return [self._pictures[place].caption for place in places]
 
+    def references_of(self, step: int) -> int:
+        """How many references each image of a step has."""
+        return len(self._pictures[self._order.row(step, 0)].references)
+
     def prefetch(self, first: int, last: int, part: slice = ALL) -> Iterator[Batch]:
         """The batches of steps ``first`` to ``last`` - 1, two of them decoded ahead by threads."""
         rows = range(self.batch_size)[part]

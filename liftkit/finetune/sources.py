@@ -76,6 +76,25 @@ def make_source(source: Source, crop: str = "lanczos") -> CaptionedSource:
     return made
 
 
+def _check_references(key: str, trainee: Trainee) -> None:
+    """Raise unless a model can be trained on pairs, and its pipeline shown references afterwards.
+
+    Raises:
+        UsageError: saying which can.
+    """
+    name, spec = str(trainee.folder.index["_class_name"]), trainee.spec
+    if name in spec.references and spec.reference_ids is not None:
+        return
+    known = [each for other in architectures().values() if other.reference_ids is not None for each in other.references]
+    why = (
+        "reads each prompt together with its reference images, and liftkit keeps prompts encoded alone, so that it cannot be "
+        "trained on pairs"
+        if name in spec.references
+        else "takes no reference images"
+    )
+    raise UsageError(f"{key}: {name} {why}; pipelines that can: {', '.join(sorted(known))}; leave it out")
+
+
 def training_data(
     recipe: Recipe, trainee: Trainee, output: Path, observer: Observer
 ) -> tuple[TrainingData, TrainingData | None]:
@@ -89,12 +108,8 @@ def training_data(
         )
     choice = recipe.data
     for number, each in enumerate(choice.sources):
-        if isinstance(each, FolderSource) and each.reference_column is not None and trainee.spec.reference_ids is None:
-            known = sorted(spec.name for spec in architectures().values() if spec.reference_ids is not None)
-            raise UsageError(
-                f"data.sources.{number}.reference_column: {trainee.spec.name} cannot be trained with reference images; "
-                f"{' and '.join(known)} can; leave it out"
-            )
+        if isinstance(each, FolderSource) and each.reference_column is not None:
+            _check_references(f"data.sources.{number}.reference_column", trainee)
     sources = [(make_source(each, choice.crop), each.weight) for each in choice.sources]
     common: dict[str, Any] = {
         "resolution": choice.resolution or trainee.folder.image_size(),

@@ -14,18 +14,19 @@ from liftkit.finetune.learner import Learner
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.step import Objective, draw, quantile_levels, shifted
-from liftkit.models.flow import FlowModel
+from liftkit.models.flow import FlowModel, GuidedFlow, euler
 from liftkit.progress import Observer
 
 PREVIEW_STEPS, PREVIEW_GUIDANCE = 24, 4.0
+FIRST_STEPS = 64
+"""Among which previews look for pairs."""
 VALIDATION_SEED = 7919
 """Validation noise has a stream of its own, so that looking does not change what is trained."""
 
 
-@torch.no_grad()
 def preview(
     flow: FlowModel,
-    prompts: dict[str, Tensor],
+    conditioning: dict[str, Tensor],
     empty: dict[str, Tensor],
     shape: tuple[int, ...],
     recipe: Recipe,
@@ -35,7 +36,7 @@ def preview(
 
     Args:
         flow: the student.
-        prompts: forward arguments of n prompts.
+        conditioning: forward arguments of n prompts, and references where there are some.
         empty: of the empty prompt, once.
         shape: of one state, (C, H, W).
         recipe: says steps, guidance, seed, and the shift of the noise levels.
@@ -44,18 +45,12 @@ def preview(
         The states at sigma = 0, (n, C, H, W), on the CPU.
     """
     choice = recipe.previews
-    count = len(next(iter(prompts.values())))
+    count = len(next(iter(conditioning.values())))
     streams = (torch.Generator().manual_seed(choice.seed + index) for index in range(count))
     x = torch.stack([torch.randn(shape, generator=stream) for stream in streams]).to(device)
-    steps = choice.steps or PREVIEW_STEPS
-    guidance = PREVIEW_GUIDANCE if choice.guidance is None else choice.guidance
-    sigmas = shifted(torch.linspace(1.0, 0.0, steps + 1), recipe.noise.shift)
-    both = {name: torch.cat([value, empty[name].expand_as(value)]) for name, value in prompts.items()}
-    for now, after in zip(sigmas[:-1].tolist(), sigmas[1:].tolist()):
-        sigma = torch.full((2 * count,), now, device=device)
-        with_prompt, without = flow.velocity(torch.cat([x, x]), sigma, **both).float().chunk(2)
-        x = x + (after - now) * (without + guidance * (with_prompt - without))
-    return x.cpu()
+    sigmas = shifted(torch.linspace(1.0, 0.0, (choice.steps or PREVIEW_STEPS) + 1), recipe.noise.shift)
+    guided = GuidedFlow(flow, empty, PREVIEW_GUIDANCE if choice.guidance is None else choice.guidance)
+    return euler(guided, x, sigmas.to(device), conditioning).cpu()
 
 
 @torch.no_grad()
@@ -93,18 +88,22 @@ def validate(
     return rows
 
 
-def preview_prompts(recipe: Recipe, data: TrainingData) -> list[str]:
-    """What the previews paint."""
-    count = recipe.previews.count
-    given = recipe.previews.prompts
-    if given is not None:
-        return [given[index % len(given)] for index in range(count)]
-    captions: list[str] = []
-    step = 0
-    while len(captions) < count:
-        captions += data.captions(step)
-        step += 1
-    return captions[:count]
+def preview_subjects(recipe: Recipe, data: TrainingData) -> tuple[list[str], Batch]:
+    """What the previews paint: their prompts, and images of the data in turns, whose size and references they have.
+
+    Of data with pairs it is the first step's of them, so that previews edit what the prompts speak of.
+    """
+    choice = recipe.previews
+    first = next((step for step in range(FIRST_STEPS) if data.references_of(step)), None)
+    captions = list(choice.prompts or ()) or data.captions(first or 0)
+    if first is not None:
+        images = data.batch(first, slice(0, min(choice.count, data.batch_size)))
+    else:
+        images, step = data.batch(0, slice(0, 1)), 0
+        while len(captions) < choice.count and not choice.prompts:
+            step += 1
+            captions += data.captions(step)
+    return [captions[index % len(captions)] for index in range(choice.count)], images
 
 
 class Watch:
@@ -145,12 +144,16 @@ class Watch:
         lift, recipe, device = self.learner.trainee.lift, self.recipe, self.learner.accelerator.device
         if lift is None:
             return
-        captions = preview_prompts(recipe, self.data)
-        prompts = {name: value.to(device) for name, value in self.data.prompts(captions).items()}
+        captions, images = preview_subjects(recipe, self.data)
+        conditioning = {name: value.to(device) for name, value in self.data.prompts(captions).items()}
         empty = {name: value.to(device) for name, value in self.data.prompts([""]).items()}
-        shape = tuple(self.learner.objective.state(self.data.batch(0, slice(0, 1)).to(device)).shape[1:])
+        objective, images = self.learner.objective, images.to(device)
+        references = objective.conditioning(images).get("references")
+        if references is not None:
+            conditioning["references"] = references[torch.arange(len(captions)) % len(references)]
+        shape = tuple(objective.state(images).shape[1:])
         with self.learner.averaged():
-            states = preview(self.learner.objective.student, prompts, empty, shape, recipe, device)
+            states = preview(objective.student, conditioning, empty, shape, recipe, device)
         if not states.isfinite().all():
             why = self.learner.broken_tensor() or "try precision=no"
             raise LiftkitError(f"step {step}: a preview is not finite; {why}")
@@ -159,9 +162,9 @@ class Watch:
         path = self.folder.previews / f"step-{step:07d}.png"
         seeds = range(recipe.previews.seed, recipe.previews.seed + len(captions))
         made = [{"prompt": prompt, "seed": seed, "step": step} for prompt, seed in zip(captions, seeds)]
-        images = lift.color.decode(states)
-        write_picture(captioned(images, captions, f"step {step} of {recipe.steps}", 8), path, made)
-        over_time.add_column(self.folder.previews / over_time.NAME, step, images, captions)
+        painted = lift.color.decode(states)
+        write_picture(captioned(painted, captions, f"step {step} of {recipe.steps}", 8), path, made)
+        over_time.add_column(self.folder.previews / over_time.NAME, step, painted, captions)
         self.folder.log({"step": step, "preview": str(path.relative_to(self.folder.path))})
         self.observer.note(f"step {step}: preview {path}")
 

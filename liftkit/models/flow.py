@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
@@ -203,9 +204,39 @@ def open_flow(transformer: Any) -> FlowModel:
     return FlowModel(transformer)
 
 
+@dataclass(frozen=True)
+class GuidedFlow:
+    """A flow model with classifier-free guidance.
+
+    Args:
+        flow: the model.
+        against: what takes the place of the same conditioning where the model is not shown the prompt, for one image; what it
+            does not name, such as references, is shown both times.
+        scale: of the guidance; 1 is none.
+    """
+
+    flow: FlowModel
+    against: Mapping[str, Tensor]
+    scale: float
+
+    def velocity(self, x_t: Tensor, sigma: Tensor, **conditioning: Tensor) -> Tensor:
+        """The guided velocity, float32; see :meth:`FlowModel.velocity`. Both halves are one batch."""
+        both = {
+            name: torch.cat([value, self.against[name].expand_as(value) if name in self.against else value])
+            for name, value in conditioning.items()
+        }
+        found = self.flow.velocity(torch.cat([x_t, x_t]), torch.cat([sigma, sigma]), **both).float()
+        prompted, without = found.chunk(2)
+        return without + self.scale * (prompted - without)
+
+
 @torch.no_grad()
 def euler(
-    flow: FlowModel, x: Tensor, sigmas: Tensor, conditioning: dict[str, Any], trace: list[Tensor] | None = None
+    flow: FlowModel | GuidedFlow,
+    x: Tensor,
+    sigmas: Tensor,
+    conditioning: dict[str, Any],
+    trace: list[Tensor] | None = None,
 ) -> Tensor:
     """Sample by Euler's method.
 
