@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,11 @@ def test_dpg_finds_a_grid_for_each_file_of_prompts(run: Run, tmp_path: Path) -> 
     assert sorted(name.split(".")[0] for name in os.listdir(folder)) == ["7", "partiprompts12"]
     singles = [pixels(tmp_path / "out" / "samples" / "7" / f"{each}.png") for each in range(4)]
     assert all(np.array_equal(a, b) for a, b in zip(quarters(folder / "7.png"), singles))
+    # Its program leaves its results among the grids; the folder can still be gone on with.
+    (folder / "dpg-bench_results.txt").write_text("0.9")
+    code, out, err = run("dpg", "--prompts", prompts)
+    assert code == 0, err
+    assert "0 new images" in out
     code, _, err = run("dpg", "--prompts", prompts, "--width", 64)
     assert code == 2
     assert "squares" in err
@@ -157,8 +164,46 @@ def test_coco_keeps_image_ids_and_the_caption_that_was_painted(run: Run, tmp_pat
     written = json.loads((tmp_path / "out" / "captions.json").read_text())
     names = {each["id"]: each["file_name"] for each in written["images"]}
     assert [(each["image_id"], each["caption"]) for each in written["annotations"]] == [(9, "a two"), (42, "a seven")]
+    # Tools of FID take every picture that they find in the folder, and no name says more.
     assert sorted(os.listdir(tmp_path / "out" / "images")) == sorted(names.values())
     assert names[42] == "COCO_val2014_000000000042.png"
+
+
+@pytest.mark.slow
+def test_processes_share_a_benchmark(run: Run, tmp_path: Path) -> None:
+    """Two of them, by torchrun, make the same files as one; the first speaks."""
+    prompts = geneval_file(tmp_path)
+    assert run("geneval", "--prompts", prompts, "--batch-size", 2)[0] == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "liftkit"]
+    arguments = [
+        "generate",
+        "demo",
+        "--layout",
+        "geneval",
+        "--prompts",
+        prompts,
+        "-o",
+        tmp_path / "both",
+        "--batch-size",
+        2,
+    ]
+    common = ["--steps", 1, "--height", SIDE, "--width", SIDE, "--device", "cpu"]
+    done = subprocess.run(
+        [str(each) for each in (*launch, *arguments, *common)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("8 new images") == 1
+    files = [
+        sorted(path.relative_to(top) for path in top.rglob("*.*")) for top in (tmp_path / "out", tmp_path / "both")
+    ]
+    assert files[0] == files[1]
+    for name in (name for name in files[0] if name.suffix == ".png"):
+        assert np.array_equal(pixels(tmp_path / "out" / name), pixels(tmp_path / "both" / name)), name
+    both = (tmp_path / "both" / "metadata.jsonl").read_text("utf-8")
+    assert both == (tmp_path / "out" / "metadata.jsonl").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +56,13 @@ def generate(
     model = find_model(folder)
     check_pictures(model, options.pictures)
     adapter = None if options.adapter is None else open_adapter(options.adapter)
-    done = run(model, texts, output, replace(options, device=chosen), console.Bars(), adapter, layout)
+    # One process speaks for all.
+    first = os.environ.get("RANK", "0") == "0"
+    done = run(
+        model, texts, output, replace(options, device=chosen), console.Bars() if first else None, adapter, layout
+    )
+    if not first:
+        return
     console.result(output=done.folder, new=done.new, found=done.found, device=chosen)
     if done.found:
         console.note(f"{done.found} images had been made by an earlier run")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +28,7 @@ from liftkit.data.metadata import METADATA_LINES
 from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, tensor_digest
 from liftkit.evaluate.layouts import Layout
+from liftkit.fit.distributed import Processes
 from liftkit.models.adapter import Adapter
 from liftkit.models.sampling import Loaded, check_options, load_pipeline, sample
 from liftkit.options import GenerateOptions
@@ -63,7 +65,8 @@ def generate(
     """Sample images into a folder that :class:`CaptionedFolder` and the Hub's ``imagefolder`` read.
 
     The folder holds ``000000.png`` and so on, ``metadata.jsonl`` (``file_name``, ``text``, ``seed``) and
-    ``generate.json``, which says how they were made. A folder of the same settings is gone on with.
+    ``generate.json``, which says how they were made. A folder of the same settings is gone on with. The processes of an
+    ``accelerate launch`` (or torchrun) each take a share of the batches.
 
     Args:
         model: latent or converted.
@@ -81,10 +84,14 @@ def generate(
     """
     files = Numbered(prompts) if layout is None else layout
     options = replace(options, count=files.count(options))
-    _check_folder(output)
-    with claim(output, inside=True):
-        sweep_inside(output)
-        return _generate(model, files, output, options, observer or Silent(), adapter)
+    # Before the model is placed: each process of a launch has its own device. The first one keeps the folder for all.
+    processes = Processes()
+    if processes.main:
+        _check_folder(output)
+    with claim(output, inside=True) if processes.main else nullcontext():
+        if processes.main:
+            sweep_inside(output)
+        return _generate(model, files, output, options, observer or Silent(), adapter, processes)
 
 
 @dataclass(frozen=True)
@@ -122,35 +129,56 @@ def _generate(
     options: GenerateOptions,
     observer: Observer,
     adapter: Adapter | None,
+    processes: Processes,
 ) -> Generated:
     count = options.count or 0
-    there = _made_with(output / RECORD)
-    settings = _settings(model, files, options, observer, adapter, there)
-    _check_settings(output, settings, there)
+    if processes.main:
+        there = _made_with(output / RECORD)
+        settings = _settings(model, files, options, observer, adapter, there)
+        _check_settings(output, settings, there)
+    processes.wait()
     missing = {index for index in range(count) if not (output / files.file(index)).is_file()}
+    processes.wait()
     if missing:
         loaded = load_pipeline(model, options.device, adapter=adapter)
         check_options(loaded, options)
+    if missing and processes.main:
         _begin(output, {"schema": SCHEMA, "settings": settings, "device": options.device, "versions": versions()})
         if (output / METADATA_LINES).exists():
             # A killed run may have left half a line, on which nothing can follow.
             _write_metadata(output, files, options.seed)
-        try:
-            with observer.stage(f"generate: {model.name} on {options.device}", len(missing), "images") as advance:
-                for start in range(0, count, options.batch_size):
-                    # A batch is sampled whole even where some of it is there: in another batch the rest would round otherwise.
-                    batch = range(start, min(start + options.batch_size, count))
-                    part = [index for index in batch if index in missing]
-                    if part:
-                        _sample(loaded, files, batch, part, output, options)
-                        advance(len(part))
-        finally:
+    processes.wait()
+    try:
+        if missing:
+            _sample_missing(loaded, files, missing, output, options, observer, processes)
+        processes.wait()
+    finally:
+        if processes.main:
             _write_metadata(output, files, options.seed)
-    elif output.is_dir():
-        _write_metadata(output, files, options.seed)
-    if isinstance(files, Layout):
+    if isinstance(files, Layout) and processes.main:
         files.finish(output, missing)
     return Generated(output, len(missing), count - len(missing))
+
+
+def _sample_missing(
+    loaded: Loaded,
+    files: Files,
+    missing: set[int],
+    output: Path,
+    options: GenerateOptions,
+    observer: Observer,
+    processes: Processes,
+) -> None:
+    """Sample a process's share of the missing images, every so-many-th batch."""
+    count, size, device = options.count or 0, options.batch_size, options.device
+    # A batch is sampled whole even where some of it is there: in another batch the rest would round otherwise.
+    batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    work = [(batch, part) for batch in batches if (part := [index for index in batch if index in missing])]
+    own = work[processes.index :: processes.count]
+    with observer.stage(f"generate: images on {device}", sum(len(part) for _, part in own), "images") as advance:
+        for batch, part in own:
+            _sample(loaded, files, batch, part, output, options)
+            advance(len(part))
 
 
 def _check_folder(output: Path) -> None:

@@ -1,4 +1,4 @@
-"""Many processes, one fit: each takes a part, and the moments are added by an all-reduce."""
+"""Many processes, one fit or one folder: each takes a part; moments are added by an all-reduce."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ class Processes:
     def expected() -> int:
         """How many processes the launcher said there are."""
         return int(os.environ.get("WORLD_SIZE", "1"))
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            torch.distributed.barrier()
 
     def add(self, collection: Collection) -> Collection:
         """The sum of all processes' moments, the same in each."""
