@@ -8,6 +8,7 @@ over the whole picture. TAEF2 and its network are by Ollin Boer Bohan (MIT licen
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 from diffusers import AutoencoderTiny
@@ -46,19 +47,25 @@ class AutoencoderTinyFlux2(AutoencoderTiny):
     token's batch norm, which FLUX.2's pipelines apply, are mean 0 and variance 1 here.
 
     It is made from the arguments of ``AutoencoderTiny``; the blocks of the deepest stage on either side are pooled.
+    ``sample_size`` is the side in pixels of the images that a pipeline's model paints.
     """
 
     @functools.wraps(AutoencoderTiny.__init__)  # type: ignore[misc]
-    def __init__(self, *args: Any, **config: Any) -> None:
+    def __init__(self, *args: Any, sample_size: int | None = None, **config: Any) -> None:
         super().__init__(*args, **config)
         # The encoder ends in these blocks and a convolution; the decoder begins with a convolution, an activation and these.
         last, first = self.config.num_encoder_blocks[-1], self.config.num_decoder_blocks[0]
         _pool(self.encoder.layers, range(len(self.encoder.layers) - 1 - last, len(self.encoder.layers) - 1))
         _pool(self.decoder.layers, range(2, 2 + first))
-        self.register_to_config(batch_norm_eps=0.0)
+        self.register_to_config(sample_size=sample_size, batch_norm_eps=0.0)
         self.bn = nn.BatchNorm2d(4 * self.config.latent_channels, eps=0.0, affine=False)
         # No file of TAEF2 has them, and they are the same for all.
         self.bn._non_persistent_buffers_set.update(self.bn._buffers)
+
+    # diffusers asks a signature what a config may hold.
+    _bare = inspect.signature(AutoencoderTiny.__init__)
+    _size = inspect.Parameter("sample_size", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=int | None)
+    __init__.__signature__ = _bare.replace(parameters=[*_bare.parameters.values(), _size])  # type: ignore[attr-defined]
 
 
 def _pool(layers: nn.Sequential, places: range) -> None:

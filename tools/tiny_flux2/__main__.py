@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import yaml
 
+from liftkit.embedded import TINY_FLUX2_PIXEL
+
 
 def main() -> None:
     from tools.tiny_flux2 import assemble, flow, judged, lab, measure, sources, taef2
@@ -27,6 +29,9 @@ def main() -> None:
     train.add_argument("--workers", type=int, default=1, help="processes that draw images")
     train.add_argument("--threads", type=int, default=1, help="CPU threads")
     stages.add_parser("pack", help="what demo images are drawn from, for a machine without scikit-learn")
+    ship = stages.add_parser("ship", help="make an attempt's result the shipped finetune")
+    ship.add_argument("adapter", type=Path, help="folder that an attempt left")
+    ship.add_argument("target", type=Path, nargs="?", default=TINY_FLUX2_PIXEL)
     stages.add_parser("measure", help="measure it and write its model card")
     stages.add_parser("assemble", help="write the pipeline folder")
     _lab(stages)
@@ -40,6 +45,8 @@ def main() -> None:
         taef2.merge(given.source)
     if given.stage == "assemble":
         assemble.assemble()
+    if given.stage == "ship":
+        assemble.ship(given.adapter, given.target)
     if given.stage == "lab":
         base = None
         if given.base_seconds:

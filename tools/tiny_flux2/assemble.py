@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from diffusers import Flux2Transformer2DModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from liftkit.checkpoint.model import find_model
+from liftkit.embedded import TINY_FLUX2_PIXEL
+from liftkit.finetune.result import card
+from liftkit.models.adapter import Adapter
 from liftkit.models.load import load_vae
 from tools.tiny_flux2 import flow
 from tools.tiny_flux2.taef2 import VAE
@@ -40,3 +46,20 @@ def assemble(folder: Path = VAE.parent) -> None:
             shutil.copyfile(path, target)
     shutil.rmtree(building)
     print(f"assembled {folder}", flush=True)
+
+
+def ship(source: Path, target: Path = TINY_FLUX2_PIXEL) -> None:
+    """Write an attempt's result as ``liftkit/assets/tiny-flux2-pixel``, an adapter for tiny-flux2 by that name.
+
+    Raises:
+        SystemExit: if it went on from another attempt and lacks tensors that are in that one alone.
+    """
+    adapter, folder = Adapter.load(source), find_model("tiny-flux2")
+    with safe_open(folder.path / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        missing = set(file.keys()) - adapter.full.keys()
+    if missing and "needs" in adapter.provenance:
+        raise SystemExit(f"{source}: {len(missing)} tensors are those of the attempt that it went on from")
+    kept = {name: value for name, value in adapter.provenance.items() if name != "needs"}
+    adapter = replace(adapter, base="tiny-flux2", provenance=kept)
+    adapter.save(target, card(adapter, folder, "adapter"), overwrite=True)
+    print(f"shipped {target}", flush=True)

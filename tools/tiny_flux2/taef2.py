@@ -11,7 +11,8 @@ from torch import Tensor
 from tools.tiny_klein import common
 
 VAE = Path("liftkit/assets/tiny-flux2/vae")
-CONFIG = {"_class_name": "AutoencoderTinyFlux2", "latent_channels": 32}
+CONFIG = {"_class_name": "AutoencoderTinyFlux2", "latent_channels": 32, "sample_size": 64}
+"""Its images may have any size; 64 is that of the model that it comes with."""
 
 
 def merge(source: Path) -> None:
