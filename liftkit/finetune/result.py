@@ -112,12 +112,14 @@ def card(adapter: Adapter, folder: ModelFolder, kind: str) -> str:
         if kind == "model"
         else f'pipe = liftkit.load_adapter("{base}", "this-folder")'
     )
+    before = adapter.provenance.get("after")
+    earlier = f", after {before['steps']} steps of an earlier run" if before is not None else ""
     return f"""{front_matter(header)}
 # {base.rsplit("/", 1)[-1]}, finetuned in {"pixels" if adapter.lift is not None else "latents"}
 
 {what} made from `{base}` by [Asymmetric Flow](https://arxiv.org/abs/2605.12964) with liftkit.
 It was finetuned for {adapter.provenance["steps"]} steps of {recipe["batch_size"]} images
-({recipe["trainable"]["mode"]}, loss {recipe["objective"]["loss"]}).
+({recipe["trainable"]["mode"]}, loss {recipe["objective"]["loss"]}){earlier}.
 
 ```python
 import liftkit
