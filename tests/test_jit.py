@@ -16,8 +16,9 @@ from liftkit.conversion.networks import NETWORKS, Shape
 from liftkit.conversion.scratch import network
 from liftkit.lift import Lift
 from liftkit.models.flow import FlowModel
-from liftkit.models.jit import JiTTransformer2DModel, sinusoid, sized
+from liftkit.models.jit import JiTTransformer2DModel, attention, sized
 from liftkit.models.jit_names import read_original, write_original
+from liftkit.models.jit_positions import sinusoid
 from liftkit.models.registry import architecture
 from liftkit.tokens import patchify, unpatchify
 
@@ -65,6 +66,30 @@ def test_sizes_have_the_papers_parameters(size: str, millions: float) -> None:
     assert model.config == {**model.config, **NETWORKS["jit"][1](Shape(size, 16, 256, 1000))}  # type: ignore[arg-type]
     assert model.class_embed.num_embeddings == 1001
     assert model.context_embed.shape == (1, 32, model.class_embed.embedding_dim)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [("B", (12, 768, 12, 128, 4)), ("L", (24, 1024, 16, 128, 8)), ("H", (32, 1280, 16, 256, 10))],
+)
+def test_depth_width_heads_bottleneck_and_first_block_with_context(size: str, shape: tuple[int, ...]) -> None:
+    config = sized(size, 16)
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    heads, bottleneck, start = (config[key] for key in ("num_attention_heads", "bottleneck_dim", "context_start"))
+    assert (config["num_layers"], width, heads, bottleneck, start) == shape
+    with init_empty_weights():
+        model = JiTTransformer2DModel(**{**config, "num_layers": 1})
+    assert (model.config.context_tokens, model.config.mlp_ratio, model.config.upcast_attention) == (32, 4.0, True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_a_softmax_of_scaled_products(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 7, 16, generator=generator).to(dtype) for _ in range(3))
+    expected = torch.softmax(query.double() @ key.double().mT / 4.0, -1) @ value.double()
+    found = attention(query, key, value)
+    assert found.dtype is dtype
+    assert (found - expected).abs().max() < (1e-6 if dtype is torch.float32 else 0.03)
 
 
 def test_both_patches_cut_a_picture_into_256_tokens() -> None:

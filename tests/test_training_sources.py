@@ -148,6 +148,14 @@ def test_webdataset_shards(tmp_path: Path) -> None:
     assert encoders.images == 6
 
 
+def test_classes_of_shards(tmp_path: Path) -> None:
+    with shard(tmp_path / "part.tar", "w") as add:
+        for index in range(3):
+            add(f"{index}.png", encoded(index))
+            add(f"{index}.cls", str(2 - index).encode())
+    assert [WebDataset(f"{tmp_path}/part.tar").caption(index) for index in range(3)] == ["2", "1", "0"]
+
+
 def test_webdataset_shards_that_cannot_be_used(tmp_path: Path) -> None:
     make_shards(tmp_path)
     with tarfile.open(tmp_path / "packed.tar.gz", "w:gz") as tar:

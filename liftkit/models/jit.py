@@ -10,7 +10,6 @@ Asym twin and of training alone. JiT itself is rank 0: ``u_A = -x_0``.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -18,16 +17,16 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.embeddings import TimestepEmbedding, get_2d_sincos_pos_embed
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
+from liftkit.models.jit_positions import FREQUENCIES, positions, rotated, rotations, sinusoid
 from liftkit.models.spec import HOME
 
-FREQUENCIES = 256
-"""Numbers of the sinusoid that tells the network its time."""
-PERIOD, THETA, EPS = 10000.0, 10000.0, 1e-6
+EPS = 1e-6
+"""Of every RMSNorm."""
 
 
 class JiTTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -260,47 +259,6 @@ class SwiGLU(nn.Module):
         """Tokens (B, N, width) to the same."""
         gate, value = self.linear_in(x).chunk(2, dim=-1)
         return self.linear_out(self.dropout(F.silu(gate) * value))
-
-
-def sinusoid(time: Tensor) -> Tensor:
-    """Cosines, then sines, of a time in [0, 1] that is not scaled up: (B,) to (B, 256), float32."""
-    half = FREQUENCIES // 2
-    rates = PERIOD ** (-torch.arange(half, dtype=torch.float32, device=time.device) / half)
-    angles = time.float()[:, None] * rates
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-@lru_cache(maxsize=32)
-def positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
-    """The fixed table of positions, (rows * columns, width) float32."""
-    side = max(rows, columns)
-    table = get_2d_sincos_pos_embed(width, side, base_size=side, output_type="pt")
-    return table.float().reshape(side, side, width)[:rows, :columns].reshape(-1, width).to(device)
-
-
-@lru_cache(maxsize=32)
-def rotations(rows: int, columns: int, dim: int, still: int, device: torch.device) -> Tensor:
-    """Rotations of pairs of a head's numbers: the first half of the pairs by the row, the second by the column.
-
-    Args:
-        rows, columns: of the token grid.
-        dim: of a head.
-        still: tokens in front that are not rotated.
-
-    Returns:
-        (still + rows * columns, dim / 2), complex64 of absolute value 1.
-    """
-    rates = THETA ** (-torch.arange(0, dim // 2, 2, dtype=torch.float32) / (dim // 2))
-    place = torch.cartesian_prod(torch.arange(float(rows)), torch.arange(float(columns)))
-    angles = torch.cat([torch.zeros(still, dim // 2), (place[:, :, None] * rates).flatten(1)])
-    return torch.polar(torch.ones_like(angles), angles).to(device)
-
-
-def rotated(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate neighboring numbers of (B, heads, N, dim) as pairs, in float32 at least; the result has the precision of ``x``."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
 
 
 JiTTransformer2DModel.__module__ = HOME

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from liftkit.models.jit import SIZES, positions, rotations
+from liftkit.models.jit import SIZES
+from liftkit.models.jit_positions import positions, rotations
 from liftkit.tokens import token_order
 
 NAMES = {

@@ -270,11 +270,16 @@ def walked(model: Loaded, options: SampleOptions, height: int, width: int) -> It
 
 def _scheduler(model: Loaded, sampler: Sampler, height: int, width: int) -> Any:
     pipeline, pixel = model.pipeline, model.flow.is_pixel
-    for flag, given, why in (
-        ("--clamp", sampler.clamp, "latents, which have no colors to clamp"),
-        ("--sigma-floor", sampler.sigma_floor, "latents, whose velocity is not recovered by a division"),
+    for flag, given, possible, why in (
+        ("--clamp", sampler.clamp, pixel, "latents, which have no colors to clamp"),
+        (
+            "--sigma-floor",
+            sampler.sigma_floor,
+            model.flow.is_lifted,
+            "latents, whose velocity is not recovered by a division",
+        ),
     ):
-        if given and not pixel:
+        if given and not possible:
             raise UsageError(f"{flag}: the model paints {why}; leave it out")
     scheduler, shift = pipeline.scheduler, sampler.shift_for(height, width)
     if sampler.solver is not None:
