@@ -10,7 +10,7 @@ follows from ``--seconds``; several processes train beside each other. On a CPU 
 minutes, such as
 
     python benchmarks/ranks.py --data ranks.npz --json ranks.json --device cpu --processes 1 --threads 1 --side 32 --depth 4 \
-        --width 128 --batch 64 --steps 600 --noise-mean 1 --embeddings 5 --samples 320 --sampler-steps 16 --guidance 3
+        --width 128 --batch 64 --steps 300 --noise-mean 1 --embeddings 5 --samples 320 --sampler-steps 16 --guidance 3
 
 A run that is done is kept beside the results, in ``ranks.rows``, so that the same command goes on where it was stopped.
 """

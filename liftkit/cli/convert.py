@@ -121,6 +121,9 @@ def data_rows(subject: Subject, options: ConvertOptions | FitOptions, reused: bo
 
 def lift_rows(lift: Lift) -> list[tuple[str, str]]:
     """What a lift is and how well it aligns."""
+    if lift.space == "latent":
+        patch = f"{lift.patch_size} x {lift.patch_size} latents of {lift.channels} channels"
+        return [("lift", f"rank {lift.rank} of {lift.dim}, a subspace of {patch}, for models from nothing")]
     mean = ", ".join(f"{value:.4f}" for value in lift.color.mean)
     rows = [("lift", f"rank {lift.rank} of {lift.dim}, scale {lift.scale:.4f}, {lift.color.name} "
                      f"(mean {mean}, std {lift.color.std:.4f})")]  # fmt: skip

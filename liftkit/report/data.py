@@ -45,7 +45,8 @@ class Report:
             "patch_size": lift.patch_size,
             "latent_patch": lift.latent_patch,
             "scale": lift.scale,
-            "color": lift.color.to_dict(),
+            "space": lift.space,
+            "color": lift.color.to_dict() if lift.space == "pixel" else None,
             "fit": {key: value for key, value in lift.figures.items() if key != "alignment"},
             "alignment": self.alignment,
             "proof": self.proof,
@@ -121,7 +122,8 @@ def compare(a: Report, b: Report) -> dict[str, Any]:
 
     rows = [
         ("kind", str(a.lift.figures.get("kind")), str(b.lift.figures.get("kind"))),
-        ("color", a.lift.color.name, b.lift.color.name),
+        ("space", a.lift.space, b.lift.space),
+        ("color", *(each.lift.color.name if each.lift.space == "pixel" else "none" for each in (a, b))),
         ("rank", str(a.lift.rank), str(b.lift.rank)),
         ("scale", f"{a.lift.scale:.4f}", f"{b.lift.scale:.4f}"),
     ]
@@ -129,5 +131,6 @@ def compare(a: Report, b: Report) -> dict[str, Any]:
         first, second = a.alignment["figures"], b.alignment["figures"]
         rows += [(name, f"{first[name]['value']:.4f}", f"{second[name]['value']:.4f}") for name in SIDE_BY_SIDE]
         rows.append(("verdict", a.alignment["verdict"]["level"], b.alignment["verdict"]["level"]))
-    same = a.lift.dim == b.lift.dim and a.lift.color.name == b.lift.color.name
+    spaces = [(each.lift.dim, each.lift.space, each.lift.color.name) for each in (a, b)]
+    same = spaces[0] == spaces[1]
     return {"rows": rows, "angles": principal_angles(a.lift.basis, b.lift.basis) if same else None}
