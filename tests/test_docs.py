@@ -80,7 +80,7 @@ def tutorial(text: str) -> list[list[str]]:
     for line in "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).splitlines():
         for long, short in SHORTER:
             line = re.sub(long, short, line)
-        found.append(shlex.split(line + (" -n 4 --steps 2" if "--quick" in line else "")))
+        found.append(shlex.split(line + (" -n 8 --steps 2" if "--quick" in line else "")))
     return found
 
 

@@ -138,6 +138,14 @@ def test_a_run_is_stopped_and_a_mistake_is_explained(page: Any) -> None:
     page.wait_for_selector("[role=alert]:has-text('not a multiple of the 8 pixels of one token')", timeout=DONE)
 
 
+def test_three_models_have_pictures_of_one_width(page: Any) -> None:
+    card = ":has(> .card)"
+    page.evaluate(f"document.querySelector('{card}').append(document.querySelector('.card').cloneNode(true))")
+    widths = page.evaluate("[...document.querySelectorAll('.card')].map(each => each.getBoundingClientRect().width)")
+    assert len(widths) == 3
+    assert len(set(widths)) == 1
+
+
 def test_what_the_chosen_model_cannot_do_is_hidden(page: Any) -> None:
     page.wait_for_selector("#clamp:visible")
     page.get_by_label("pixel", exact=True).first.uncheck()

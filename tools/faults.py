@@ -30,7 +30,7 @@ from liftkit.report.pictures import Row, labeled
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tutorial.md"
 PICTURE = ROOT / "docs" / "faults.png"
-SAMPLES, SHOWN = 64, 6
+SAMPLES, SHOWN, TILE, COLORS = 64, [1, 4, 5], 128, 96
 MAKING = ("demo", "convert", "import", "finetune")
 PROGRAMS = {"liftkit": [sys.executable, "-P", "-m", "liftkit"], "python": [sys.executable], "cp": ["cp"]}
 FLOOR = 0.8
@@ -114,7 +114,8 @@ def main() -> None:
     make(folder)
     painted = paint(folder)
     rows = [Row(label, images[:SHOWN]) for label, images in painted.items()]
-    picture = labeled(rows, title="one model, and five ways to spoil it").quantize(128, dither=Image.Dither.NONE)
+    picture = labeled(rows, title="one model, and five ways to spoil it", tile=TILE)
+    picture = picture.quantize(COLORS, kmeans=4, dither=Image.Dither.NONE)
     picture.save(PICTURE, "PNG", optimize=True)
     print(table(painted))
 

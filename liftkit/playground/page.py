@@ -203,7 +203,7 @@ class Page:
     def _painted(self, event: Painted) -> Changes:
         """A picture is finished."""
         made = event.settings
-        words = [f"{made['width']} x {made['height']} pixels, {event.seconds:.1f} s"]
+        words = [f"{made['width']} x {made['height']} pixels, {event.seconds:.1f}\N{NO-BREAK SPACE}s"]
         words += [f"takes no {name}" for name in event.left_out]
         return {
             self.view.pictures[event.model]: str(event.file),

@@ -84,11 +84,11 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Any:
     return canvas
 
 
-def labeled(rows: list[Row], *, title: str) -> Any:
-    """One picture: a title, and for each row its label above its images, enlarged without smoothing."""
+def labeled(rows: list[Row], *, title: str, tile: int = TILE) -> Any:
+    """One picture: a title, and for each row its label above its images, enlarged to ``tile`` pixels without smoothing."""
     from PIL import Image, ImageDraw, ImageFont
 
-    gap, margin, tile = 4, 20, TILE
+    gap, margin = 4, 20
     columns = max(len(row.images) for row in rows)
     width = margin * 2 + columns * (tile + gap) - gap
     band = 26
