@@ -37,7 +37,7 @@ from torch import Tensor
 from liftkit.color import to_signed
 from liftkit.data.images import batches as image_batches
 from liftkit.finetune.memory import peak_memory
-from liftkit.finetune.network import compile_blocks
+from liftkit.finetune.network import compile_blocks, compile_for_training
 from liftkit.fit.pairs import EncodedImages
 from liftkit.fit.stream import Pass, collect
 from liftkit.models.latents import LatentSpace
@@ -258,7 +258,7 @@ def _steps(
         recipe = make_recipe(scale, Path(scratch) / "run", batch, gradient_checkpointing=checkpointing)
         trainer = make_trainer(scale, latent, recipe)
         if compiled:
-            compile_blocks(trainer.trainee.transformer, **compile_options())
+            compile_for_training(trainer.trainee.transformer, torch.device(device()), **compile_options())
         given = trainer.ahead.each(batches(scale, side, batch), 0)
         here = next(given).wait().batch
         begun = time.monotonic()

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -124,8 +123,3 @@ def save(rows: list[Row], about: dict[str, Any], file: Path) -> None:
     found = {**about, "rows": [{**asdict(row), "met": row.met} for row in rows]}
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def in_processes(command: str) -> list[str]:
-    """A benchmark's file as a command line."""
-    return [sys.executable, str(Path(__file__).with_name(f"{command}.py"))]

@@ -28,7 +28,7 @@ COMMANDS = {
     "convert": ["model", "-o", "out"],
     "demo": ["-o", "out"],
     "doctor": [],
-    "export": ["adapter", "-o", "out"],
+    "export": ["adapter", "-o", "out", "--format", "asymflow-adapter"],
     "finetune": ["recipe.yaml"],
     "fit": ["model", "-o", "lift.safetensors"],
     "generate": ["model", "--prompts", "demo", "-o", "out"],

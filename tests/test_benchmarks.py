@@ -26,6 +26,7 @@ def gpu_benchmark(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     names = {"main": "gpu", "sections": "_gpu_sections", "model": "_gpu_model", "report": "_gpu_report"}
     found = SimpleNamespace(compiled=compiled, **{key: importlib.import_module(name) for key, name in names.items()})
     monkeypatch.setattr(found.sections, "compile_blocks", lambda model, **options: compiled.append(model))
+    monkeypatch.setattr(found.sections, "compile_for_training", lambda model, *_, **options: compiled.append(model))
     return found
 
 
@@ -137,3 +138,30 @@ def test_the_whole_command_runs_tiny(tmp_path: Path) -> None:
         "tests", "sampling", "finetune-1024", "compiled-1024", "finetune-512", "compiled-512", "fit", "convert"
     }  # fmt: skip
     assert "| section" in done.stdout
+
+
+def test_the_table_of_all_benchmarks_says_what_is_met(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = importlib.import_module("_table")
+    rows = [
+        module.Row("convert / cp", 2.0, 1.9, "s", 1.05, 1.0, at_least=True),
+        module.Row("a step / its networks", 1.0, 1.2, "s", 1.2, 1.1, note="1 thread"),
+        module.Row("first word", None, 0.3, "s", 0.3, 0.5),
+    ]
+    lines = module.table(rows).splitlines()
+    assert len({len(line) for line in lines}) == 1, "columns stand below each other"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["what", "floor", "ours", "ratio", "goal", "", "note"]
+    assert [row[5] for row in cells[2:]] == ["met", "MISSED", "met"]
+    assert cells[2][4] == "at least 1"
+    assert cells[4] == ["first word", "", "0.3 s", "", "at most 0.5 s", "met", ""]
+    module.finish(rows, tmp_path / "rows.json")
+    assert "MISSED" in capsys.readouterr().out
+    assert module.read(tmp_path / "rows.json") == rows
+    module.save(rows, module.machine(), tmp_path / "results" / "cpu.json")
+    found = json.loads((tmp_path / "results" / "cpu.json").read_text())
+    assert [row["met"] for row in found["rows"]] == [True, False, True]
+    assert found["versions"].keys() >= {"torch", "blake3", "python"}
+    assert found.keys() >= {"commit", "processor", "processors", "memory", "date", "load"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from liftkit.errors import LiftkitError
 from liftkit.finetune.adversary import Adversary
 from liftkit.finetune.ahead import Prepared
-from liftkit.finetune.network import Reference, compile_blocks, connect
+from liftkit.finetune.network import Reference, compile_for_training, connect
 from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, set_rate, step_scaled
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.repa import Repa, load_encoder
@@ -50,7 +50,7 @@ class Learner:
         self.recipe, self.trainee, self.accelerator = recipe, trainee, accelerator
         optimizers = make_optimizers(trainee.parameters, recipe.optimizer, trainee.spec)
         if recipe.compile:
-            compile_blocks(trainee.transformer)
+            compile_for_training(trainee.transformer, accelerator.device)
         set_sharding(accelerator, trainee.transformer, COMPUTE[recipe.precision])
         self.head = list(trainee.head.parameters()) if trainee.head is not None else []
         if trainee.head is not None:

@@ -15,12 +15,13 @@ ColorChoice = Literal["auto", "oklab", "srgb", "oklab-paper"]
 ProofKind = Literal["auto", "model", "projections"]
 
 
-def number_or_auto(text: str) -> int | Auto:
-    """The value of ``--num-images``.
+def number_or_auto(value: str | int) -> int | Auto:
+    """The value of ``--num-images``, or a default, which may be a number already.
 
     Raises:
         UsageError: if it is neither a positive whole number nor ``auto``.
     """
+    text = str(value)
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
@@ -28,12 +29,13 @@ def number_or_auto(text: str) -> int | Auto:
     return int(text)
 
 
-def rank_or_auto(text: str) -> int | Auto:
-    """The value of ``--rank``.
+def rank_or_auto(value: str | int) -> int | Auto:
+    """The value of ``--rank``, or a default, which may be a number already.
 
     Raises:
         UsageError: if it is neither a whole number nor ``auto``.
     """
+    text = str(value)
     if text == "auto":
         return "auto"
     if not text.isdecimal():
