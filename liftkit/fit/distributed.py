@@ -23,7 +23,8 @@ class Processes:
         if self.expected() > 1:
             from accelerate import PartialState
 
-            state = PartialState()
+            # Without the word it takes each process on a CPU for the only one.
+            state = PartialState(cpu=not torch.cuda.is_available())
             self.index, self.count = state.process_index, state.num_processes
         self.main = self.index == 0
 
