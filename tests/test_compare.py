@@ -327,6 +327,8 @@ def test_the_command_prints_writes_and_claims_nothing(
     assert heads[:3] == ["&lt;mine&gt;", "real images", "real through the VAE"], "pixel models go first"
     assert not set(heads) & {"latent base, continued", "network from random weights"}
     assert "Frechet distance" not in text.partition("<h2>Figures</h2>")[2].partition("Provenance")[0]
+    cells = re.findall(r'<td class="number[^>]*>', text.partition("<h2>Figures</h2>")[2])
+    assert all('data-label="' in cell for cell in cells), "on a phone each value stands beside the name of its column"
     assert 'href="#glossary"' in text
     assert text.count('id="glossary"') == 1
     assert text.count("better: closer to 1</small>") == 4
