@@ -84,20 +84,22 @@ def tutorial(text: str) -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("part", ["model", pytest.param("gallery", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "part", ["convert", *(pytest.param(each, marks=pytest.mark.slow) for each in ("whole", "gallery"))]
+)
 def test_the_tutorial_runs_word_by_word(part: str, cli: Cli, checkout: Path) -> None:
     model, gallery = TUTORIAL.read_text().split("a gallery\n")
-    todo = tutorial(model)
+    todo = tutorial(model if part == "whole" else model.split("## 4. Finetune")[0])
     if part == "gallery":
-        todo = [line for line in todo if line[1] in ("demo", "convert")] + tutorial(gallery)
+        todo += tutorial(gallery)
     for line in todo:
         if line[0] != "liftkit":
             subprocess.run([*faults.PROGRAMS[line[0]], *line[1:]], check=True)
         else:
             code, _, err = cli(*line[1:])
             assert code == 0, (line, err)
-    for name in ("mine.html", "before.png", "after.png", "compare.html", "runs/mine/model"):
-        assert part == "gallery" or (checkout / name).exists()
+    made = ["mine.html", "before.png", *(["after.png", "compare.html", "runs/mine/model"] if part == "whole" else [])]
+    assert [name for name in made if not (checkout / name).exists()] == []
 
 
 def test_the_gallery_of_faults_is_made_by_the_tutorials_commands() -> None:
