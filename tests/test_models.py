@@ -215,6 +215,7 @@ def test_signature_is_the_stock_one() -> None:
             "lift_dim",
             "lift_scale",
             "lift_head",
+            "lift_space",
         ] == list(own)
 
 
