@@ -26,7 +26,7 @@ from liftkit.formats.exporting import export_adapter
 from liftkit.models.adapter import LORA_A, LORA_B, Adapter
 from tests import tiny
 from tests.adapters import random_adapter
-from tests.test_convert import failed
+from tests.converting import failed
 from tests.test_pipelines import load
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -22,7 +22,7 @@ from liftkit.errors import LiftkitError, UsageError
 from liftkit.formats.adapters import open_adapter
 from tests import tiny
 from tests.adapters import random_adapter
-from tests.test_convert import failed
+from tests.converting import failed
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -17,7 +17,7 @@ from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.models.registry import architecture as spec_of
 from tests import tiny
-from tests.test_convert import failed
+from tests.converting import failed
 from tests.test_pipelines import load
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -18,8 +18,8 @@ from liftkit.formats.lora_names import ModuleNames
 from liftkit.lift import Lift
 from liftkit.models.registry import architecture as spec_of
 from tests import tiny
+from tests.converting import failed
 from tests.lora_runs import IMAGE, QUERY, Cli, rand
-from tests.test_convert import failed
 from tests.test_lora import NAMES, attach, tied
 from tests.test_pipelines import load
 from tests.test_single_file import original

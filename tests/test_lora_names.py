@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from liftkit.errors import UsageError
+from tests.converting import failed
 from tests.lora_runs import ALPHA, IMAGE, QUERY, A, B, Cli, rand
-from tests.test_convert import failed
 
 
 @pytest.mark.parametrize(

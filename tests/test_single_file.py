@@ -22,7 +22,7 @@ from liftkit.errors import UsageError
 from liftkit.formats import single_file
 from liftkit.formats.kinds import kind_of
 from tests import tiny
-from tests.test_convert import failed
+from tests.converting import failed
 from tests.test_pipelines import load
 
 Cli = Callable[..., tuple[int, str, str]]
