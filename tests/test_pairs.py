@@ -261,13 +261,13 @@ def test_training_sees_references_and_goes_on_exactly(place: Path, monkeypatch: 
     seen: list[tuple[float, float]] = []
     stock = Objective.__call__
 
-    def both(self: Objective, batch: Any, x0: Any, noise: Any, sigma: Any) -> Any:
-        found = stock(self, batch, x0, noise, sigma)
+    def both(self: Objective, batch: Any, *given: Any) -> Any:
+        found = stock(self, batch, *given)
         if not seen:
             with torch.no_grad(), torch.random.fork_rng():
                 swapped = [each.flip(0) for each in (batch.references, batch.reference_latents)]
                 other = stock(self, type(batch)(*[getattr(batch, name) for name in (
-                    "images", "latents", "prompts", "captions", "indices")], *swapped), x0, noise, sigma)  # fmt: skip
+                    "images", "latents", "prompts", "captions", "indices")], *swapped), *given)  # fmt: skip
             seen.append((found.student.item(), other.student.item()))
         return found
 
