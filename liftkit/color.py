@@ -104,7 +104,7 @@ class ColorSpace:
         return cls(mean.tolist(), max(variance, 1e-12) ** 0.5)
 
     def _mean_like(self, values: Tensor) -> Tensor:
-        return _constant(self.mean, values.dtype, values.device).view(3, 1, 1)
+        return constant(self.mean, values.dtype, values.device).view(3, 1, 1)
 
     @staticmethod
     def _from_srgb(images: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def _power(values: Tensor, exponent: float) -> Tensor:
 
 
 @lru_cache(maxsize=128)
-def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers on a device; made once, because a GPU and the processor wait for one another while they are copied."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
@@ -224,7 +224,7 @@ def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device)
 
 def _mix(images: Tensor, matrix: Matrix) -> Tensor:
     """Multiply the channels of (B, 3, H, W) by a 3 x 3 matrix."""
-    weight = _constant(matrix, images.dtype, images.device)
+    weight = constant(matrix, images.dtype, images.device)
     return (weight @ images.flatten(2)).view_as(images)
 
 

@@ -6,7 +6,7 @@ A free lift (s = 1) is a subspace alone, for a model from nothing whose noise ha
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,6 +142,11 @@ class Lift:
     def orthonormality(self) -> float:
         """max |A^T A - I|, computed in float64."""
         return orthonormality(self.basis)
+
+    def to(self, device: torch.device) -> Lift:
+        """The same with its basis in float32 on a device."""
+        basis = self.basis.float().to(device)
+        return self if basis is self.basis else replace(self, basis=basis)
 
     def raise_tokens(self, latent_tokens: Tensor) -> Tensor:
         """``s A z``: latent tokens (B, N, r) to pixel tokens (B, N, D)."""

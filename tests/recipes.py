@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +52,18 @@ def written(path: str, value: str) -> str:
     if section == "data":
         return f"{base}{required['data']}  {name}: {value}\n"
     return f"{base}{section}:\n  {name}: {value}\n" if section else f"{base}{name}: {value}\n"
+
+
+PLAIN = ("previews.every=0", "validation.every=0", "objective.adversarial=0", "optimizer.name=adamw", "save=adapter")
+
+
+def recipes_in(root: Path, model: Path) -> Callable[..., Recipe]:
+    """Makes recipes of short runs of a model, ``(name, *overrides)``, which share a cache."""
+    from tests.test_finetune import TEXT
+
+    def recipe(name: str, *overrides: str) -> Recipe:
+        file = root / f"{name}.yaml"
+        file.write_text(TEXT.format(model=model, output=root / name, cache=root / "cache", threads=1))
+        return load_recipe(file, [*PLAIN, *overrides])
+
+    return recipe

@@ -302,12 +302,12 @@ def test_gradients_that_are_not_finite_stop_the_run_before_the_weights_change(
     make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make("overflows", "checkpoints.every=1", "previews.every=0", "validation.every=0")
-    clip = Learner._clip
+    clip = Learner.clip
 
     def spoiled(learner: Learner, step: int) -> torch.Tensor:
         return clip(learner, step) if step < 2 else torch.tensor(float("inf"))
 
-    monkeypatch.setattr(Learner, "_clip", spoiled)
+    monkeypatch.setattr(Learner, "clip", spoiled)
     with pytest.raises(
         LiftkitError, match=r"step 3: the gradient's norm is inf; the last good checkpoint is .*step-0000002"
     ):

@@ -11,29 +11,19 @@ import pytest
 import torch
 
 from liftkit.errors import UsageError
-from liftkit.finetune.memory import estimate
 from liftkit.finetune.quantize import quantize_base, stored_bytes
 from liftkit.finetune.recipe import Recipe
-from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune, prepare
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.progress import Silent
-from tests.test_finetune import TEXT, rows
-
-PLAIN = ("previews.every=0", "validation.every=0", "objective.adversarial=0", "optimizer.name=adamw", "save=adapter")
+from tests.recipes import recipes_in
+from tests.test_finetune import rows
 
 
 @pytest.fixture(scope="module")
 def make(pixel_klein: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Recipes of short runs; overrides as on the command line."""
-    root = tmp_path_factory.mktemp("quantized")
-
-    def recipe(name: str, *overrides: str) -> Recipe:
-        file = root / f"{name}.yaml"
-        file.write_text(TEXT.format(model=pixel_klein, output=root / name, cache=root / "cache", threads=1))
-        return load_recipe(file, [*PLAIN, *overrides])
-
-    return recipe
+    return recipes_in(tmp_path_factory.mktemp("quantized"), pixel_klein)
 
 
 def run_of(recipe: Recipe) -> list[float]:
@@ -58,7 +48,10 @@ def test_what_is_frozen_is_in_eight_bits_and_shared_with_the_reference(make: Any
     )
     # The other numbers are of float32 (precision no), those of eight bits have a scale a row.
     assert sum(map(stored_bytes, quantized)) < 0.27 * sum(4 * each.numel() for each in quantized)
-    weights = [estimate(each.trainee.network, 0, False, "adamw")["weights"] for each in (plain, small)]
+    weights = [
+        sum(map(stored_bytes, [*each.trainee.network.parameters(), *each.trainee.network.buffers()]))
+        for each in (plain, small)
+    ]
     saved = sum(4 * each.numel() - stored_bytes(each) for each in quantized)
     assert weights[0] - weights[1] == saved > 0.4 * weights[0]
 
@@ -73,12 +66,25 @@ def test_gradients_are_near_those_of_the_unquantized_base(make: Any) -> None:
             Silent(),
         )
         trainer.learner.model.train()
-        trainer.learner._gradients(trainer.ahead(0, trainer.data.batch(0)))
+        trainer.learner.gradients(trainer.ahead(0, trainer.data.batch(0)))
         found.append({key: each.grad for key, each in trainer.learner.parameters.items() if each.grad is not None})
     assert found[0].keys() == found[1].keys()
     first, second = (torch.cat([each.flatten() for each in gradients.values()]) for gradients in found)
     assert torch.nn.functional.cosine_similarity(first, second, dim=0) > 0.99
     assert (first - second).norm() < 0.1 * first.norm()
+
+
+def test_a_product_keeps_the_bits_for_its_backward_pass_and_no_matrix_of_floats() -> None:
+    pytest.importorskip("torchao")
+    layer = torch.nn.Sequential(torch.nn.Linear(256, 128)).requires_grad_(False)
+    quantize_base(layer, "int8", [])
+    kept: list[torch.Tensor] = []
+    states = torch.randn(4, 256, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        found = layer(states)
+    assert not [each for each in kept if each.numel() >= 128 * 256]
+    (gradient,) = torch.autograd.grad(found.sum(), states)
+    torch.testing.assert_close(gradient, layer[0].weight.dequantize().sum(0).expand_as(gradient), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

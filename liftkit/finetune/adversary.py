@@ -50,8 +50,10 @@ class Adversary:
         judged = sigma < LOOKS_BELOW
         if not bool(judged.any()):
             return fake.sum() * 0.0, None
-        real, fake = real[judged], fake[judged]
-        share = judged.float().mean()
+        return self.judge(real[judged], fake[judged], judged.float().mean())
+
+    def judge(self, real: Tensor, fake: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of images that are all judged, ``share`` () of a batch."""
         loss = sum(
             F.relu(1.0 - network(real)).mean() + F.relu(1.0 + network(fake.detach())).mean()
             for network in self.networks

@@ -23,7 +23,7 @@ from liftkit.finetune.step import draw
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a step needs, on the device.
+    """What a step needs: on the device, or in pinned memory where a step takes its rows in parts.
 
     Args:
         batch: this process's rows.
@@ -48,6 +48,11 @@ class Prepared:
                 # Copied on another stream: their memory must not be given away before this one is done with them.
                 tensor.record_stream(stream)
         return self
+
+    def part(self, rows: slice, device: torch.device) -> tuple[Batch, Tensor, Tensor]:
+        """Batch, noise and noise levels of some rows, on a device."""
+        noise, sigma = (each[rows].to(device, non_blocking=each.is_pinned()) for each in (self.noise, self.sigma))
+        return self.batch.rows(rows).to(device), noise, sigma
 
 
 class Ahead:
@@ -74,6 +79,9 @@ class Ahead:
         levels = sigma.tolist()
         if self.stream is None:
             return Prepared(batch.to(self.device), noise.to(self.device), sigma.to(self.device), levels=levels)
+        if (self.recipe.micro_batch or len(sigma)) < len(sigma):
+            # 256 images of 1024 x 1024 with their noise and prompts are 7 GB; parts come when they are used.
+            return Prepared(batch.pinned(), noise.pin_memory(), sigma.pin_memory(), levels=levels)
         with torch.cuda.stream(self.stream):
             there = batch.pinned().to(self.device)
             noise, sigma = (each.pin_memory().to(self.device, non_blocking=True) for each in (noise, sigma))

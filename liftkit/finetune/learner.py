@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from liftkit.errors import LiftkitError
 from liftkit.finetune.adversary import Adversary
 from liftkit.finetune.ahead import Prepared
 from liftkit.finetune.network import Reference, compile_for_training, connect
+from liftkit.finetune.offload import BlockOffload, offload_blocks
 from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, set_rate, step_scaled
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.repa import Repa, load_encoder
@@ -49,6 +49,12 @@ class Learner:
     def __init__(self, recipe: Recipe, trainee: Trainee, vae: Any, accelerator: Any) -> None:
         self.recipe, self.trainee, self.accelerator = recipe, trainee, accelerator
         optimizers = make_optimizers(trainee.parameters, recipe.optimizer, trainee.spec)
+        self.offloads: list[BlockOffload] = []
+        if recipe.base.offload == "blocks":
+            # Before the network goes to the device, which need not hold it.
+            models = [trainee.transformer] if recipe.trainable.mode == "lora" else []
+            frozen = trainee.network.frozen
+            self.offloads = offload_blocks([*models, *([frozen] if frozen is not None else [])], accelerator.device)
         if recipe.compile:
             compile_for_training(trainee.transformer, accelerator.device)
         set_sharding(accelerator, trainee.transformer, COMPUTE[recipe.precision])
@@ -69,7 +75,7 @@ class Learner:
         student, latent = connect(trainee.transformer, self.model)
         lift = trainee.lift
         if lift is not None:
-            lift = replace(lift, basis=lift.basis.float().to(device))
+            lift = lift.to(device)
         asymmetric = recipe.objective.loss == "asymflow"
         reference = Reference(latent, lift) if asymmetric and latent is not None and lift is not None else None
         adversary = Adversary(recipe, device) if recipe.objective.adversarial else None
@@ -101,47 +107,47 @@ class Learner:
         while True:
             # For dropout; noise has generators of its own.
             torch.manual_seed(step_seed(self.recipe.seed, step) + self.accelerator.process_index)
-            metrics = self._gradients(prepared)
-            row = self._row(step, metrics, self._clip(step))
+            metrics = self.gradients(prepared)
+            row = self._row(step, metrics, self.clip(step))
             if step_scaled(self.optimizers, self.accelerator.scaler, row["gradient_norm"]):
                 break
-            self._forget_gradients()
+            self.forget_gradients()
         if self.objective.adversary is not None:
             self.objective.adversary.step(self.rate(step), self.accelerator)
-        self._forget_gradients()
+        self.forget_gradients()
         if self.average is not None:
             self.average.update(self.parameters, step + 1)
         return row
 
-    def _forget_gradients(self) -> None:
+    def forget_gradients(self) -> None:
+        """Gradients that are no longer needed go."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         if self.objective.adversary is not None:
             self.objective.adversary.optimizer.zero_grad(set_to_none=True)
 
-    def _gradients(self, prepared: Prepared) -> dict[str, Tensor]:
+    def gradients(self, prepared: Prepared) -> dict[str, Tensor]:
         """Gradients of this process's rows, in micro batches; the mean metrics."""
-        batch, noise, sigma = prepared.batch, prepared.noise, prepared.sigma
-        x0 = self.objective.state(batch)
-        size = min(self.recipe.micro_batch or len(x0), len(x0))
+        device, rows = self.accelerator.device, len(prepared.sigma)
+        size = min(self.recipe.micro_batch or rows, rows)
         total: dict[str, Tensor] = {}
-        for start in range(0, len(x0), size):
-            part = slice(start, start + size)
-            last = start + size >= len(x0)
+        for start in range(0, rows, size):
+            # They may still be in host memory, where a large batch is of no use to a small forward.
+            batch, noise, sigma = prepared.part(slice(start, start + size), device)
+            last = start + size >= rows
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                found = self.objective(
-                    batch.rows(part), x0[part], noise[part], sigma[part], prepared.levels and prepared.levels[part]
-                )
-                share = len(x0[part]) / len(x0)
+                levels = prepared.levels and prepared.levels[start : start + size]
+                found = self.objective(batch, self.objective.state(batch), noise, sigma, levels)
+                share = len(sigma) / rows
                 self.accelerator.backward(found.student * share)
                 if found.adversary is not None:
                     found.adversary.backward()
             for name, value in {"loss": found.student.detach(), **found.metrics}.items():
-                total[name] = total.get(name, torch.zeros((), device=x0.device)) + share * value.float()
+                total[name] = total.get(name, torch.zeros((), device=device)) + share * value.float()
         share_gradients(self.accelerator, self.head)
         return total
 
-    def _clip(self, step: int) -> Tensor:
+    def clip(self, step: int) -> Tensor:
         """Clip the gradients; their norm before, (). A trunk that is held has none."""
         trunk = self.recipe.optimizer.trunk
         if trunk is not None and step < trunk.start:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,12 @@ def peak_memory(device: Any) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds now; its peak where the system does not say."""
+    fields = Path("/proc/self/statm")
+    return int(fields.read_text().split()[1]) * 4096 if fields.exists() else peak_memory("cpu")
 
 
 def estimate(model: nn.Module, learns: int, average: bool, optimizer: str) -> dict[str, int]:

@@ -160,10 +160,14 @@ def compile_blocks(transformer: Any, **options: Any) -> None:
         transformer: of diffusers. Some of its classes do not name the blocks that repeat, but all those that are not split.
         options: of ``torch.compile``.
     """
-    kinds = set(transformer._repeated_blocks or transformer._no_split_modules)
-    for module in transformer.modules():
-        if type(module).__name__ in kinds:
-            module.compile(**options)
+    for block in blocks_of(transformer):
+        block.compile(**options)
+
+
+def blocks_of(transformer: Any) -> list[nn.Module]:
+    """The blocks that a transformer of diffusers repeats, in the order in which it names them."""
+    kinds = set(transformer._repeated_blocks or transformer._no_split_modules or ())
+    return [module for module in transformer.modules() if type(module).__name__ in kinds]
 
 
 def compile_for_training(transformer: Any, device: torch.device, **options: Any) -> None:

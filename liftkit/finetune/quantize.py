@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from liftkit.errors import UsageError
+from liftkit.finetune.stand_ins import quantized
 
 SMALLEST = 4096
 """Numbers in a matrix from which on it is quantized: what is smaller holds next to no memory."""
 
 
-def quantize_base(transformer: nn.Module, kind: str, keep: Iterable[str]) -> list[str]:
+def quantize_base(transformer: nn.Module, kind: str, keep: Iterable[str], *, sketch: bool = False) -> list[str]:
     """Quantize the frozen matrices of a transformer, in place.
 
     Args:
         transformer: with its adapters; only what learns asks for gradients.
         kind: ``int8`` or ``nf4``.
         keep: paths of modules that stay as they are, with all that is in them.
+        sketch: put in their places what is as large; no package is asked for.
 
     Returns:
         The paths of what was quantized.
@@ -44,8 +49,22 @@ def quantize_base(transformer: nn.Module, kind: str, keep: Iterable[str]) -> lis
     ]
     if not paths:
         raise UsageError(f"base.quantize: {kind}: the transformer has no frozen matrix of {SMALLEST} numbers or more")
-    {"int8": _int8, "nf4": _nf4}[kind](transformer, paths)
+    if sketch:
+        quantized(transformer, kind, paths)
+    else:
+        {"int8": _int8, "nf4": _nf4}[kind](transformer, paths)
     return paths
+
+
+def check_quantize(kind: str) -> None:
+    """Raise unless the package that quantizes so is there.
+
+    Raises:
+        UsageError: naming it.
+    """
+    package = {"int8": "torchao", "nf4": "bitsandbytes"}.get(kind)
+    if package is not None and find_spec(package) is None:
+        raise _missing(kind, package)
 
 
 def _int8(transformer: nn.Module, paths: list[str]) -> None:
@@ -58,7 +77,33 @@ def _int8(transformer: nn.Module, paths: list[str]) -> None:
     wanted = set(paths)
     quantize_(transformer, Int8WeightOnlyConfig(), filter_fn=lambda module, path: path in wanted)
     for path in paths:
-        transformer.get_submodule(path).register_forward_pre_hook(_as_autocast)
+        module = transformer.get_submodule(path)
+        assert isinstance(module, nn.Linear)
+        module.register_forward_pre_hook(_as_autocast)
+        # On the module itself, which keeps the class that others look for.
+        module.forward = partial(_product, module)  # type: ignore[method-assign]
+
+
+class _Product(torch.autograd.Function):
+    """A product with a frozen quantized matrix, which is made anew in the backward pass.
+
+    torchao leaves it to autograd, which would keep each matrix in the activations' dtype until then: more than what was saved.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return F.linear(states, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient @ ctx.weight.dequantize().to(gradient.dtype), None
+
+
+def _product(module: nn.Linear, states: Tensor) -> Tensor:
+    result: Tensor = _Product.apply(states, module.weight)
+    return result if module.bias is None else result + module.bias.to(result.dtype)
 
 
 def _nf4(transformer: nn.Module, paths: list[str]) -> None:

@@ -169,6 +169,21 @@ RULES = (
         "base.quantize is for weights that do not learn: it needs trainable.mode lora",
     ),
     Rule(
+        ("base.offload", "gradient_checkpointing"),
+        lambda offload, checkpointing: offload == "none" or checkpointing,
+        "base.offload brings blocks back where they run again: it needs gradient_checkpointing true",
+    ),
+    Rule(
+        ("base.offload", "base.quantize"),
+        lambda offload, quantize: offload == "none" or quantize == "none",
+        "base.offload is for weights that are not quantized: it needs base.quantize none",
+    ),
+    Rule(
+        ("base.offload", "compile"),
+        lambda offload, compiled: offload == "none" or not compiled,
+        "base.offload exchanges weights while the network runs: it needs compile false",
+    ),
+    Rule(
         ("optimizer.decay_from", "optimizer.decay"),
         lambda decay_from, decay: decay_from < 1 or decay == "constant",
         "optimizer.decay linear and cosine need decay_from below 1",

@@ -16,6 +16,12 @@ class Base(Section):
         Literal["none", "int8", "nf4"],
         Field(description="Bits of its matrices: 8 with torchao, 4 with bitsandbytes, or as many as `precision` says."),
     ] = "none"
+    offload: Annotated[
+        Literal["none", "blocks"],
+        Field(
+            description="Blocks: those that do not learn wait in host memory, and each comes to the device when it runs."
+        ),
+    ] = "none"
 
 
 class Head(Section):

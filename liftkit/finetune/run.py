@@ -13,6 +13,7 @@ import torch
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import fill_caches, load_vae
 from liftkit.finetune.optimizer import make_optimizers
+from liftkit.finetune.quantize import check_quantize
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.result import card, learned_adapter, write_model
 from liftkit.finetune.resume import Resumption, check_model, find_resumption, model_record
@@ -121,6 +122,7 @@ def check_packages(recipe: Recipe, trainee: Trainee) -> None:
         UsageError: naming the key.
     """
     make_optimizers(trainee.parameters, recipe.optimizer, trainee.spec)
+    check_quantize(recipe.base.quantize)
     if recipe.objective.perceptual == "lpips":
         make_perceptual("lpips", None, "cpu")
     there = available_trackers()
@@ -143,8 +145,8 @@ def chosen_trackers(recipe: Recipe) -> list[str]:
     return list(recipe.trackers)
 
 
-def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
-    """accelerate's, for a recipe.
+def make_accelerator(recipe: Recipe, folder: RunFolder, *, cpu: bool = False) -> Any:
+    """accelerate's, for a recipe; on the processor where ``cpu`` says so.
 
     Raises:
         UsageError: if the batch does not divide among the processes, or the device does not do the precision.
@@ -165,6 +167,7 @@ def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
     ]
     try:
         accelerator = Accelerator(
+            cpu=cpu,
             mixed_precision=recipe.precision,
             log_with=chosen_trackers(recipe) or None,
             project_dir=str(folder.path),
@@ -176,6 +179,8 @@ def make_accelerator(recipe: Recipe, folder: RunFolder) -> Any:
         raise UsageError(
             f"base.quantize: {recipe.base.quantize}: one process only, here are {accelerator.num_processes}"
         )
+    if recipe.base.offload != "none" and accelerator.num_processes > 1:
+        raise UsageError(f"base.offload: {recipe.base.offload}: one process only, here are {accelerator.num_processes}")
     if recipe.batch_size % accelerator.num_processes:
         raise UsageError(f"batch_size: {recipe.batch_size} does not divide among {accelerator.num_processes} processes")
     return accelerator

@@ -74,7 +74,7 @@ def open_trainee(recipe: Recipe, folder: ModelFolder) -> Trainee:
     """
     name = folder.class_of("transformer") or ""
     spec = architecture(name)
-    _check_space(recipe, folder, name)
+    check_space(recipe, folder, name)
     transformer = _load(recipe, folder, name)
     lift = Lift.load(folder.path / "lift.safetensors") if recipe.space == "pixel" else None
     tensors: Mapping[str, Tensor] = {}
@@ -90,6 +90,8 @@ def make_trainee(
     transformer: Any,
     lift: Lift | None,
     tensors: Mapping[str, Tensor],
+    *,
+    sketch: bool = False,
 ) -> Trainee:
     """Prepare a transformer in memory for a recipe.
 
@@ -99,6 +101,7 @@ def make_trainee(
         transformer: without gradients, frozen weights in the precision of the run.
         lift: A and s; None in latent space.
         tensors: the source's projections and output norm by name, for the loss asymflow.
+        sketch: of tensors without memory; what would have to be computed or fetched has a stand-in.
 
     Raises:
         UsageError: if the recipe names modules that are not there.
@@ -121,13 +124,13 @@ def make_trainee(
         missing = [path for path in learns["full"] if path not in originals]
         originals |= {path: copy.deepcopy(pretrained[path]).to(COMPUTE[recipe.precision]) for path in missing}
     if recipe.base.quantize != "none":
-        quantize_base(transformer, recipe.base.quantize, learns["full"])
+        quantize_base(transformer, recipe.base.quantize, learns["full"], sketch=sketch)
     if recipe.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
         if getattr(transformer, HEAD, None) is not None:
             transformer.detail_head.checkpointing = True
     trainee = Trainee(folder, spec, transformer, lift, Network(transformer, originals, frozen), learns)
-    open_complement(trainee, recipe.trainable.open, recipe.seed)
+    open_complement(trainee, recipe.trainable.open, recipe.seed, sketch=sketch)
     return trainee
 
 
@@ -150,7 +153,7 @@ def _give_head(recipe: Recipe, transformer: Any) -> None:
 
 
 @torch.no_grad()
-def open_complement(trainee: Trainee, strength: float, seed: int) -> None:
+def open_complement(trainee: Trainee, strength: float, seed: int, *, sketch: bool = False) -> None:
     """Show the network what lies outside of the subspace; see :mod:`liftkit.finetune.opening`.
 
     Raises:
@@ -165,6 +168,8 @@ def open_complement(trainee: Trainee, strength: float, seed: int) -> None:
                 f"trainable.open: {strength}: {projection.path} does not learn, so that what is opened would be lost; "
                 "add it to trainable.modules, or set trainable.open to 0"
             )
+        if sketch:
+            continue  # What is opened are values.
         basis = native_basis(trainee.lift, projection.order)
         raw = RawChannels(trainee.spec, projection, "input", trainee.lift.latent_patch)
         flat = weight.flatten(1)
@@ -174,7 +179,12 @@ def open_complement(trainee: Trainee, strength: float, seed: int) -> None:
         weight.copy_(flat.reshape(weight.shape))
 
 
-def _check_space(recipe: Recipe, folder: ModelFolder, name: str) -> None:
+def check_space(recipe: Recipe, folder: ModelFolder, name: str) -> None:
+    """Raise unless a folder has what the recipe trains in.
+
+    Raises:
+        UsageError: saying what to do instead.
+    """
     pixel = is_lifted(name) and folder.config("transformer").get(SPACE, "pixel") == "pixel"
     if recipe.space == "pixel" and is_lifted(name) and not pixel:
         raise UsageError(f"model: {folder.source}: a model of latents; set space: latent")

@@ -1,0 +1,193 @@
+"""How much memory a step of a run takes, known before there is a model."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from liftkit.checkpoint.components import LATENT_VAE
+from liftkit.finetune.ahead import Ahead, Prepared
+from liftkit.finetune.allocations import ACTIVATIONS, HOST, WORKING, Allocations
+from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.run_folder import RunFolder
+from liftkit.finetune.sketch import Sketch, placed, random_batch, without_memory
+from liftkit.finetune.stand_ins import JudgesAll, LpipsShaped
+from liftkit.finetune.terms import make_perceptual
+from liftkit.models.load import load_component
+
+if TYPE_CHECKING:
+    from liftkit.finetune.learner import Learner
+
+WEIGHTS, GRADIENTS, OPTIMIZER, MEAN = "weights", "gradients", "optimizer", "running mean"
+REFERENCE, BATCHES = "reference pass", "batches"
+PARTS = (WEIGHTS, GRADIENTS, OPTIMIZER, MEAN, BATCHES, ACTIVATIONS, REFERENCE, WORKING)
+EIGHT_BIT_FROM, EIGHT_BIT_BLOCK = 4096, 256
+"""bitsandbytes' optimizers keep tensors of fewer numbers in float32, and one scale for each block of those of more."""
+
+KEPT = 0.5
+"""Of what comes and goes in a step, the share that glibc's allocator keeps beside what is in use; see docs/benchmarks.md."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step of a run takes.
+
+    Args:
+        parts: bytes by part, of :data:`PARTS`, when most are in use.
+        host: bytes in host memory that come to the device when they are used: weights of blocks, batches that are taken in parts.
+        operations: floating-point operations of matrix products and attention in a step, with those that are done again.
+    """
+
+    parts: dict[str, int]
+    host: int
+    operations: float
+
+    @property
+    def total(self) -> int:
+        """Bytes in use at once, without the libraries' own."""
+        return sum(self.parts.values())
+
+    @property
+    def kept(self) -> int:
+        """Bytes that the C library's allocator keeps of what comes and goes; see :data:`KEPT`."""
+        return int(KEPT * sum(self.parts[part] for part in (ACTIVATIONS, REFERENCE, WORKING)))
+
+    @property
+    def resident(self) -> int:
+        """Bytes of a process that trains on a CPU, beside its libraries: host memory is no other."""
+        return self.total + self.host + self.kept
+
+
+def estimate(recipe: Recipe, sketch: Sketch, size: tuple[int, int], side: int, *, gpu: bool = False) -> Estimate:
+    """What a run's steps take, found by taking one of them with tensors that have no memory.
+
+    The network, the loss, autograd and the optimizer are the run's own; every tensor that they make is counted. What kernels
+    allocate within an operation is not seen, and neither is what an allocator keeps of what was given back.
+
+    Args:
+        recipe: what to do; as a single process.
+        sketch: of what it trains.
+        size: height and width of the images.
+        side: pixels along a token.
+        gpu: whether it will run on one, where some operations keep less.
+
+    Raises:
+        UsageError: if the recipe names modules that are not there.
+    """
+    seen, asked = Allocations(), recipe.batch_size
+    micro = min(recipe.micro_batch or asked, asked)
+    # Micro batches after the first take what that does, beside the gradients that are there.
+    recipe = recipe.model_copy(update={"batch_size": micro})
+    transformer = sketch.transformer(recipe)
+    with without_memory(gpu), seen:
+        learner = _learner(recipe, sketch, transformer, seen)
+        config = learner.trainee.transformer.config
+        with seen.part(BATCHES):
+            batch = random_batch(recipe, sketch.spec, config, sketch.lift, size, side, sketch.text)
+            ahead = Ahead(recipe, slice(0, micro), torch.device("cpu"), sketch.lift is not None)
+            prepared = ahead(0, batch)
+        del batch
+        parts = _step(learner, prepared, seen, recipe.optimizer.name, micro < asked)
+        parts[BATCHES], waiting = seen.live[BATCHES], seen.live[HOST]
+        # One is made ready while another is learned from; whole on the device, unless a step takes its rows in parts.
+        if micro == asked:
+            parts[BATCHES] *= 2
+        else:
+            waiting += 2 * seen.live[BATCHES] * asked // micro
+        result = Estimate(parts, waiting, asked / micro * seen.operations)
+        del learner, prepared
+    gc.collect()
+    return result
+
+
+def _step(learner: Learner, prepared: Prepared, seen: Allocations, optimizer: str, again: bool) -> dict[str, int]:
+    """Bytes by part at the peak of a step that is not the first, found by taking one.
+
+    Args:
+        optimizer: its name; the learner's own is exact where this one has 8 bits.
+        again: whether the step has further micro batches.
+    """
+    seen.forget_peak()
+    learner.model.train()
+    learner.gradients(prepared)
+    learner.clip(0)
+    learning, gradients = dict(seen.peak), seen.live[GRADIENTS]
+    seen.forget_peak()
+    if optimizer == "adamw8bit":
+        state = sum(map(_eight_bits, learner.parameters.values()))
+    else:
+        before = sum(seen.live.values())
+        for each in learner.bare:
+            each.step()
+        state = sum(seen.live.values()) - before
+    # The state was there at the first step's end alone, and made as working space.
+    updating = {**seen.peak, WORKING: max(seen.peak.get(WORKING, 0) - state, 0)}
+    if again:
+        learning[GRADIENTS] = gradients
+    most = max(learning, updating, key=lambda parts: sum(parts.get(part, 0) for part in PARTS))
+    return {part: most.get(part, 0) for part in PARTS} | {OPTIMIZER: state}
+
+
+def _learner(recipe: Recipe, sketch: Sketch, transformer: Any, seen: Allocations) -> Learner:
+    """A run's own around tensors without memory."""
+    from liftkit.finetune.learner import Learner
+    from liftkit.finetune.run import make_accelerator
+
+    known = recipe.model_copy(
+        update={
+            # What eight bits take is known without the package.
+            "optimizer": recipe.optimizer.model_copy(update={"name": recipe.optimizer.name.removesuffix("8bit")}),
+            # Encoders and features of other networks would have to be fetched.
+            "objective": recipe.objective.model_copy(update={"repa": 0.0, "perceptual": "none"}),
+            "trackers": (),
+            "compile": False,
+        }
+    )
+    folder = RunFolder(recipe.output)
+    accelerator = make_accelerator(known, folder, cpu=True)
+    with seen.part(WEIGHTS):
+        trainee = sketch.trainee(known, transformer)
+        learner = Learner(known, trainee, None, accelerator)
+        learner.objective.perceptual = _perceptual(recipe.objective.perceptual, sketch)
+        if learner.objective.adversary is not None:
+            learner.objective.adversary = JudgesAll(learner.objective.adversary)
+    gc.collect()
+    seen.assign(HOST, (each for offload in learner.offloads for block in offload.host for each in block))
+    if learner.average is not None:
+        seen.assign(MEAN, learner.average.values.values())
+
+    def gradient(parameter: Tensor) -> None:
+        seen.assign(GRADIENTS, [parameter.grad] if parameter.grad is not None else [])
+
+    for parameter in learner.parameters.values():
+        parameter.register_post_accumulate_grad_hook(gradient)
+    reference = learner.objective.reference
+    if reference is not None:
+        inner = reference.velocity
+
+        def velocity(*given: Any, **named: Any) -> Tensor:
+            with seen.part(REFERENCE):
+                return inner(*given, **named)
+
+        reference.velocity = velocity  # type: ignore[method-assign]
+    return learner
+
+
+def _perceptual(name: str, sketch: Sketch) -> Any:
+    """What compares images, without its weights."""
+    if name == "lpips":
+        return LpipsShaped()
+    vae = placed(load_component(sketch.folder, LATENT_VAE, torch.float32, "meta")) if name == "vae" else None
+    return make_perceptual(name, vae, "cpu")
+
+
+def _eight_bits(parameter: Tensor) -> int:
+    """Bytes of the two moments of bitsandbytes' 8-bit AdamW."""
+    numbers = parameter.numel()
+    if numbers < EIGHT_BIT_FROM:
+        return 8 * numbers
+    return 2 * (numbers + 4 * -(-numbers // EIGHT_BIT_BLOCK) + 4 * 256)
