@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from liftkit.checkpoint.components import LATENT_VAE
-from liftkit.finetune.ahead import Ahead, Prepared
+from liftkit.finetune.ahead import Prepared
 from liftkit.finetune.allocations import ACTIVATIONS, HOST, WORKING, Allocations
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.sketch import Sketch, placed, random_batch, without_memory
 from liftkit.finetune.stand_ins import JudgesAll, LpipsShaped
+from liftkit.finetune.step import draw
 from liftkit.finetune.terms import make_perceptual
 from liftkit.models.load import load_component
 
@@ -88,9 +89,11 @@ def estimate(recipe: Recipe, sketch: Sketch, size: tuple[int, int], side: int, *
         config = learner.trainee.transformer.config
         with seen.part(BATCHES):
             batch = random_batch(recipe, sketch.spec, config, sketch.lift, size, side, sketch.text)
-            ahead = Ahead(recipe, slice(0, micro), torch.device("cpu"), sketch.lift is not None)
-            prepared = ahead(0, batch)
-        del batch
+            states = batch.images if sketch.lift is not None else batch.latents
+            assert states is not None
+            # Without levels on the host the reference is asked about every row: at most so much is needed.
+            prepared = Prepared(batch, *draw(tuple(states.shape), recipe.noise, recipe.seed, 0))
+        del batch, states
         parts = _step(learner, prepared, seen, recipe.optimizer.name, micro < asked)
         parts[BATCHES], waiting = seen.live[BATCHES], seen.live[HOST]
         # One is made ready while another is learned from; whole on the device, unless a step takes its rows in parts.
