@@ -42,9 +42,9 @@ def test_what_is_frozen_is_in_eight_bits_and_shared_with_the_reference(make: Any
     quantized = [each for each in network.parameters() if hasattr(each, "__tensor_flatten__")]
     assert quantized
     assert all(id(each) in own and not each.requires_grad for each in quantized)
-    assert not any(hasattr(each, "__tensor_flatten__") for each in small.parameters.values())
-    assert {name: each.dtype for name, each in small.parameters.items()} == dict.fromkeys(
-        small.parameters, torch.float32
+    assert not any(hasattr(each, "__tensor_flatten__") for each in small.learner.parameters.values())
+    assert {name: each.dtype for name, each in small.learner.parameters.items()} == dict.fromkeys(
+        small.learner.parameters, torch.float32
     )
     # The other numbers are of float32 (precision no), those of eight bits have a scale a row.
     assert sum(map(stored_bytes, quantized)) < 0.27 * sum(4 * each.numel() for each in quantized)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -106,7 +107,9 @@ def without_memory(gpu: bool = False) -> Iterator[None]:
     # Copies of tensors are of the same mode.
     mode.__deepcopy__ = lambda memo: mode  # type: ignore[attr-defined]
     try:
-        with mode, patch.object(F, "rms_norm", fused_rms_norm) if gpu else nullcontext():
+        with warnings.catch_warnings(), mode, patch.object(F, "rms_norm", fused_rms_norm) if gpu else nullcontext():
+            # Copying a tensor asks where it lies; that it lies nowhere is the point.
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             yield
     finally:
         # What they keep must not be without memory for those who come after.
