@@ -22,7 +22,9 @@ def of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Estimate]:
     tiny = {**memory.KLEIN, "num_single_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 24}
 
     def estimated(**recipe: object) -> Estimate:
-        setting = memory.Setting(config=tiny, side=64, text=7, recipe={"trainable": {"rank": 4}, **recipe})
+        setting = memory.Setting(
+            config=tiny, side=128, text=7, recipe={"trainable": {"rank": 4}, "batch_size": 64, **recipe}
+        )
         return estimate(setting.make_recipe("unused"), setting.sketch(), setting.size, memory.SIDE)
 
     return estimated
