@@ -63,6 +63,8 @@ class Allocations(TorchDispatchMode):
         return result
 
     def _count(self, tensor: Tensor, part: str) -> None:
+        if tensor.is_meta:
+            return  # Nowhere, in a sketch as in a run.
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._parts or not size:

@@ -114,8 +114,13 @@ def _step(learner: Learner, prepared: Prepared, seen: Allocations, optimizer: st
         optimizer: its name; the learner's own is exact where this one has 8 bits.
         again: whether the step has further micro batches.
     """
-    seen.forget_peak()
     learner.model.train()
+    # The first one makes what stays, such as the reference's view of the network.
+    learner.gradients(prepared)
+    learner.forget_gradients()
+    gc.collect()
+    seen.forget_peak()
+    seen.operations = 0.0
     learner.gradients(prepared)
     learner.clip(0)
     learning, gradients = dict(seen.peak), seen.live[GRADIENTS]
