@@ -185,4 +185,4 @@ def test_the_demo_writes_its_images_as_a_folder_to_train_on(cli: Cli, tmp_path: 
     lines = (folder / "metadata.jsonl").read_text().splitlines()
     assert json.loads(lines[2]) == {"file_name": "000002.png", "text": scene.prompt}
     code, _, err = cli("demo", "--images", "3", "-o", folder)
-    assert (code, err.startswith(f"error: {folder}: exists already; choose another folder with -o")) == (2, True)
+    assert (code, f"error: {folder}: exists already; choose another folder with -o" in err) == (2, True)

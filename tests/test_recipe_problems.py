@@ -264,6 +264,16 @@ BROKEN = {
     ("data.flip", "space", "objective.loss"): (("data.flip=0.5",), "0.5"),
     ("data.crop", "space", "objective.loss"): (("data.crop=adm",), "adm"),
     ("model", "objective.loss", "trainable.mode"): (("model=new", "objective.loss=flow"), "new"),
+    ("network.vae", "space", "model"): (
+        ("model=new", "network.vae=demo", "objective.loss=flow", "trainable.mode=full"),
+        "demo",
+    ),
+    ("base.offload", "gradient_checkpointing"): (("base.offload=blocks",), "blocks"),
+    ("base.offload", "base.quantize"): (
+        ("base={offload: blocks, quantize: int8}", "gradient_checkpointing=true"),
+        "blocks",
+    ),
+    ("base.offload", "compile"): (("base.offload=blocks", "gradient_checkpointing=true", "compile=true"), "blocks"),
     ("micro_batch", "batch_size"): (("batch_size=10", "micro_batch=4"), "4"),
     ("objective.loss", "space"): (("space=latent",), "latent"),
     ("objective.perceptual", "objective.loss"): (("objective={loss: flow, perceptual: vae}",), "vae"),

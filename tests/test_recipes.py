@@ -42,8 +42,10 @@ def values(key: dict[str, Any]) -> st.SearchStrategy[Any]:
     return {
         "integer": st.integers(bounds["min_value"], key.get("maximum", 2**40)),
         "number": st.floats(
-            **{**bounds, "min_value": key.get("exclusiveMinimum", bounds["min_value"])},
+            key.get("exclusiveMinimum", bounds["min_value"]),
+            key.get("exclusiveMaximum", bounds["max_value"]),
             exclude_min="exclusiveMinimum" in key,
+            exclude_max="exclusiveMaximum" in key,
             allow_nan=False,
             allow_infinity=False,
         ),
@@ -74,6 +76,9 @@ def allowed(data: dict[str, Any]) -> dict[str, Any]:
     data.get("objective", {}).pop("perceptual", None)
     data.get("objective", {}).pop("terms", None)
     data.get("objective", {}).pop("repa", None)
+    if data.get("base", {}).get("offload") == "blocks":
+        data["base"]["quantize"] = "none"
+        data |= {"gradient_checkpointing": True, "compile": False}
     if data.get("base", {}).get("quantize"):
         data["trainable"] = {**data.get("trainable", {}), "mode": "lora"}
     data.get("ema", {}).pop("decay", None)
