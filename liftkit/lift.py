@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -76,6 +76,8 @@ class Lift:
     def __post_init__(self) -> None:
         if self.basis.dtype not in FLOATS:
             raise ValueError(f"lift: the basis is of {self.basis.dtype}, expected floating-point numbers")
+        if self.space not in get_args(Space):
+            raise ValueError(f"lift: the space is {str(self.space)[:60]}, expected {' or '.join(get_args(Space))}")
         if not 1 <= self.patch_size <= LARGEST_PATCH:
             raise ValueError(f"lift: pixel patches of {self.patch_size}, expected 1 to {LARGEST_PATCH}")
         if self.basis.ndim != 2 or self.basis.shape[0] != self.channels * self.patch_size**2 or not self.channels:

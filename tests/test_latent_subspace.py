@@ -17,6 +17,7 @@ from liftkit.data import demo
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.finetune.recipe_file import load_recipe
+from liftkit.finetune.result import plain_recipe
 from liftkit.finetune.run import finetune
 from liftkit.fit.job import FitJob, prepare, run
 from liftkit.lift import Lift
@@ -137,6 +138,7 @@ def test_from_the_command_line_to_a_picture(tmp_path: Path, cli: Any) -> None:
         ({"rank": 33}, "a token of 2 x 2 latents has 32 numbers"),
         ({"resolution": 60}, "not a multiple of the 8 pixels of one token"),
         ({"vae": "nowhere"}, "no VAE"),
+        ({"vae": "~nobody-of-this-name/vae"}, "no VAE"),
     ],
 )
 def test_what_does_not_fit_is_refused(fitted: Path, tmp_path: Path, changes: Any, message: str) -> None:
@@ -168,6 +170,16 @@ def test_a_recipe_names_the_space_of_its_model(begun: Path, tmp_path: Path) -> N
         load_recipe(str(path))
 
 
+def test_of_a_recipe_s_vae_the_name_alone_is_published(tmp_path: Path) -> None:
+    recipe = {"output": str(tmp_path / "run"), "objective": {"loss": "flow"}, "trainable": {"mode": "full"}}
+    recipe |= {"data": {"sources": [{"kind": "demo", "count": 4}]}, "model": "new", "space": "latent"}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**recipe, "network": {"vae": str(tmp_path / "mine"), "classes": "demo"}}))
+    plain = plain_recipe(load_recipe(str(path)))
+    assert plain["network"]["vae"] == "mine"
+    assert str(tmp_path) not in json.dumps(plain)
+
+
 def test_space_latent_is_for_subspaces_of_free_rank() -> None:
     with pytest.raises(UsageError, match="--space latent needs --rank"):
         prepare(FitJob(("demo",), FitOptions(images="demo", kind="pca", space="latent"), Path("x.safetensors")))
@@ -179,6 +191,8 @@ def test_space_latent_is_for_subspaces_of_free_rank() -> None:
 def test_a_lift_of_latents_says_so_and_is_free() -> None:
     with pytest.raises(ValueError, match="a subspace of latents is free"):
         Lift(torch.eye(32, 4), 2.0, 2, 1, space="latent")
+    with pytest.raises(ValueError, match="the space is color, expected pixel or latent"):
+        Lift(torch.eye(12, 4), 1.0, 2, 1, space="color")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="latent patch needs"):
         Lift(torch.eye(33, 4), 1.0, 2, 1, space="latent")
     assert Shape("tiny", 2, 64, 10, 8, 4).side == 16

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from liftkit import convert_transformer, open_flow
 from liftkit.errors import UsageError
+from liftkit.finetune.network import Network, connect, original_modules
 from liftkit.finetune.offload import BlockOffload
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.run import finetune, prepare
@@ -15,6 +17,8 @@ from liftkit.finetune.run_folder import RunFolder
 from liftkit.progress import Silent
 from tests.recipes import recipes_in
 from tests.test_finetune import rows
+from tests.zoo import auraflow, cogview4
+from tests.zoo.specimen import Specimen
 
 CHECKPOINTED = "gradient_checkpointing=true"
 
@@ -43,6 +47,23 @@ def test_a_resumed_run_equals_one_that_was_not(make: Any) -> None:
     whole = losses(recipe)
     finetune(recipe, resume=str(recipe.output / "checkpoints" / "step-0000002"))
     assert [row["loss"] for row in rows(recipe.output) if "loss" in row] == whole
+
+
+@pytest.mark.parametrize("specimen", [auraflow.SPECIMENS[0], cogview4.SPECIMENS[0]], ids=lambda each: each.name)
+def test_the_reference_finds_its_own_embedding_of_patches(specimen: Specimen) -> None:
+    latent = specimen.transformer()
+    twin = convert_transformer(latent, specimen.lift()).requires_grad_(False)
+    _, reference = connect(twin, Network(twin, original_modules(twin, latent.state_dict())))
+    assert reference is not None
+    flow, generator = open_flow(latent), torch.Generator().manual_seed(0)
+    conditioning = specimen.spec.conditioning(latent.config, 1, generator)
+    x = torch.randn(
+        1, flow.channels, *(each * specimen.patch for each in specimen.spec.proof_grid), generator=generator
+    )
+    with torch.no_grad():
+        wanted = reference.velocity(x, torch.tensor([0.5]), **conditioning)
+        assert BlockOffload(twin, torch.device("cpu")).blocks
+        assert torch.equal(reference.velocity(x, torch.tensor([0.5]), **conditioning), wanted)
 
 
 def test_two_blocks_are_there_at_once_and_only_what_is_frozen_waits(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

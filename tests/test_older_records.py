@@ -134,6 +134,9 @@ def test_a_run_of_an_older_version_goes_on_with_the_same_model_alone(folder: Pat
     before["sha256"] = {**before["sha256"], WEIGHTS: "0" * 64}
     with pytest.raises(UsageError, match=f"another model.*{WEIGHTS} 00000000"):
         check_model(run, model_record(model, run))
+    before["digests"] = {WEIGHTS: "md5:00"}
+    with pytest.raises(UsageError, match=f"{WEIGHTS}: cannot be compared .*'md5:00' is no digest of blake3 or sha256"):
+        model_record(model, run)
 
 
 def test_only_what_differs_in_its_hash_is_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

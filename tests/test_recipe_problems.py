@@ -273,6 +273,10 @@ BROKEN = {
         ("base={offload: blocks, quantize: int8}", "gradient_checkpointing=true"),
         "blocks",
     ),
+    ("base.offload", "trainable.mode", "objective.loss"): (
+        ("base.offload=blocks", "gradient_checkpointing=true", "trainable.mode=full", "objective={loss: flow}"),
+        "blocks",
+    ),
     ("base.offload", "compile"): (("base.offload=blocks", "gradient_checkpointing=true", "compile=true"), "blocks"),
     ("micro_batch", "batch_size"): (("batch_size=10", "micro_batch=4"), "4"),
     ("objective.loss", "space"): (("space=latent",), "latent"),

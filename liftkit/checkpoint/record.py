@@ -119,12 +119,21 @@ def like(wanted: Mapping[str, str], found: Mapping[str, str], folder: Path) -> d
         wanted: digests of the other record, by path.
         found: digests of the folder's own record, by path.
         folder: with the files.
+
+    Raises:
+        UsageError: if the other record has a digest by a hash that this version does not know.
     """
 
     def taken(name: str, digest: str) -> str:
         other = wanted.get(name, digest)
         if other.partition(":")[0] == digest.partition(":")[0] or not (folder / name).is_file():
             return digest
-        return digest_file(folder / name, algorithm=algorithm_of(other)).value
+        try:
+            algorithm = algorithm_of(other)
+        except ValueError as error:
+            raise UsageError(
+                f"{folder / name}: cannot be compared with what it was before: {error}; use a newer liftkit, or begin again"
+            ) from error
+        return digest_file(folder / name, algorithm=algorithm).value
 
     return {name: taken(name, digest) for name, digest in found.items()}

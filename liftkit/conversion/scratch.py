@@ -7,6 +7,7 @@ It is of pixels, or of a VAE's latents. The noise of a token lives in the r lead
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +77,7 @@ def begin(output: Path, options: InitOptions, observer: Observer | None = None) 
             (spec, model, lift, shape), chosen = of_the_authors(options.weights, options.color, len(names)), None
         else:
             given = None if options.subspace is None else Lift.load(options.subspace)
-            vae = None if options.vae is None else read_vae(Path(options.vae).expanduser())
+            vae = None if options.vae is None else read_vae(Path(os.path.expanduser(options.vae)))
             shape = shape_of(options, len(names), given, vae)
             kind, config_of = NETWORKS[options.architecture]
             spec, config = architecture(kind), config_of(shape)
@@ -98,7 +99,7 @@ def class_names(classes: str) -> list[str]:
         if not 1 <= int(classes) <= MOST_CLASSES:
             raise UsageError(f"--classes {classes}: expected 1 to {MOST_CLASSES}")
         return [str(number) for number in range(int(classes))]
-    path = Path(classes).expanduser()
+    path = Path(os.path.expanduser(classes))
     if path.is_dir():
         names = sorted(each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
         nothing = "no folders in it; give one with a folder for each class"

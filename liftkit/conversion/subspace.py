@@ -5,6 +5,7 @@ Sec. 4: the leading directions of uncentered second moments, of patches of pixel
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,5 +197,7 @@ def _source(options: InitOptions) -> CaptionedSource:
     assert options.images is not None
     if options.images == DEMO:
         return DemoCaptioned(options.num_images, seed=options.seed)
-    check_folder(Path(options.images).expanduser(), f"--images {options.images}", "give a folder of images, or 'demo'")
+    check_folder(
+        Path(os.path.expanduser(options.images)), f"--images {options.images}", "give a folder of images, or 'demo'"
+    )
     return CaptionedFolder(options.images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def peak_memory(device: Any) -> int:
 def resident_memory() -> int:
     """Bytes of memory that this process holds now; its peak where the system does not say."""
     fields = Path("/proc/self/statm")
-    return int(fields.read_text().split()[1]) * 4096 if fields.exists() else peak_memory("cpu")
+    return int(fields.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if fields.exists() else peak_memory("cpu")
 
 
 def estimate(model: nn.Module, learns: int, average: bool, optimizer: str) -> dict[str, int]:

@@ -165,9 +165,14 @@ def compile_blocks(transformer: Any, **options: Any) -> None:
 
 
 def blocks_of(transformer: Any) -> list[nn.Module]:
-    """The blocks that a transformer of diffusers repeats, in the order in which it names them."""
+    """The blocks that a transformer of diffusers repeats, in the order in which it names them: those in lists."""
     kinds = set(transformer._repeated_blocks or transformer._no_split_modules or ())
-    return [module for module in transformer.modules() if type(module).__name__ in kinds]
+    # Some classes name the embedding of patches as well, which is in no list, and of which the reference has one of its own.
+    return [
+        module
+        for path, module in transformer.named_modules()
+        if type(module).__name__ in kinds and any(map(str.isdigit, path.split(".")))
+    ]
 
 
 def compile_for_training(transformer: Any, device: torch.device, **options: Any) -> None:

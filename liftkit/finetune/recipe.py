@@ -174,6 +174,11 @@ RULES = (
         "base.offload brings blocks back where they run again: it needs gradient_checkpointing true",
     ),
     Rule(
+        ("base.offload", "trainable.mode", "objective.loss"),
+        lambda offload, mode, loss: offload == "none" or mode == "lora" or loss == "asymflow",
+        "base.offload is for weights that do not learn: it needs trainable.mode lora, or the frozen copy of loss asymflow",
+    ),
+    Rule(
         ("base.offload", "base.quantize"),
         lambda offload, quantize: offload == "none" or quantize == "none",
         "base.offload is for weights that are not quantized: it needs base.quantize none",

@@ -57,7 +57,7 @@ def plain_recipe(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data that may be published: of paths the name alone."""
     plain = recipe.model_dump(mode="json")
     plain["output"], plain["model"] = Path(plain["output"]).name, Path(plain["model"]).name
-    for key in ("classes", "images", "subspace"):
+    for key in ("classes", "images", "subspace", "vae"):
         plain["network"][key] = plain["network"][key] and Path(plain["network"][key]).name
     plain["adapter"] = None if plain["adapter"] is None else Path(plain["adapter"]).name
     plain["data"]["cache"] = None

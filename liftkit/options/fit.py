@@ -176,8 +176,8 @@ class InitOptions:
     vae: Annotated[
         str | None,
         Option(
-            "Make the model of latents instead of pixels, those of this VAE: its folder, that of a model that has it, a Hub id or "
-            "`demo`.",
+            "Make the model of latents instead of pixels, those of this VAE: its folder, that of a model that has it, `demo` or "
+            "`taef2`.",
             "MODEL",
             default="none: pixels",
         ),
