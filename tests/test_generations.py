@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 import liftkit
 from liftkit.checkpoint.model import find_model
 from liftkit.errors import UsageError
+from liftkit.finetune.result import card
 from liftkit.formats.adapters import fuse
 from liftkit.formats.generations import MERGED, for_latent_base, history_of
 from liftkit.models.adapted import check_needs
@@ -76,6 +78,20 @@ def test_without_an_account_the_adapter_names_its_folder_and_is_refused_elsewher
         fuse(tmp_path / "alone", str(pixel), tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
     assert fuse(tmp_path / "alone", str(folder), tmp_path / "right").adapter.base is not None
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ({}, "loss flow)."),
+        ({"after": {"steps": 7}}, "after 7 steps"),
+        ({"after": {"imported": {}}}, "after an earlier"),
+    ],
+)
+def test_a_card_says_what_came_before_as_far_as_it_is_known(pixel: Path, before: Any, words: str) -> None:
+    recipe = {"batch_size": 2, "trainable": {"mode": "lora"}, "objective": {"loss": "flow"}}
+    adapter = replace(random_adapter(pixel), provenance={"steps": 3, "recipe": recipe, **before})
+    assert words in card(adapter, find_model(str(pixel)), "model")
 
 
 def test_a_plain_conversion_adds_nothing(pixel: Path) -> None:

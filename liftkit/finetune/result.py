@@ -112,8 +112,11 @@ def card(adapter: Adapter, folder: ModelFolder, kind: str) -> str:
         if kind == "model"
         else f'pipe = liftkit.load_adapter("{base}", "this-folder")'
     )
-    before = adapter.provenance.get("after")
-    earlier = f", after {before['steps']} steps of an earlier run" if before is not None else ""
+    before, earlier = adapter.provenance.get("after"), ""
+    if isinstance(before, dict):
+        # An adapter of other authors does not say how long it was trained.
+        steps = before.get("steps")
+        earlier = f", after {steps} steps of an earlier run" if steps is not None else ", after an earlier finetune"
     return f"""{front_matter(header)}
 # {base.rsplit("/", 1)[-1]}, finetuned in {"pixels" if adapter.lift is not None else "latents"}
 
