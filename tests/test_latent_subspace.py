@@ -16,6 +16,7 @@ from liftkit.conversion.scratch import begin, network
 from liftkit.data import demo
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
+from liftkit.evaluate.entries import open_entry, open_pixel
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.result import plain_recipe
 from liftkit.finetune.run import finetune
@@ -178,6 +179,12 @@ def test_of_a_recipe_s_vae_the_name_alone_is_published(tmp_path: Path) -> None:
     plain = plain_recipe(load_recipe(str(path)))
     assert plain["network"]["vae"] == "mine"
     assert str(tmp_path) not in json.dumps(plain)
+
+
+def test_a_comparison_takes_it_for_a_latent_model(begun: Path) -> None:
+    assert open_entry(str(begun)).lift is None
+    with pytest.raises(UsageError, match="a latent model"):
+        open_pixel(str(begun))
 
 
 def test_space_latent_is_for_subspaces_of_free_rank() -> None:

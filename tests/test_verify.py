@@ -174,7 +174,12 @@ def test_damage_is_reported_with_exit_code_1(cli: Cli, folder: Path) -> None:
 
 
 def test_what_is_no_converted_folder(cli: Cli, folder: Path, model_folders: dict[str, Path]) -> None:
-    for place, said in ((folder / "none", "no such folder"), (model_folders["sd3"], "liftkit.json is missing")):
+    nobody = Path("~nobody-of-this-name/pixel")
+    for place, said in (
+        (nobody, "no such folder"),
+        (folder / "none", "no such folder"),
+        (model_folders["sd3"], "liftkit.json is missing"),
+    ):
         code, _, err = cli("verify", place)
         assert code == 2
         assert said in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -88,7 +89,7 @@ def audit(folder: str | Path, source: str | None = None, observer: Observer | No
     Raises:
         UsageError: if there is no such folder, or none that liftkit made.
     """
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
     if not path.is_dir():
         raise UsageError(f"{folder}: {misplaced(str(folder))}; verify looks at what liftkit convert made")
     if not (path / RECORD).is_file():

@@ -242,7 +242,7 @@ def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
     for name, path in inputs.items():
         if path is None or path in MODELS:
             continue
-        source = Path(os.path.realpath(Path(path).expanduser()))
+        source = Path(os.path.realpath(Path(os.path.expanduser(path))))
         if source == target or target in source.parents:
             raise UsageError(f"{output}: holds {name} ({path}); choose another output")
         if source in target.parents and (source / "model_index.json").is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
@@ -133,7 +134,7 @@ class CaptionedFolder(PictureFiles):
     """
 
     def __init__(self, path: str | Path, reference_column: str | None = None, *, by_folder: bool = False) -> None:
-        folder = Path(path).expanduser()
+        folder = Path(os.path.expanduser(path))
         check_folder(folder, str(path), "give a folder of images and captions")
         found = scan(folder)
         super().__init__(folder, found.pictures)

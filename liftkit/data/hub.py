@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -56,7 +57,7 @@ class HubDataset(EncodedSource):
         if self.captions is None:
             self.texts = []
         self.fingerprint = rows._fingerprint
-        place = Path(self.path).expanduser()
+        place = Path(os.path.expanduser(self.path))
         self.folder = place if place.is_dir() else place.parent
 
     def __len__(self) -> int:
@@ -123,7 +124,7 @@ def _load(path: str, split: str) -> Any:
         import datasets
     except ImportError as error:
         raise UsageError(f"{path}: needs the package 'datasets', which is missing; pip install datasets") from error
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     try:
         if place.is_file():
             if place.suffix not in TABLES:

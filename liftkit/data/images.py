@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -68,7 +69,7 @@ class ImageFolder:
     """
 
     def __init__(self, path: str | Path, count: int | None = None, seed: int = 0) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         check_folder(self.path, f"--images {path}", "give a folder of images, or 'demo'")
         found = scan(self.path)
         self.tally = found.tally

@@ -126,7 +126,7 @@ def _find(url: str) -> list[Path]:
     if "://" in url or url.startswith("pipe:"):
         raise UsageError(f"{url}: shards are read at random access, so they must be local; fetch them first")
     paths: list[Path] = []
-    for name in expand_braces(str(Path(url).expanduser())):
+    for name in expand_braces(str(Path(os.path.expanduser(url)))):
         found = sorted(glob(name)) if not Path(name).is_file() else [name]
         if not found:
             raise UsageError(f"{name}: no such shard; check the path and its braces")

@@ -70,7 +70,8 @@ def open_entry(name: str, base: str = "demo") -> Entry:
         source=name,
         name=_name(folder.path, folder.name),
         folder=folder,
-        lift=lift,
+        # A subspace of latents is no way from latents to pixels.
+        lift=lift if lift is not None and lift.space == "pixel" else None,
         load=lambda device: load_pipeline(folder, device),
         files=lambda: _digest(folder),
     )

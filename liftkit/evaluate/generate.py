@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -235,7 +236,7 @@ def _pictures_digest(options: GenerateOptions) -> dict[str, str]:
     paths = [*([] if pictures.image is None else [pictures.image]), *pictures.references]
     found = hashlib.sha256()
     for path in paths:
-        found.update(hashlib.sha256(path.expanduser().read_bytes()).digest())
+        found.update(hashlib.sha256(Path(os.path.expanduser(path)).read_bytes()).digest())
     return {"pictures_digest": found.hexdigest()} if paths else {}
 
 

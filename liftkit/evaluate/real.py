@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,9 @@ def open_real(name: str, count: int, size: int, seed: int, prompts: Path | None)
         source = DemoCaptioned(most, split="heldout", seed=seed)
         order: Sequence[int] = range(len(source))
     else:
-        check_folder(Path(name).expanduser(), f"--real {name}", "give a folder of images with captions, or 'demo'")
+        check_folder(
+            Path(os.path.expanduser(name)), f"--real {name}", "give a folder of images with captions, or 'demo'"
+        )
         source = CaptionedFolder(name)
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(source)).tolist()
     images, places, tally = _load(source, order, most, size)

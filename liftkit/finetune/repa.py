@@ -5,6 +5,7 @@ A small MLP, which learns beside the network and is not kept, maps the tokens to
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def load_encoder(name: str) -> Any:
     """
     from transformers import AutoModel
 
-    where = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    where = str(Path(os.path.expanduser(name))) if Path(os.path.expanduser(name)).is_dir() else name
     try:
         model = AutoModel.from_pretrained(where, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,7 +124,7 @@ def check_sources(options: FitOptions) -> None:
         )
     if options.images != "demo":
         check_folder(
-            Path(options.images).expanduser(), f"--images {options.images}", "give a folder of images, or 'demo'"
+            Path(os.path.expanduser(options.images)), f"--images {options.images}", "give a folder of images, or 'demo'"
         )
 
 

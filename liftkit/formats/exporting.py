@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,7 +79,7 @@ def export_adapter(
     if format_ not in FORMATS:
         raise UsageError(f"--format {format_}: unknown; choose {', '.join(FORMATS)}")
     check_apart(output, {"the folder": folder, "--base": base})
-    residual, sources = None, [Path(folder).expanduser()]
+    residual, sources = None, [Path(os.path.expanduser(folder))]
     if is_adapter(folder):
         adapter = _complete(Adapter.load(folder), base)
         numbers = find_model(base).config("transformer") if base else adapter.provenance.get("config")

@@ -7,6 +7,7 @@ that it came from, which becomes a pixel model in memory, or to any conversion o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,7 +159,7 @@ class Adapter:
         Raises:
             UsageError: if it is no adapter folder of ours.
         """
-        place = Path(folder).expanduser()
+        place = Path(os.path.expanduser(folder))
         record = _record(place)
         if record is None:
             raise UsageError(
@@ -208,7 +209,7 @@ def compact(value: Tensor, stored: torch.dtype) -> Tensor:
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether this is a folder of ours that holds an adapter."""
-    return _record(Path(folder).expanduser()) is not None
+    return _record(Path(os.path.expanduser(folder))) is not None
 
 
 def _record(folder: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ the registry names.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ def read(flag: str, path: Path) -> Image:
         UsageError: if it is none.
     """
     try:
-        with open_picture_file(path.expanduser(), str(path)) as file:
+        with open_picture_file(Path(os.path.expanduser(path)), str(path)) as file:
             return read_picture(file, str(path), WHOLE)
     except PictureError as error:
         raise UsageError(f"{flag} {error}") from error
