@@ -119,7 +119,9 @@ def test_from_the_command_line_to_a_picture(tmp_path: Path, cli: Any) -> None:
         "data: {sources: [{kind: demo, count: 4}]}\ntrainable: {mode: full}\nobjective: {loss: flow}\n"
         "previews: {every: 2, count: 1, steps: 1}\nvalidation: {every: 0}\ncheckpoints: {every: 0}\n"
     )
-    assert cli("finetune", str(recipe))[0] == 0
+    code, _, err = cli("finetune", str(recipe))
+    assert code == 0
+    assert "previews are of pixel models alone" in err
     trained = DiffusionPipeline.from_pretrained(tmp_path / "run" / "model").transformer
     assert (trained.config.lift_space, trained.config.lift_rank) == ("latent", 4)
     assert trained.proj_out.weight.any()

@@ -41,8 +41,8 @@ class Asked(NamedTuple):
     """Rows of a batch, of which not all need the reference.
 
     Args:
-        rows: whose loss has its error; see :func:`rows_to_ask`.
-        seen: that it sees, these at least; it has the conditioning of no others bound.
+        rows: numbers of those whose loss has its error; see :func:`rows_to_ask`.
+        seen: numbers of those that it runs on, ``rows`` among them; its conditioning is that of these alone.
     """
 
     rows: list[int]

@@ -151,7 +151,8 @@ class Objective(Section):
             ge=0,
             lt=1,
             description="Share 1 - w of the frozen model's error below which it is not asked, which saves its pass for images of "
-            "low noise, unless there is a perceptual term or bands. At 0.005 their loss changes by 1 % at most; 0: always asked.",
+            "low noise, unless there is a perceptual term or bands, or blocks are compiled. "
+            "At 0.005 their loss changes by 1 % at most; 0: always asked.",
         ),
     ] = 0.005
     weight: Annotated[float, Field(gt=0, description="Weight of the flow loss.")] = 5.0

@@ -130,6 +130,8 @@ class Watch:
         self.learner, self.data, self.recipe, self.folder, self.observer = learner, data, recipe, folder, observer
         self.held_out = list(_batches(held_out))
         self._error: float | None = None
+        if recipe.previews.every and learner.trainee.lift is None and learner.accelerator.is_main_process:
+            observer.note("previews are of pixel models alone: this run, which trains on latents, paints none")
 
     def preview(self, step: int) -> None:
         """Paint the prompts of the recipe as a picture, and add it to the film of the run.
