@@ -93,3 +93,10 @@ def test_the_first_word_is_printed_once_and_not_where_nobody_wants_it(cli: Cli) 
 def test_of_many_processes_one_speaks_first(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert "reading" not in cli("verify", NOPE)[2]
+
+
+def test_a_folder_of_demo_images_is_no_conversion(cli: Cli, tmp_path: Path) -> None:
+    code, _, stderr = cli("demo", "--images", "2", "-o", str(tmp_path / "photos"))
+    assert code == 0
+    assert "demo: drawing 2 images ..." in stderr
+    assert "converting" not in stderr

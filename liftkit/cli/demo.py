@@ -47,7 +47,10 @@ def demo(
 
     Example: liftkit demo -o out/demo
     """
-    console.first_word("converting the embedded model, then comparing what every model makes of the same noise")
+    if images is not None:
+        console.first_word(f"drawing {images} images")
+    else:
+        console.first_word("converting the embedded model, then comparing what every model makes of the same noise")
     from liftkit.cli.answers import conversion_data, plan_data
     from liftkit.demo import run
 

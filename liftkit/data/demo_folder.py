@@ -14,7 +14,7 @@ from liftkit.errors import UsageError
 
 
 def write_images(folder: Path, count: int, *, seed: int = 0) -> None:
-    """Write images 0 to ``count`` as ``000000.png`` and so on, and ``metadata.jsonl`` (``file_name``, ``text``).
+    """Write the first ``count`` images as ``000000.png`` and so on, and ``metadata.jsonl`` (``file_name``, ``text``).
 
     Args:
         folder: what is to be made; whole or not at all.
