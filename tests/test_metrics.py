@@ -205,6 +205,7 @@ def test_each_metric_is_what_its_estimator_says(networks: Path, tmp_path: Path) 
     names = ("fid", "fid-tf", "fd-dinov2", "clip")
     chosen = metrics.choose(names, 512)
     assert not chosen.missing
+    assert metrics.choose(("kid",), 1).missing == {"kid": "kid: left out: 1 samples, 2 are needed"}
 
     from liftkit.progress import Silent
 

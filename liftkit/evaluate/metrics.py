@@ -121,7 +121,7 @@ def choose(names: Sequence[str], count: int) -> Chosen:
         if path is None:
             missing[name] = f"{name}: left out: {eye.missing()}"
         elif count < metric.least:
-            missing[name] = f"{name}: left out: {count} samples, {metric.least} are needed for a Frechet distance"
+            missing[name] = f"{name}: left out: {count} samples, {metric.least} are needed"
         else:
             eye.check(path)
             weights[name] = path
