@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -35,6 +36,11 @@ class Silent:
 
     def status(self, text: str) -> None:
         """See :class:`Observer`."""
+
+
+def first_process() -> bool:
+    """True in a run's only process, and in the first one of a launch of several (``RANK`` 0), which speaks and writes for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def size(count: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from liftkit.checkpoint.files import output_file, write_text
 from liftkit.checkpoint.text import printable
 from liftkit.cli import bars
 from liftkit.cli.terminal import SafeConsole
+from liftkit.progress import first_process
 from liftkit.progress import size as size
 from liftkit.tally import Tally
 
@@ -89,8 +89,7 @@ def first_word(text: str) -> None:
     Args:
         text: such as ``reading MODEL``, to follow the command's name.
     """
-    # Of many processes the first one speaks.
-    if not (settings.quiet or settings.json) and os.environ.get("RANK", "0") == "0":
+    if not (settings.quiet or settings.json) and first_process():
         err.print(Text(f"{answer.command}: {printable(text)} ...", style="dim"))
 
 

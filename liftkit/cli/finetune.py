@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +16,7 @@ from liftkit.cli.push import Public, Push, check, send
 from liftkit.errors import UsageError
 from liftkit.interrupt import exit_code
 from liftkit.options import FinetuneOptions
-from liftkit.progress import Silent
+from liftkit.progress import Silent, first_process
 
 if TYPE_CHECKING:
     from liftkit.finetune.recipe import Recipe
@@ -62,8 +61,7 @@ def finetune(
     from liftkit.finetune.run import finetune as run
 
     console.answer.after = lambda: _after(chosen.output)
-    # One process speaks for all.
-    observer = console.Bars() if int(os.environ.get("RANK", "0")) == 0 else Silent()
+    observer = console.Bars() if first_process() else Silent()
     done = run(chosen, resume=resume, observer=observer)
     if done.trainer.accelerator.is_main_process:
         _report(chosen, done)

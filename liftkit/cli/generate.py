@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 from liftkit.cli import console
 from liftkit.cli.sample import Pipeline
 from liftkit.options import GenerateOptions, Option
+from liftkit.progress import first_process
 
 
 def generate(
@@ -56,8 +56,7 @@ def generate(
     model = find_model(folder)
     check_pictures(model, options.pictures)
     adapter = None if options.adapter is None else open_adapter(options.adapter)
-    # One process speaks for all.
-    first = os.environ.get("RANK", "0") == "0"
+    first = first_process()
     done = run(
         model, texts, output, replace(options, device=chosen), console.Bars() if first else None, adapter, layout
     )

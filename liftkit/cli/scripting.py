@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
@@ -14,6 +13,7 @@ import typer
 
 from liftkit.cli import console
 from liftkit.cli.options import with_options
+from liftkit.progress import first_process
 
 QUIET = "Print nothing but errors; files are written all the same."
 JSON = "Print one JSON object on stdout, and everything else on stderr."
@@ -78,9 +78,7 @@ def finish(exit_code: int, failure: BaseException | None = None) -> None:
     wrong = getattr(failure, "__context__", None)
     if hasattr(wrong, "format_message"):
         _learn(wrong)
-    # Of many processes the first one speaks.
-    first = os.environ.get("RANK", "0") == "0"
-    if console.settings.json and first and (console.answer.command or exit_code):
+    if console.settings.json and first_process() and (console.answer.command or exit_code):
         print(console.answer_text(exit_code), flush=True)
 
 

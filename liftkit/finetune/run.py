@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +22,7 @@ from liftkit.finetune.terms import make_perceptual
 from liftkit.finetune.trainee import Trainee, open_trainee
 from liftkit.finetune.trainer import Outcome, Trainer
 from liftkit.formats.generations import for_latent_base
-from liftkit.progress import Observer, Silent
+from liftkit.progress import Observer, Silent, first_process
 from liftkit.tally import Tally
 
 ENCODING = timedelta(hours=24)
@@ -68,7 +67,7 @@ def _finetune(recipe: Recipe, resume: str | None, observer: Observer) -> Finetun
     folder.check(resuming=resume is not None)
     resume = folder.resumed(resume, observer.note)
     resumption = find_resumption(recipe, resume) if resume is not None else None
-    if resumption is None and os.environ.get("RANK", "0") == "0":
+    if resumption is None and first_process():
         folder.rewind(0)
     trainer = prepare(recipe, folder, observer, resumption)
     outcome = trainer.train()

@@ -18,6 +18,7 @@ from liftkit.checkpoint.record import versions
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.state import checkpoints, tidy_checkpoints
+from liftkit.progress import first_process
 
 
 class RunFolder:
@@ -49,7 +50,7 @@ class RunFolder:
         Raises:
             UsageError: if another run is at work there, or nothing can be written.
         """
-        if os.environ.get("RANK", "0") != "0":
+        if not first_process():
             yield
             return
         with claim(self.path, inside=True):
