@@ -32,7 +32,7 @@ FIXED = (
     "ema.enabled",
 )  # fmt: skip
 """Keys that say which tensors there are: a run cannot change them."""
-ASIDE = ("output", "data.", "checkpoints.", "previews.", "validation.", "trackers", "threads", "save")
+ASIDE = ("output", "data.", "checkpoints.", "previews.", "validation.", "trackers", "threads", "save", "base.offload")
 """Keys that leave the weights as they are; of the data there is a digest."""
 
 
