@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.recipe_file import load_recipe
+from liftkit.finetune.run import finetune
 
 SMALL = "model: demo\noutput: run\ndata: {sources: [{kind: demo}]}\n"
 SCHEMA = Recipe.model_json_schema()
@@ -20,6 +22,18 @@ SCHEMA = Recipe.model_json_schema()
 def load(text: str, *overrides: str) -> Recipe:
     Path("recipe.yaml").write_bytes(text.encode())
     return load_recipe("recipe.yaml", overrides)
+
+
+def losses(folder: Path) -> list[float]:
+    """Of the steps of a run."""
+    found = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [row["loss"] for row in found if "loss" in row]
+
+
+def trained(recipe: Recipe) -> list[float]:
+    """The losses of a run that this runs."""
+    finetune(recipe)
+    return losses(recipe.output)
 
 
 def refused(text: str, *overrides: str) -> str:

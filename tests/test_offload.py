@@ -9,14 +9,13 @@ import torch
 
 from liftkit import convert_transformer, open_flow
 from liftkit.errors import UsageError
+from liftkit.finetune.dry_run import describe
 from liftkit.finetune.network import Network, connect, original_modules
 from liftkit.finetune.offload import BlockOffload
-from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.run import finetune, prepare
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.progress import Silent
-from tests.recipes import recipes_in
-from tests.test_finetune import rows
+from tests.recipes import losses, recipes_in, trained
 from tests.zoo import auraflow, cogview4
 from tests.zoo.specimen import Specimen
 
@@ -29,24 +28,19 @@ def make(pixel_klein: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return recipes_in(tmp_path_factory.mktemp("offloaded"), pixel_klein)
 
 
-def losses(recipe: Recipe) -> list[float]:
-    finetune(recipe)
-    return [row["loss"] for row in rows(recipe.output) if "loss" in row]
-
-
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_losses_are_those_of_the_run_without(make: Any, mode: str) -> None:
     quick = ("steps=3", f"trainable.mode={mode}", CHECKPOINTED)
-    plain, waiting = (losses(make(f"{mode}-{kind}", *quick, f"base.offload={kind}")) for kind in ("none", "blocks"))
+    plain, waiting = (trained(make(f"{mode}-{kind}", *quick, f"base.offload={kind}")) for kind in ("none", "blocks"))
     assert len(plain) == 3
     assert waiting == plain
 
 
 def test_a_resumed_run_equals_one_that_was_not(make: Any) -> None:
     recipe = make("resumed", "steps=4", "checkpoints.every=2", CHECKPOINTED, "base.offload=blocks")
-    whole = losses(recipe)
+    whole = trained(recipe)
     finetune(recipe, resume=str(recipe.output / "checkpoints" / "step-0000002"))
-    assert [row["loss"] for row in rows(recipe.output) if "loss" in row] == whole
+    assert losses(recipe.output) == whole
 
 
 @pytest.mark.parametrize("specimen", [auraflow.SPECIMENS[0], cogview4.SPECIMENS[0]], ids=lambda each: each.name)
@@ -97,6 +91,16 @@ def test_what_is_asked_for_while_it_is_away_fails(make: Any) -> None:
     weight = next(each for each in block if each.ndim == 1 or each.numel() == 0)
     with pytest.raises(RuntimeError):
         torch.nn.functional.linear(torch.ones(2, 64), weight.data)
+
+
+def test_a_dry_run_says_what_waits_in_host_memory(make: Any) -> None:
+    said = {}
+    for kind in ("none", "blocks"):
+        recipe = make(f"dry-{kind}", CHECKPOINTED, f"base.offload={kind}")
+        said[kind] = {name: text for _, table in describe(recipe, Silent()) for name, text in table}
+    assert "host memory" not in said["none"]
+    assert "frozen blocks" in said["blocks"]["host memory"]
+    assert said["none"]["memory"] != said["blocks"]["memory"]
 
 
 def test_a_model_without_blocks_is_refused() -> None:

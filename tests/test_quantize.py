@@ -12,23 +12,16 @@ import torch
 
 from liftkit.errors import UsageError
 from liftkit.finetune.quantize import quantize_base, stored_bytes
-from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.run import finetune, prepare
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.progress import Silent
-from tests.recipes import recipes_in
-from tests.test_finetune import rows
+from tests.recipes import losses, recipes_in, trained
 
 
 @pytest.fixture(scope="module")
 def make(pixel_klein: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Recipes of short runs; overrides as on the command line."""
     return recipes_in(tmp_path_factory.mktemp("quantized"), pixel_klein)
-
-
-def run_of(recipe: Recipe) -> list[float]:
-    finetune(recipe)
-    return [row["loss"] for row in rows(recipe.output) if "loss" in row]
 
 
 def test_what_is_frozen_is_in_eight_bits_and_shared_with_the_reference(make: Any) -> None:
@@ -91,11 +84,11 @@ def test_a_product_keeps_the_bits_for_its_backward_pass_and_no_matrix_of_floats(
 def test_a_resumed_run_equals_one_that_was_not(make: Any, precision: str) -> None:
     pytest.importorskip("torchao")
     quick = ("base.quantize=int8", f"precision={precision}", "steps=4", "checkpoints.every=2")
-    whole = run_of(make(f"whole-{precision}", *quick))
+    whole = trained(make(f"whole-{precision}", *quick))
     recipe = make(f"parts-{precision}", *quick)
     finetune(recipe)
     finetune(recipe, resume=str(recipe.output / "checkpoints" / "step-0000002"))
-    assert [row["loss"] for row in rows(recipe.output) if "loss" in row] == whole
+    assert losses(recipe.output) == whole
     assert (recipe.output / "adapter" / "adapter.safetensors").exists()
 
 
@@ -120,7 +113,7 @@ def test_four_bits_halve_eight_and_pass_gradients() -> None:
 def test_fifty_steps_have_the_losses_of_the_unquantized_base(make: Any) -> None:
     pytest.importorskip("torchao")
     long = ("steps=50", "checkpoints.every=0")
-    plain, small = (run_of(make(f"fifty-{name}", *long, f"base.quantize={name}")) for name in ("none", "int8"))
+    plain, small = (trained(make(f"fifty-{name}", *long, f"base.quantize={name}")) for name in ("none", "int8"))
     assert len(plain) == 50
     assert plain != small
     assert sum(small) == pytest.approx(sum(plain), rel=0.02)

@@ -20,6 +20,7 @@ from liftkit.data.usable import give_sizes
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import load_vae
 from liftkit.finetune.memory import estimate
+from liftkit.finetune.offload import waiting_bytes
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.resume import check_model, find_resumption, model_record
 from liftkit.finetune.run import check_packages, make_accelerator
@@ -181,8 +182,14 @@ def _needs(recipe: Recipe, trainee: Trainee, data: TrainingData, count: int) -> 
         disk["cached latents"] = 2 * count * _tokens(trainee, data) * rank
     if recipe.save == "model":
         disk["the result"] = tree_size(trainee.folder.path)
+    waiting: Rows = []
+    if recipe.base.offload == "blocks":
+        host = waiting_bytes(trainee.transformer)
+        memory["weights"] -= host
+        waiting = [("host memory", f"{_bytes(host)} of frozen blocks that wait there")]
     return [
         ("memory", f"{_bytes(sum(memory.values()))} and activations ({_sum(memory)})"),
+        *waiting,
         ("disk", f"{_bytes(sum(disk.values()))} ({_sum(disk)})"),
     ]
 

@@ -86,7 +86,7 @@ def asymflow_loss(
         asked: rows of the batch that the reference is asked for; None: all. The others have the plain flow loss.
 
     Returns:
-        The loss, (), and detached metrics: ``flow``, ``lambda`` in [0, 1] of the rows asked for and,
+        The loss, (), and detached metrics: ``flow``, ``lambda`` in [0, 1], 0 for rows not asked for, and,
         with a perceptual term, ``perceptual``.
     """
     sigma = sigma.float()
@@ -102,7 +102,7 @@ def asymflow_loss(
     precision = level.clamp(min=sigma_floor).square().reciprocal()
     squares = residual.square().mean(dim=(1, 2, 3)) if bands is None else bands(residual, sigma)
     flow = (squares * precision.flatten()).mean()
-    loss, metrics = weight * flow, {"flow": flow.detach(), "lambda": _mean_of(share, asked)}
+    loss, metrics = weight * flow, {"flow": flow.detach(), "lambda": share.mean()}
     if perceptual is not None and kappa is not None:
         gate = correction * share.square().mean(dim=1, keepdim=True).sqrt() * precision
         term = _by_patch(gate, perceptual(lift.color.decode(denoised), lift.color.decode(x0))).mean()
@@ -180,11 +180,6 @@ def _reference_error(reference: Velocity, lifted: Tensor, noise: Tensor, sigma: 
             if row in asked.rows:
                 error[row] = found[place]
     return error
-
-
-def _mean_of(share: Tensor, asked: Asked | None) -> Tensor:
-    """The mean over the rows that were asked; the others are zero."""
-    return share.mean() if asked is None else share.sum() / max(len(asked.rows) * share[0].numel(), 1)
 
 
 def _correction(level: Tensor, kappa: float | None) -> Tensor:
