@@ -94,6 +94,8 @@ def test_steps_are_shown_and_the_last_is_the_picture(models: Shelf, tmp_path: Pa
     files = [step.estimate for step in painted.steps]
     assert np.abs(read(files[-1]).astype(int) - read(painted.file)).max() <= 1
     assert np.abs(read(files[0]).astype(int) - read(painted.file)).max() > 20
+    assert files[0].name == painted.file.name.replace(".png", "-step-0001.png")
+    assert read_settings(files[0]) == {**read_settings(painted.file), "estimate_after_step": 1}
 
 
 def test_a_stopped_run_leaves_the_model_as_it_was(models: Shelf, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ def misplaced(source: str) -> str:
     try:
         tensors = read_header(path).tensors
     except UsageError as error:
+        if path.suffix not in _WEIGHTS:
+            return "a file, and no weights; a model is a diffusers folder, or a Hub id"
         # Its message names the file already.
         return f"a single file, no folder: {str(error).removeprefix(f'{path}: ')}"
     kinds = kinds_of_change(tensors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,12 +39,18 @@ def try_(
     Example: liftkit try demo klein-pixel runs/photos/model
     """
     console.first_word(f"reading {', '.join(folders)}")
+    from liftkit.checkpoint.folder import RECORD
+    from liftkit.checkpoint.model import find_model
     from liftkit.playground.serve import check_gradio, free_port, serve
 
-    console.quiet_libraries()
     check_gradio()
     free = free_port(port)
+    # A folder that is no model is found before libraries load, which takes seconds.
+    for folder in folders:
+        if not (Path(os.path.expanduser(folder)) / RECORD).is_file():
+            find_model(folder)
 
+    console.quiet_libraries()
     from liftkit.device import choose_device
     from liftkit.evaluate.entries import open_entry
     from liftkit.playground.shelf import Shelf

@@ -18,6 +18,9 @@ LARGEST = 8192
 SOLVERS = [("the model's own", ""), "euler", "heun", "unipc"]
 """Those that walk from the same noise in pixels and in latents."""
 
+BOX = 140
+"""Height of what takes a file, in pixels."""
+
 ZOOMS = [("fit", ""), *((f"{count} to 1", str(count)) for count in (1, 2, 4, 8, 16))]
 
 
@@ -81,6 +84,9 @@ def make_choices(labels: list[str], can: Abilities) -> Choices:
     prompt = gr.Textbox(label="Prompt", lines=3, elem_id="prompt", autofocus=True)
     negative = gr.Textbox(label="Negative prompt", visible=can.negative, elem_id="negative")
     with gr.Row():
+        go = gr.Button("Paint", variant="primary", elem_id="paint", min_width=120)
+        stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=120)
+    with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
         dice = gr.Button("Another seed", size="sm", min_width=120, elem_id="dice")
     with gr.Row():
@@ -91,20 +97,17 @@ def make_choices(labels: list[str], can: Abilities) -> Choices:
     about = "Keep the estimates of pixel models within the colors of sRGB at every step."
     clamp = gr.Checkbox(can.clamped, label="Clamp", info=about, visible=can.clamp, elem_id="clamp")
     with gr.Accordion("Pictures to start from", open=False, elem_id="pictures"):
-        image = gr.File(label="Start image", height=110, elem_id="image")
+        image = gr.File(label="Start image", height=BOX, elem_id="image")
         about = "Share of the steps that are taken from it: 1 forgets it, little keeps it."
         strength = gr.Slider(0.01, 1.0, STRENGTH, step=0.01, label="Strength", info=about)
         references = gr.File(
-            label="Reference images, which the model edits or takes up",
+            label="Reference images",
             file_count="multiple",
-            height=110,
+            height=BOX,
             visible=can.references > 0,
             elem_id="references",
         )
         seen = gr.Gallery(label="Given", visible=False, height=160, columns=3, buttons=[], interactive=False)
-    with gr.Row():
-        go = gr.Button("Paint", variant="primary", elem_id="paint", min_width=120)
-        stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, min_width=120)
     optional = {"negative": negative, "guidance": guidance, "clamp": clamp, "references": references}
     fields = {"prompt": prompt, "seed": seed, **sides, "steps": steps, "solver": solver, **optional}
     fields |= {"image": image, "strength": strength}

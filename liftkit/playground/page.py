@@ -33,6 +33,11 @@ SCROLL = """() => document.addEventListener("scroll", (event) => {
     if (pane !== event.target) pane.scrollTo(event.target.scrollLeft, event.target.scrollTop);
 }, true)"""
 """Enlarged pictures scroll together, so that all show the same place."""
+REVEAL = """() => {
+  const { top, bottom } = document.querySelector("#status").getBoundingClientRect();
+  if (top < 0 || bottom > innerHeight) document.querySelector("#status").scrollIntoView({ behavior: "smooth" });
+}"""
+"""On a narrow page the pictures lie below the choices: a run goes to where they appear."""
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """Of events that do not wait for models."""
 Changes = dict[Any, Any]
@@ -64,7 +69,7 @@ class Page:
         """What happens at which event."""
         choices, view = self.choices, self.view
         begin = gr.on([choices.go.click, choices.fields["prompt"].submit], lambda: self._running(True), None,
-                      [choices.go, choices.stop], **QUICK)  # fmt: skip
+                      [choices.go, choices.stop], js=REVEAL, **QUICK)  # fmt: skip
         run = begin.then(
             self.paint,
             {choices.models, *choices.fields.values()},

@@ -115,8 +115,17 @@ def _paint(
     check_options(model, options)
     height, width = size_for(options, model.size, model.multiple)
     tie = None if model.flow.is_pixel else shelf.tie(label, chosen)
+    settings = {
+        **_origin(shelf, label),
+        "prompt": prompt,
+        "seed": options.seed,
+        **model.settings(options, height, width),
+        **_names(options.pictures),
+        **({} if tie is None else {"noise": f"of pixels, carried to latents by {tie[0]}"}),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    steps, begun = _Steps(label, folder, observe), time.perf_counter()
+    file = folder / f"{options.seed:06d}-{slug(prompt)}-{slug(label)}.png"
+    steps, begun = _Steps(label, file, settings, observe), time.perf_counter()
     # What is watched is the scheduler that solver and start image make, once.
     rest = replace(
         options,
@@ -127,15 +136,6 @@ def _paint(
     )
     with walked(model, options, height, width), watched(model, steps, height, width):
         images = sample(model, [prompt], rest, noise=_noise(model, height, width, options.seed, tie))
-    settings = {
-        **_origin(shelf, label),
-        "prompt": prompt,
-        "seed": options.seed,
-        **model.settings(options, height, width),
-        **_names(options.pictures),
-        **({} if tie is None else {"noise": f"of pixels, carried to latents by {tie[0]}"}),
-    }
-    file = folder / f"{options.seed:06d}-{slug(prompt)}-{slug(label)}.png"
     write_picture(grid(images, 1), file, settings)
     seconds, left_out = time.perf_counter() - begun, _left_out(asked, options)
     return Painted(label, file, tuple(steps.shown), seconds, settings, left_out)
@@ -146,22 +146,24 @@ class _Steps:
 
     Args:
         label: of the model.
-        folder: for the files.
+        finished: file of the finished picture; the estimates lie beside it.
+        settings: what makes it, which the estimates keep too, with their step.
         observe: see :data:`Observe`.
     """
 
-    def __init__(self, label: str, folder: Path, observe: Observe) -> None:
-        self.label, self.folder, self.observe = label, folder, observe
+    def __init__(self, label: str, finished: Path, settings: dict[str, Any], observe: Observe) -> None:
+        self.label, self.finished, self.settings, self.observe = label, finished, settings, observe
         self.shown: list[Step] = []
 
     def __call__(self, at: At, estimate: Callable[[], Tensor]) -> None:
         """A step is taken."""
         most = min(at.count, MOST_SHOWN)
         kept = {round(number * (at.count - 1) / max(most - 1, 1)) for number in range(most)}
-        file = self.folder / f"step-{at.index + 1:04d}.png" if at.index in kept else None
+        number = at.index + 1
+        file = self.finished.with_stem(f"{self.finished.stem}-step-{number:04d}") if at.index in kept else None
         step = Step(self.label, at, file)
         if file is not None:
-            grid(estimate(), 1).save(file)
+            write_picture(grid(estimate(), 1), file, {**self.settings, "estimate_after_step": number})
             self.shown.append(step)
         self.observe(self.label, step)
 

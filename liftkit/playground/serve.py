@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.interrupt import stopped_by
-from liftkit.playground.shelf import Shelf
+
+if TYPE_CHECKING:
+    from liftkit.playground.shelf import Shelf
 
 HOST, PORT, MORE = "127.0.0.1", 7860, 100
 """Where it is served, the first port that is tried, and how many after it."""
