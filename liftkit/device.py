@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def choose_device(wanted: str) -> tuple[str, str]:
             f"--device {wanted}: not available here ({str(error).splitlines()[0]}); try auto or cpu"
         ) from error
     return wanted, "as asked"
+
+
+def launched_on_cpu() -> bool:
+    """True in each of several processes that share the work of a machine without a GPU (``WORLD_SIZE`` above 1).
+
+    accelerate takes each of them for the only one unless it is given ``cpu=True``.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    import torch
+
+    return not torch.accelerator.is_available() or torch.backends.mps.is_available()
 
 
 def available_memory(device: str) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import typer
+from accelerate.commands.config.config_args import ClusterConfig
+from accelerate.commands.launch import launch_command_parser
 
 import liftkit
 from liftkit.cli.app import app
@@ -55,6 +57,21 @@ def chains() -> list[list[list[str]]]:
         found = [chain for chain in found if chain not in linked]
         found.append((names.union(*(each for each, _ in linked)), [*(c for _, many in linked for c in many), command]))
     return [many for _, many in found]
+
+
+def test_launches_have_options_that_accelerate_knows(tmp_path: Path) -> None:
+    """Several GPUs, and two nodes by options or by a file."""
+    texts = [page.read_text() for page in (*PAGES, *sorted((ROOT / "recipes").glob("*.yaml")))]
+    lines = [line for text in texts for line in re.findall(r"^(?:# +)?(accelerate launch .*)", text, re.MULTILINE)]
+    assert len(lines) > 12
+    found = [launch_command_parser().parse_args(shlex.split(line, comments=True)[2:]) for line in lines]
+    assert {(each.num_machines, each.num_processes) for each in found} >= {(None, 2), (None, 8), (2, 16)}
+    for each in found:
+        assert (each.module, each.training_script) == (True, "liftkit")
+        assert each.training_script_args[0] == "finetune"
+    (config,) = (block for page in PAGES for block in blocks(page, "yaml") if "distributed_type" in block)
+    (tmp_path / "nodes.yaml").write_text(config)
+    assert ClusterConfig.from_yaml_file(str(tmp_path / "nodes.yaml")).num_machines == 2
 
 
 @pytest.fixture

@@ -178,45 +178,6 @@ def test_micro_batches_add_up_to_the_whole_batch(make) -> None:
         assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
-def test_two_processes_have_the_losses_of_one_with_the_same_global_batch(how: str, make, tmp_path: Path) -> None:
-    quick = ("steps=3", "previews.every=0", "validation.every=0", "trainable.dropout=0", "trainable.head={channels: 8}")
-    quick += ("optimizer.name=adamw",) if how == "fsdp2" else ()
-    alone = finetune(make("alone", *quick))
-    make("both")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "tests.processes", how, str(tmp_path / "both.yaml"), *quick],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    blocks = sum(alone.trainer.trainee.transformer.config[key] for key in ("num_layers", "num_single_layers"))
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said == {"processes": 2, "sharded": blocks + 1 if how == "fsdp2" else 0}
-    pairs = list(zip(rows(tmp_path / "alone"), rows(tmp_path / "both"), strict=True))
-    assert len(pairs) == 3
-    for one, two in pairs:
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
-        assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-3)
-    weights = [
-        load_file(tmp_path / name / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
-        for name in ("alone", "both")
-    ]
-    for name, value in weights[0].items():
-        assert torch.allclose(weights[1][name].float(), value.float(), rtol=1e-2, atol=1e-3), name
-    judges = [
-        load_file(checkpoints(tmp_path / name / "checkpoints")[-1][1] / "adversary.safetensors")
-        for name in ("alone", "both")
-    ]
-    for name in (name for name in judges[0] if name.endswith("original")):
-        # One step of AdamW is 5e-4: discriminators of one process's images alone would be farther off.
-        assert torch.allclose(judges[1][name], judges[0][name], rtol=0, atol=1e-4), name
-
-
 def test_the_result_is_a_folder_that_the_stock_loader_opens_and_the_adapter_says_the_same(
     make, pixel_klein: Path
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,33 +112,6 @@ def test_parts_of_different_orders_do_not_merge(cli: Cli, tmp_path: Path) -> Non
     )
     assert code == 2
     assert "not of the same model, images" in err
-
-
-@pytest.mark.slow
-def test_accelerate_launch_shares_the_work(tmp_path: Path) -> None:
-    arguments = ["fit", str(TINY_KLEIN), "--images", "demo", "--num-images", "32", "--device", "cpu"]
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    program = str(Path(__file__).parents[1] / "cli.py")
-    done = subprocess.run(
-        [*launch, program, *arguments, "-o", str(tmp_path / "two.safetensors")],
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    subprocess.run(
-        [sys.executable, program, *arguments, "-o", str(tmp_path / "one.safetensors")], check=True, timeout=120
-    )
-    two, one = (Lift.load(tmp_path / f"{name}.safetensors") for name in ("two", "one"))
-    assert (two.basis - one.basis).abs().max() < 1e-9
-    assert two.figures["images"] == one.figures["images"] == 32
 
 
 def test_an_interrupted_fit_resumes(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from liftkit.device import launched_on_cpu
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import fill_caches, load_vae
 from liftkit.finetune.optimizer import make_optimizers
@@ -166,7 +167,7 @@ def make_accelerator(recipe: Recipe, folder: RunFolder, *, cpu: bool = False) ->
     ]
     try:
         accelerator = Accelerator(
-            cpu=cpu,
+            cpu=cpu or launched_on_cpu(),
             mixed_precision=recipe.precision,
             log_with=chosen_trackers(recipe) or None,
             project_dir=str(folder.path),

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from liftkit.device import launched_on_cpu
 from liftkit.fit.folds import FoldedMoments
 from liftkit.fit.stream import Collection
 
@@ -23,8 +24,7 @@ class Processes:
         if self.expected() > 1:
             from accelerate import PartialState
 
-            # Without the word it takes each process on a CPU for the only one.
-            state = PartialState(cpu=not torch.cuda.is_available())
+            state = PartialState(cpu=launched_on_cpu())
             self.index, self.count = state.process_index, state.num_processes
         self.main = self.index == 0
 
