@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import liftkit
 from liftkit.conversion.tied import TiedRun, relative
 from liftkit.finetune import encoders
-from liftkit.finetune.network import Network, connect, original_modules
+from liftkit.finetune.network import Network, blocks_of, compile_for_training, connect, original_modules
 from liftkit.finetune.trainee import default_modules, match_targets
 from liftkit.models import registry
 from liftkit.models.autoencoder import Exact, PixelCode
@@ -105,6 +105,28 @@ def test_a_fresh_detail_head_changes_no_bit_and_a_learned_one_is_given_the_image
         wanted = head(x, bare, sigma)
         assert relative(flow.velocity(x, sigma, **conditioning), wanted) < 1e-6
         assert relative(bare, wanted) > 0.1
+
+
+@pytest.mark.slow
+@specimens()
+def test_each_kind_of_block_compiles_and_says_the_same(specimen: Specimen) -> None:
+    """Traced as for a run; what a compiler would make of the graphs is its own matter."""
+    twin = liftkit.convert_transformer(specimen.transformer(), specimen.lift())
+    flow, graphs = liftkit.open_flow(twin), list[Any]()
+    conditioning = specimen.spec.conditioning(twin.config, 1, torch.Generator().manual_seed(0))
+    x = torch.randn(1, 3, *(each * flow.token_side for each in specimen.spec.proof_grid))
+    sigma = torch.tensor([0.4])
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        expected = flow.velocity(x, sigma, **conditioning)
+        torch.compiler.reset()
+        compile_for_training(twin, torch.device("cpu"), backend=backend)
+        torch.testing.assert_close(flow.velocity(x, sigma, **conditioning), expected, rtol=1e-4, atol=1e-4)
+    assert len(graphs) >= len({type(block) for block in blocks_of(twin)}) > 0
 
 
 @specimens("save")

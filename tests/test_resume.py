@@ -14,6 +14,7 @@ from PIL import Image
 from liftkit.data import demo
 from liftkit.errors import UsageError
 from liftkit.finetune.recipe_file import load_recipe
+from liftkit.finetune.recipe_paths import paths_from
 from liftkit.finetune.resume import compare_recipes
 from liftkit.finetune.run_folder import RunFolder, resume_command
 from liftkit.finetune.state import checkpoints
@@ -206,6 +207,18 @@ def test_a_run_goes_on_from_another_directory_and_after_it_moved(
     assert steps_of(moved)[-1] == 3
 
 
+def test_paths_of_a_new_network_are_looked_for_where_the_run_began(tmp_path: Path) -> None:
+    for name in ("began/vae", "began/photos", "began/demo", "began/10"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "began" / "lift.safetensors").touch()
+    paths = {"vae": "vae", "subspace": "lift.safetensors", "images": "photos", "classes": "photos"}
+    found = paths_from(json.dumps({"model": "new", "network": paths}), tmp_path / "began")
+    assert found == {f"network.{key}": str(tmp_path / "began" / name) for key, name in paths.items()}
+    # These are names of what is embedded and a number, whatever folders there are.
+    embedded = {"model": "demo", "network": {"vae": "demo", "images": "demo", "classes": "10"}}
+    assert paths_from(json.dumps(embedded), tmp_path / "began") == {}
+
+
 def test_a_model_that_moved_is_found_by_its_new_name(place: Path, cli) -> None:
     (place / "pixel").rename("renamed")
     code, _, stderr = cli("finetune", "--resume", "my run", "--dry-run")
@@ -259,7 +272,9 @@ def test_changes_of_a_recipe_are_those_of_its_keys(place: Path) -> None:
 def test_processes_go_on_as_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resume_command(Path("runs/a b")) == "liftkit finetune --resume 'runs/a b'"
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert resume_command(Path("runs/a")) == "accelerate launch --num_processes 4 -m liftkit finetune --resume runs/a"
+    for cpu, launch in ((False, "accelerate launch --num_processes 4 -m"), (True, "torchrun --nproc_per_node 4 -m")):
+        monkeypatch.setattr("liftkit.finetune.run_folder.launched_on_cpu", lambda cpu=cpu: cpu)
+        assert resume_command(Path("runs/a")) == f"{launch} liftkit finetune --resume runs/a"
 
 
 @pytest.mark.parametrize("place", [".", "transformer", "new/run"])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from liftkit.asymflow import calibrate
+from liftkit.errors import UsageError
 from liftkit.finetune.objective import Velocity
 from liftkit.lift import Lift
 from liftkit.models.flow import FlowModel
@@ -157,7 +158,7 @@ def compile_blocks(transformer: Any, **options: Any) -> None:
     """Compile a transformer's blocks, each kind once; not the whole network, which would take as many times longer.
 
     Args:
-        transformer: of diffusers. Some of its classes do not name the blocks that repeat, but all those that are not split.
+        transformer: of diffusers.
         options: of ``torch.compile``.
     """
     for block in blocks_of(transformer):
@@ -165,8 +166,11 @@ def compile_blocks(transformer: Any, **options: Any) -> None:
 
 
 def blocks_of(transformer: Any) -> list[nn.Module]:
-    """The blocks that a transformer of diffusers repeats, in the order in which it names them: those in lists."""
+    """The blocks that a transformer of diffusers repeats, in the order in which it has them: those in lists, of the classes that
+    it names, or all in lists of its own where it names none."""
     kinds = set(transformer._repeated_blocks or transformer._no_split_modules or ())
+    if not kinds:
+        return [block for each in transformer.children() if isinstance(each, nn.ModuleList) for block in each]
     # Some classes name the embedding of patches as well, which is in no list, and of which the reference has one of its own.
     return [
         module
@@ -186,7 +190,12 @@ def compile_for_training(transformer: Any, device: torch.device, **options: Any)
         transformer: of diffusers.
         device: that it trains on.
         options: of ``torch.compile``.
+
+    Raises:
+        UsageError: if it has no blocks.
     """
+    if not blocks_of(transformer):
+        raise UsageError(f"compile: {type(transformer).__name__} has no blocks that repeat; set it to false")
     config: Any = torch._dynamo.config
     # Student and reference, with and without gradients, in every bucket; beyond the limit blocks would run as they are, unnoticed.
     config.recompile_limit = max(config.recompile_limit, COMPILED_SHAPES)

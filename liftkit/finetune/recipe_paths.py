@@ -12,10 +12,13 @@ from yaml.nodes import ScalarNode
 
 from liftkit.checkpoint.misplaced import misplaced, near
 from liftkit.checkpoint.model import is_hub_id
-from liftkit.embedded import MODELS
+from liftkit.embedded import MODELS, VAES
+from liftkit.finetune.recipe_network import NEW
 from liftkit.finetune.recipe_schema import dotted
 from liftkit.finetune.recipe_types import is_local
 from liftkit.finetune.recipe_yaml import CORE, Location, Plain, YamlError, compose
+
+EMBEDDED = (NEW, *MODELS, *VAES)
 
 
 def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
@@ -25,7 +28,7 @@ def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
         plain: a recipe's data; what is of a wrong type is passed over.
     """
     model = plain.get("model")
-    if _is_text(model) and model not in (*MODELS, "new") and not os.path.isdir(os.path.expanduser(model)):
+    if _is_text(model) and model not in (*MODELS, NEW) and not os.path.isdir(os.path.expanduser(model)):
         if Path(os.path.expanduser(model)).exists():
             yield ("model",), f"model: expected a diffusers folder, {model} is {misplaced(model)}"
         elif not is_hub_id(model):
@@ -68,12 +71,14 @@ def paths_from(text: str, directory: Path) -> dict[str, Any]:
 
 def _relative(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     """Values of a recipe that may be relative paths."""
-    data = _section(plain.get("data"))
-    places: list[tuple[Location, Any]] = [
+    data, network = (_section(plain.get(key)) for key in ("data", "network"))
+    named: list[tuple[Location, Any]] = [
         (("model",), plain.get("model")),
-        (("adapter",), plain.get("adapter")),
-        (("data", "cache"), data.get("cache")),
+        *((("network", key), network.get(key)) for key in ("vae", "subspace", "images", "classes")),
     ]
+    # The names of what is embedded, and a number of classes, are no paths even where a folder is called so.
+    places = [each for each in named if each[1] not in EMBEDDED and not str(each[1]).isdecimal()]
+    places += [(("adapter",), plain.get("adapter")), (("data", "cache"), data.get("cache"))]
     for lead, source in _sources(data):
         places.append(((*lead, "path"), source.get("path")))
         urls = source.get("urls")

@@ -15,6 +15,7 @@ from liftkit.checkpoint.leftovers import sweep_inside
 from liftkit.checkpoint.lock import claim
 from liftkit.checkpoint.model import read_json
 from liftkit.checkpoint.record import versions
+from liftkit.device import launched_on_cpu
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.state import checkpoints, tidy_checkpoints
@@ -154,7 +155,8 @@ class RunFolder:
 def resume_command(run: Path) -> str:
     """The command that goes on with a run, as it can be pasted into a shell."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    launch = f"accelerate launch --num_processes {processes} -m " if processes > 1 else ""
+    launcher = "torchrun --nproc_per_node" if launched_on_cpu() else "accelerate launch --num_processes"
+    launch = f"{launcher} {processes} -m " if processes > 1 else ""
     return f"{launch}liftkit finetune --resume {shlex.quote(str(run))}"
 
 

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from liftkit.errors import UsageError
+from liftkit.finetune.network import blocks_of
 from liftkit.models.detail_head import HEAD
 
 
@@ -56,7 +57,7 @@ def set_sharding(accelerator: Any, transformer: nn.Module, dtype: torch.dtype) -
     plugin.cpu_ram_efficient_loading = False
     if plugin.auto_wrap_policy is None:
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
-        plugin.transformer_cls_names_to_wrap = list(getattr(transformer, "_no_split_modules", None) or ())
+        plugin.transformer_cls_names_to_wrap = sorted({type(block).__name__ for block in blocks_of(transformer)})
     # accelerate's own policy also sums gradients over processes in this dtype.
     half = dtype if dtype != torch.float32 else None
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
