@@ -1,12 +1,15 @@
 """Compare what two revisions compute: ``python -m tools.same_as REV`` prints a table and exits with 1 at a difference.
 
 The same commands run with the code of REV, checked out into a temporary git worktree, and with the working tree, on the
-same inputs, seeds and python environment. Compared are
+same inputs, seeds, recipe (REV's) and python environment. A key of recipes that is younger than REV and whose default computes
+something else is given to the working tree alone: ``--set objective.reference_below=0``. Compared are
 
 * the SHA-256 of every weight file and configuration that ``convert``, ``export``, ``import`` and ``finetune`` write,
 * the losses of each of 16 steps of a finetune,
 * every figure of ``fit``, ``verify`` and ``sample``,
 * the names and types of all keys in every ``--json`` answer.
+
+What only the working tree has (a new key, a new file) is counted, and is no difference.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,13 +123,16 @@ def main() -> int:
     parser.add_argument(
         "--reuse", action="store_true", help="take the measurement of REV from build/same_as if it is there"
     )
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the recipe for the working tree's finetunes"
+    )
     arguments = parser.parse_args()
     names = [name for name in COMMANDS if not arguments.only or name.startswith(tuple(arguments.only))]
     sha = _git("rev-parse", "--verify", f"{arguments.revision}^{{commit}}")
     tool = hashlib.sha256(Path(__file__).read_bytes() + repr(names).encode()).hexdigest()[:8]
     kept = ROOT / "build" / "same_as" / f"{sha}-{tool}.json"
     with tempfile.TemporaryDirectory(prefix="same-as-") as folder:
-        inputs = _inputs(kept.parent / "inputs")
+        inputs = _inputs(kept.parent / "inputs", sha)
         if arguments.reuse and kept.is_file():
             before = json.loads(kept.read_text(encoding="utf-8"))
         else:
@@ -134,7 +140,7 @@ def main() -> int:
                 before = _measure(tree, inputs, names, Path(folder) / "work")
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps(before), encoding="utf-8")
-        after = _measure(ROOT, inputs, names, Path(folder) / "work")
+        after = _measure(ROOT, inputs, names, Path(folder) / "work", arguments.set)
     return _table(sha[:7], before, after)
 
 
@@ -151,7 +157,7 @@ def _checkout(sha: str, folder: Path) -> Iterator[Path]:
         _git("worktree", "remove", "--force", str(folder))
 
 
-def _inputs(folder: Path) -> dict[str, str]:
+def _inputs(folder: Path, sha: str) -> dict[str, str]:
     """What both revisions read, by the word that stands for it in the commands; always in the same place, for a lift keeps the
     path of its images."""
     sys.path.insert(0, str(ROOT))
@@ -162,7 +168,10 @@ def _inputs(folder: Path) -> dict[str, str]:
     torch.manual_seed(0)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(_git("show", f"{sha}:recipes/tiny-klein.yaml"), encoding="utf-8")
     return {
+        "RECIPE": str(recipe),
         "KLEIN": str(ROOT / "liftkit" / "assets" / "tiny-klein"),
         "SD3": str(tiny.save(tiny.sd3_pipeline(), folder / "sd3")),
         "IMAGES": str(_images(folder / "images")),
@@ -181,12 +190,15 @@ def _images(folder: Path) -> Path:
     return folder
 
 
-def _measure(tree: Path, inputs: dict[str, str], names: list[str], work: Path) -> dict[str, dict[str, Any]]:
+def _measure(
+    tree: Path, inputs: dict[str, str], names: list[str], work: Path, keys: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Run the commands with the code in ``tree``, in a process of its own and in a folder that is always called the same."""
     with tempfile.TemporaryDirectory(prefix="same-as-job-") as jobs:
         job = {
-            "inputs": {**inputs, "RECIPE": str(tree / "recipes" / "tiny-klein.yaml")},
+            "inputs": inputs,
             "names": names,
+            "keys": list(keys),
             "tree": str(tree),
         }
         (Path(jobs) / "job.json").write_text(json.dumps(job), encoding="utf-8")
@@ -217,7 +229,8 @@ def _run_job(path: Path) -> None:
     for name in job["names"]:
         print(f"  {Path(job['tree']).name}: {name}", file=sys.stderr, flush=True)
         before = set(Path().rglob("*"))
-        code, answer = _run(app.run, [job["inputs"].get(word, word) for word in COMMANDS[name]])
+        words = COMMANDS[name] + (job["keys"] if name.startswith("finetune") else [])
+        code, answer = _run(app.run, [job["inputs"].get(word, word) for word in words])
         found[name] = {"exit code": {"code": code}, "json keys": _schema(answer)}
         if name.startswith(("fit", "verify")) or code:
             found[name]["figures"] = _figures(answer)
@@ -288,9 +301,11 @@ def _table(sha: str, before: dict[str, dict[str, Any]], after: dict[str, dict[st
     for name in before:
         for part in {**before[name], **after[name]}:
             old, new = before[name].get(part, {}), after[name].get(part, {})
-            differing = [key for key in {**old, **new} if old.get(key, "missing") != new.get(key, "missing")]
+            differing = [key for key in old if old[key] != new.get(key, "missing")]
+            added = [key for key in new if key not in old]
             failed += bool(differing)
-            print(f"{name:32} {part:12} {len(old):6}  {f'{len(differing)} differ' if differing else 'equal'}")
+            verdict = f"{len(differing)} differ" if differing else "equal"
+            print(f"{name:32} {part:12} {len(old):6}  {verdict}{f', {len(added)} more' if added else ''}")
             for key in differing[:8]:
                 print(f"    {key}: {str(old.get(key, 'missing'))[:90]} -> {str(new.get(key, 'missing'))[:90]}")
     print(f"{failed} rows differ" if failed else "everything is equal")
