@@ -52,7 +52,7 @@ class Learner:
         self.offloads: list[BlockOffload] = []
         if recipe.base.offload == "blocks":
             # Before the network goes to the device, which need not hold it.
-            models = [trainee.transformer] if recipe.trainable.mode == "lora" else []
+            models = [trainee.transformer] if recipe.trainable.mode != "full" else []
             frozen = trainee.network.frozen
             self.offloads = offload_blocks([*models, *([frozen] if frozen is not None else [])], accelerator.device)
         if recipe.compile:

@@ -149,6 +149,11 @@ RULES = (
         "objective.bands are those of pixels; space latent takes null",
     ),
     Rule(
+        ("objective.borders", "space"),
+        lambda borders, space: borders == 0 or space == "pixel",
+        "objective.borders are those of patches of pixels; space latent takes 0",
+    ),
+    Rule(
         ("trainable.head", "space"),
         lambda head, space: head is None or space == "pixel",
         "trainable.head works on pixels; space latent takes null",
@@ -161,12 +166,12 @@ RULES = (
     Rule(
         ("trainable.mode", "init"),
         lambda mode, init: mode == "full" or init == "pretrained",
-        "trainable.mode lora needs init pretrained; init random takes full",
+        "trainable.mode lora or head needs init pretrained; init random takes full",
     ),
     Rule(
         ("base.quantize", "trainable.mode"),
-        lambda quantize, mode: quantize == "none" or mode == "lora",
-        "base.quantize is for weights that do not learn: it needs trainable.mode lora",
+        lambda quantize, mode: quantize == "none" or mode != "full",
+        "base.quantize is for weights that do not learn: it needs trainable.mode lora or head",
     ),
     Rule(
         ("base.offload", "gradient_checkpointing"),
@@ -175,8 +180,8 @@ RULES = (
     ),
     Rule(
         ("base.offload", "trainable.mode", "objective.loss"),
-        lambda offload, mode, loss: offload == "none" or mode == "lora" or loss == "asymflow",
-        "base.offload is for weights that do not learn: it needs trainable.mode lora, or the frozen copy of loss asymflow",
+        lambda offload, mode, loss: offload == "none" or mode != "full" or loss == "asymflow",
+        "base.offload is for weights that do not learn: it needs trainable.mode lora or head, or the frozen copy of loss asymflow",
     ),
     Rule(
         ("base.offload", "base.quantize"),

@@ -35,7 +35,8 @@ class Trainable(Section):
     """What learns."""
 
     mode: Annotated[
-        Literal["lora", "full"], Field(description="LoRA beside frozen weights, or every weight of the network.")
+        Literal["lora", "full", "head"],
+        Field(description="LoRA beside frozen weights, every weight of the network, or its detail head alone."),
     ] = "lora"
     rank: Annotated[int, Field(ge=1, description="Rank of the LoRA matrices.")] = 256
     alpha: Annotated[float | None, Field(gt=0, description="The LoRA counts alpha / rank; null: alpha = rank.")] = None
@@ -161,6 +162,13 @@ class Objective(Section):
         Bands | None,
         Field(description="Weigh what is squared by band of the spectrum and by noise level; null: all pixels alike."),
     ] = None
+    borders: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Weight, relative to the flow loss, of the error in the steps across borders of patches; 0: none.",
+        ),
+    ] = 0.0
     perceptual: Annotated[
         str,
         AfterValidator(distance),

@@ -13,6 +13,7 @@ from torch import Tensor
 from liftkit.color import to_signed
 from liftkit.data.batch import Batch
 from liftkit.finetune.bands import BandError
+from liftkit.finetune.borders import border_loss
 from liftkit.finetune.network import Reference, bind
 from liftkit.finetune.objective import Asked, Perceptual, Velocity, asymflow_loss, flow_loss, rows_to_ask
 from liftkit.finetune.recipe import Noise, Recipe
@@ -157,7 +158,7 @@ class Objective:
         """
         choice = self.recipe.objective
         student: Velocity = bind(self.student, self.conditioning(batch))
-        if self.adversary is not None or choice.terms:
+        if self.adversary is not None or choice.terms or choice.borders:
             student = recall = Recall(student)
         bands = None if choice.bands is None else BandError(**choice.bands.model_dump())
         common: dict[str, Any] = {"weight": choice.weight, "sigma_floor": choice.sigma_floor, "bands": bands}
@@ -180,6 +181,9 @@ class Objective:
                 asked=asked,
                 **common,
             )
+        if choice.borders and self.lift is not None:
+            term = border_loss(x0 - recall.denoised, sigma, self.lift.patch_size, choice.sigma_floor)
+            loss, metrics["borders"] = loss + choice.weight * choice.borders * term, term.detach()
         judged = None
         if self.adversary is not None and self.lift is not None:
             term, judged = self.adversary(to_signed(batch.images), self.lift.color.decode(recall.denoised), sigma)

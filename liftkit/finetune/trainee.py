@@ -223,20 +223,24 @@ def _choose(recipe: Recipe, spec: Architecture, transformer: nn.Module) -> dict[
         transformer.requires_grad_(True)
         return {"full": [""], "lora": []}
     modules = dict(transformer.named_modules())
-    full = list(chosen.modules or default_modules(spec))
-    if getattr(transformer, HEAD, None) is not None and HEAD not in full:
+    alone = chosen.mode == "head"
+    full = [] if alone else list(chosen.modules or default_modules(spec))
+    if alone or (getattr(transformer, HEAD, None) is not None and HEAD not in full):
         full.append(HEAD)
+    if alone and getattr(transformer, HEAD, None) is None:
+        raise UsageError("trainable.mode: head: the model has none; add one with trainable.head")
     for path in full:
         if path not in modules:
             raise UsageError(f"trainable.modules: {path}: no such module in {spec.name}{_near(path, modules)}")
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear) and not in_head(name)]
-    targets = match_targets(list(chosen.targets or spec.adapters), linear, spec.name)
+    targets = [] if alone else match_targets(list(chosen.targets or spec.adapters), linear, spec.name)
     twice = [name for name in targets if any(name == path or name.startswith(f"{path}.") for path in full)]
     if twice:
         raise UsageError(
             f"trainable.targets: {twice[0]} is trained in full already (trainable.modules); take it from one"
         )
-    add_lora(transformer, targets, chosen.rank, chosen.alpha or chosen.rank, chosen.dropout, recipe.seed)
+    if targets:
+        add_lora(transformer, targets, chosen.rank, chosen.alpha or chosen.rank, chosen.dropout, recipe.seed)
     for path in full:
         transformer.get_submodule(path).requires_grad_(True)
     for parameter in transformer.parameters():

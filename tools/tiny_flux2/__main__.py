@@ -32,6 +32,7 @@ def main() -> None:
     ship = stages.add_parser("ship", help="make an attempt's result the shipped finetune")
     ship.add_argument("adapter", type=Path, help="folder that an attempt left")
     ship.add_argument("target", type=Path, nargs="?", default=TINY_FLUX2_PIXEL)
+    ship.add_argument("--onto", type=Path, help="the adapter that it went on from, for what it left as it was")
     stages.add_parser("measure", help="measure it and write its model card")
     stages.add_parser("assemble", help="write the pipeline folder")
     _lab(stages)
@@ -46,7 +47,7 @@ def main() -> None:
     if given.stage == "assemble":
         assemble.assemble()
     if given.stage == "ship":
-        assemble.ship(given.adapter, given.target)
+        assemble.ship(given.adapter, given.target, given.onto)
     if given.stage == "lab":
         base = None
         if given.base_seconds:

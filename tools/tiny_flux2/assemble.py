@@ -48,13 +48,20 @@ def assemble(folder: Path = VAE.parent) -> None:
     print(f"assembled {folder}", flush=True)
 
 
-def ship(source: Path, target: Path = TINY_FLUX2_PIXEL) -> None:
+def ship(source: Path, target: Path = TINY_FLUX2_PIXEL, onto: Path | None = None) -> None:
     """Write an attempt's result as ``liftkit/assets/tiny-flux2-pixel``, an adapter for tiny-flux2 by that name.
+
+    Args:
+        source: the attempt's adapter.
+        target: to write.
+        onto: the adapter that it went on from, for what it left as it was.
 
     Raises:
         SystemExit: if it went on from another attempt and lacks tensors that are in that one alone.
     """
     adapter, folder = Adapter.load(source), find_model("tiny-flux2")
+    if onto is not None:
+        adapter = replace(adapter, tensors={**Adapter.load(onto).tensors, **adapter.tensors})
     with safe_open(folder.path / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as file:
         missing = set(file.keys()) - adapter.full.keys()
     if missing and "needs" in adapter.provenance:

@@ -42,9 +42,14 @@ ATTEMPTS: dict[str, list[str]] = {
     "head-adversarial": [HEAD, "objective.adversarial=10", "objective.weight=5.0"],
     "head-open1": [HEAD, "trainable.open=1.0"],
     "head-wide": ["trainable.head={channels: 80, depth: 5}"],
+    "borders": [
+        "trainable.mode=head", "trainable.open=0", "objective.borders=10", "noise.shift=3", "noise.std=1.7",
+        "optimizer.learning_rate=2e-3", "optimizer.warmup=20", "ema.start=20", "optimizer.decay_from=0.3",
+        "optimizer.multipliers={}",
+    ],
     "latent": ["space=latent", "trainable.open=0", "trainable.head=null"],
     "latent-512": ["space=latent", "trainable.open=0", "trainable.head=null", "batch_size=512"],
-}
+}  # fmt: skip
 LEVELS = (0.1, 0.265, 0.435, 0.64, 0.81, 0.92, 0.97)
 """Noise levels at which held-out errors are taken: those of the sampler's last steps, and where it decides what to paint."""
 
