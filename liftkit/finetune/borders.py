@@ -1,9 +1,9 @@
 """The error that shows as a grid: how wrong an estimate's steps across the borders of patches are.
 
-The network's last layer paints each patch alone. At high noise an estimate is smooth but for the steps between its patches, which are
-small beside its error as a whole, so that a loss by pixels hardly sees them. Guidance makes them larger, and a sampler keeps
-them: at lower noise they are in the state, where the model takes them for part of the image. This term counts them alone, at every
-noise level, with the weight that the flow loss gives an error in x_0::
+The network's last layer paints each patch alone. At high noise an estimate is smooth but for the steps between its patches. They
+are small beside its error as a whole, so that a loss by pixels hardly sees them; guidance makes them larger, and a sampler
+keeps them: at lower noise they are in the state, where the model takes them for part of the image. This term counts them alone, at
+every noise level, with the weight that the flow loss gives an error in x_0::
 
     B = mean over neighbors i, j on both sides of a border of  (e_j - e_i)^2 / max(sigma, floor)^2,    e = x_0 - xhat_0
 
