@@ -179,7 +179,15 @@ def test_references_stand_where_the_stock_pipeline_puts_them() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["Flux2Transformer2DModel", "FluxTransformer2DModel"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Flux2Transformer2DModel",
+        "FluxTransformer2DModel",
+        "QwenImageTransformer2DModel-edit",
+        "JoyImageEditTransformer3DModel",
+    ],
+)
 def test_the_twin_sees_references_as_the_latent_network_does(name: str) -> None:
     """u in the subspace is that of the latent model (Eq. 17), and the references count."""
     from tests.zoo import ZOO
@@ -207,12 +215,7 @@ def test_the_twin_sees_references_as_the_latent_network_does(name: str) -> None:
     [
         ("SD3Transformer2DModel", "StableDiffusion3Pipeline", "takes no reference images"),
         ("FluxTransformer2DModel", "FluxPipeline", "takes no reference images"),
-        (
-            "QwenImageTransformer2DModel",
-            "QwenImageEditPipeline",
-            "reads each prompt together with its reference images",
-        ),
-        ("JoyImageEditTransformer3DModel", "JoyImageEditPipeline", "reads each prompt together"),
+        ("QwenImageTransformer2DModel", "QwenImagePipeline", "takes no reference images"),
     ],
 )
 def test_a_pipeline_that_cannot_says_so(
@@ -231,7 +234,10 @@ def test_a_pipeline_that_cannot_says_so(
     trainee: Any = SimpleNamespace(
         transformer=transformer, spec=liftkit.open_flow(transformer).architecture, folder=folder
     )
-    known = "Flux2KleinPipeline, Flux2Pipeline, FluxKontextPipeline"
+    known = (
+        "Flux2KleinPipeline, Flux2Pipeline, FluxKontextPipeline, JoyImageEditPipeline, QwenImageEditPipeline, "
+        "QwenImageEditPlusPipeline"
+    )
     with pytest.raises(
         UsageError, match=rf"reference_column: {pipeline} {why}.*; pipelines that can: {known}; leave it out"
     ):

@@ -125,6 +125,11 @@ class TensorCache:
             self._kept_bytes += sum(tensor.nbytes for tensor in found.values())
         return dict(found)
 
+    def lengths(self, key: str) -> dict[str, int]:
+        """The first dimensions of the tensors of a key, by name; they have to be on disk."""
+        header, names = self._where[key]
+        return {name: next(iter(header.tensors[f"{key}:{name}"].shape), 0) for name in names}
+
     def flush(self) -> None:
         """Write what :meth:`add` gathered.
 

@@ -1,8 +1,7 @@
-"""Fills the caches of training data: pictures are inspected, decoded and encoded, captions are embedded."""
+"""Fills the caches of training data: pictures are inspected, decoded and encoded."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache as once
@@ -21,16 +20,9 @@ from liftkit.progress import Observer
 from liftkit.tally import Tally
 
 ImageEncoder = Callable[[Tensor], Tensor]
-PromptEncoder = Callable[[list[str]], dict[str, Tensor]]
 PIXELS_AT_ONCE = 1024 * 1024
-PROMPTS_AT_ONCE = 8
 TEXTS_NAMED = 10
 """Files of captions that cannot be read, in one message."""
-
-
-def prompt_key(prompt: str) -> str:
-    """Of a prompt's embedding in a cache."""
-    return hashlib.sha256(prompt.encode(errors="surrogatepass")).hexdigest()
 
 
 def check_captions(source: CaptionedSource, captions: Sequence[str]) -> None:
@@ -157,30 +149,6 @@ class Filling:
             total.remark(self.sources[picture.source].label(picture.index), picture.facts.remark)
         return total
 
-    def embed(self, prompts: list[str], embeddings: TensorCache, make_encoder: Callable[[], PromptEncoder]) -> None:
-        """Cache the embeddings of prompts, the empty one among them.
-
-        Raises:
-            LiftkitError: if they are not of one shape.
-        """
-        wanted = {prompt_key(prompt): prompt for prompt in ["", *prompts]}
-        new = [wanted[key] for key in embeddings.missing(wanted)]
-        if not new:
-            return
-        encoder = make_encoder()
-        with self.observer.stage("cache: prompt embeddings", len(new), "prompts") as advance:
-            try:
-                for start in range(0, len(new), PROMPTS_AT_ONCE):
-                    part = new[start : start + PROMPTS_AT_ONCE]
-                    # One shape for all calls: an embedding is the same whichever part or resumed run it falls into.
-                    result = encoder(part + [""] * (PROMPTS_AT_ONCE - len(part)))
-                    rows = [{name: tensor[row] for name, tensor in result.items()} for row in range(len(part))]
-                    embeddings.add({prompt_key(prompt): row for prompt, row in zip(part, rows)})
-                    _check_shapes(part[0], rows[0], embeddings.get(prompt_key("")))
-                    advance(len(part))
-            finally:
-                embeddings.flush()
-
     def _inspected(self, place: tuple[int, int]) -> Picture:
         number, index = place
         source = self.sources[number]
@@ -242,14 +210,6 @@ class Filling:
     def _skip(self, number: int, error: PictureError) -> None:
         self.reasons[number] = str(error)
         self.tally.leave_out(error.name, error.reason)
-
-
-def _check_shapes(prompt: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in sorted(row.items())} for row in (found, expected))
-    if shapes != wanted:
-        raise LiftkitError(
-            f"embeddings of {prompt!r} have the shapes {shapes}, those of the empty prompt {wanted}; pad prompts to one length"
-        )
 
 
 def _batch_size(size: Size) -> int:

@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from liftkit.data.batch import Batch, Row
 from liftkit.data.buckets import bucket_sizes, square
 from liftkit.data.cache import FactsTable, TensorCache
-from liftkit.data.filling import Filling, ImageEncoder, PromptEncoder, check_captions, prompt_key
+from liftkit.data.embeddings import Embeddings, PairEncoder, Prompt, PromptEncoder
+from liftkit.data.filling import Filling, ImageEncoder, check_captions
 from liftkit.data.images import prefetch
 from liftkit.data.order import DROPOUT, MIRROR, Order, chances
 from liftkit.data.picture_errors import PictureError
@@ -31,6 +32,8 @@ from liftkit.progress import Observer, Silent
 from liftkit.tally import Tally, combined
 
 ALL = slice(None)
+FIRST_STEPS = 64
+"""Among which previews look for pairs."""
 
 
 class TrainingData:
@@ -98,6 +101,7 @@ class TrainingData:
         prompt_fingerprint: str,
         observer: Observer | None = None,
         extra_prompts: Sequence[str] = (),
+        make_pair_encoder: Callable[[], PairEncoder] | None = None,
     ) -> Tally:
         """Fill the caches and fix the order; needed once before the first batch.
 
@@ -111,7 +115,9 @@ class TrainingData:
                 (B, ...) of prompts, padded to one length.
             prompt_fingerprint: of the text encoders, and of how they are called.
             observer: shows progress and anything odd.
-            extra_prompts: embedded too, for :meth:`prompts`.
+            extra_prompts: embedded too, for :meth:`prompts`, in turns with the pictures of :meth:`first_pairs`.
+            make_pair_encoder: of models that read prompts together with the pictures that images were made from, see
+                :class:`Embeddings`.
 
         Returns:
             The account of images; those that cannot be read are left out of the order.
@@ -123,18 +129,19 @@ class TrainingData:
         """
         observer = observer or Silent()
         filling = Filling(self.sources, FactsTable(self.cache / "files.json"), max(1, self.workers), observer)
-        self._embeddings = TensorCache(self.cache / "prompts", prompt_fingerprint)
+        prompts = TensorCache(self.cache / "prompts", prompt_fingerprint)
+        self._embeddings = Embeddings(prompts, make_prompt_encoder, make_pair_encoder)
         self._latents = TensorCache(self.cache / "latents", image_fingerprint) if make_image_encoder else None
         pictures = filling.encode(filling.inspect(), self.sizes, self.batch_size, self._latents, make_image_encoder)
         self._check(pictures, filling.reasons, observer)
-        filling.embed(
-            [*extra_prompts, *(picture.caption for picture in pictures)], self._embeddings, make_prompt_encoder
-        )
         self._pictures = {(picture.source, picture.index): picture for picture in pictures}
         groups: dict[tuple[int, ...], dict[int, list[int]]] = {}
         for picture in pictures:
             groups.setdefault(picture.group, {}).setdefault(picture.source, []).append(picture.index)
         self._order = Order(groups, self.weights, self.batch_size, self.seed)
+        self._embeddings.fill(
+            self._spoken(pictures, extra_prompts), lambda each: load(self.sources[each.source], each), observer
+        )
         self.tally = filling.images(pictures)
         self.digest = self._digest()
         return self.tally
@@ -152,9 +159,14 @@ class TrainingData:
         """
         return Batch.of(self._rows(step, range(self.batch_size)[part]))
 
-    def prompts(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """The transformer's arguments for prompts that :meth:`prepare` embedded, (n, ...) each."""
-        rows = [self._embeddings.get(prompt_key(caption)) for caption in captions]
+    def prompts(self, captions: Sequence[str], step: int | None = None) -> dict[str, Tensor]:
+        """The transformer's arguments for prompts that :meth:`prepare` embedded, (n, ...) each.
+
+        Args:
+            captions: the prompts.
+            step: whose pictures, in turns, a model reads them together with that reads both together; None: no pictures.
+        """
+        rows = [self._embeddings.get(*each) for each in zip(captions, cycle(self._made_from(step)))]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def captions(self, step: int) -> list[str]:
@@ -162,9 +174,25 @@ class TrainingData:
         places = (self._order.row(step, row) for row in range(self.batch_size))
         return [self._pictures[place].caption for place in places]
 
-    def references_of(self, step: int) -> int:
-        """How many references each image of a step has."""
-        return len(self._pictures[self._order.row(step, 0)].references)
+    def first_pairs(self) -> int | None:
+        """The first step whose images were made from others, among :data:`FIRST_STEPS`."""
+        steps = (step for step in range(FIRST_STEPS) if self._pictures[self._order.row(step, 0)].references)
+        return next(steps, None)
+
+    def _made_from(self, step: int | None) -> list[tuple[Picture, ...]]:
+        """The references of each image of a step."""
+        rows = range(self.batch_size) if step is not None else ()
+        return [self._pictures[self._order.row(step or 0, row)].references for row in rows] or [()]
+
+    def _spoken(self, pictures: Sequence[Picture], extra: Sequence[str]) -> Iterator[Prompt]:
+        """The prompts of training and of previews, with the pictures that their images were made from."""
+        beside = self._made_from(self.first_pairs())
+        yield from zip(extra, cycle(beside))
+        yield from (("", references) for references in beside)
+        for picture in pictures:
+            yield picture.caption, picture.references
+            if self.prompt_dropout:
+                yield "", picture.references
 
     def prefetch(self, first: int, last: int, part: slice = ALL) -> Iterator[Batch]:
         """The batches of steps ``first`` to ``last`` - 1, two of them decoded ahead by threads."""
@@ -208,7 +236,7 @@ class TrainingData:
 
     def _check(self, pictures: list[Picture], reasons: dict[int, str], observer: Observer) -> None:
         """Raise unless each source has images and captions that were meant for them; and note what is odd."""
-        for damaged in (cache.damaged for cache in (self._latents, self._embeddings) if cache is not None):
+        for damaged in (cache.damaged for cache in (self._latents, self._embeddings.cache) if cache is not None):
             if damaged:
                 observer.note(f"damaged parts of the cache were made anew: {', '.join(damaged)}")
         for number, source in enumerate(self.sources):
@@ -251,7 +279,7 @@ class TrainingData:
         caption = "" if dropped else picture.caption
         if self.flip and chances(self.seed, MIRROR, step, self.batch_size)[row] < self.flip:
             image, *references = (each.flip(2) for each in (image, *references))
-        prompts = self._embeddings.get(prompt_key(caption))
+        prompts = self._embeddings.get(caption, picture.references)
         place = (picture.source, picture.index)
         latents, *others = (self._latents_of(each) for each in (picture, *picture.references))
         known = [each for each in others if each is not None]

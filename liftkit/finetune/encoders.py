@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from PIL.Image import fromarray
 from torch import Tensor
 
 from liftkit.checkpoint.classes import CLASS_PIPELINE
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.text import check_prompts
 from liftkit.data.cache import held_cache
+from liftkit.data.embeddings import PairEncoder, PromptEncoder
+from liftkit.data.filling import ImageEncoder
 from liftkit.data.training import TrainingData
 from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Recipe
@@ -33,55 +36,84 @@ def load_vae(folder: ModelFolder) -> Any:
 
 def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], observer: Observer, device: str) -> None:
     """Encode what is not cached yet: latents where the loss needs them, and prompts. Encoders leave the memory after."""
-    folder = trainee.folder
+    folder, spec, choice = trainee.folder, trainee.spec, recipe.previews
     needs_latents = recipe.space == "latent" or recipe.objective.loss == "asymflow"
-
-    def image_encoder() -> Callable[[Tensor], Tensor]:
-        space = LatentSpace(load_vae(folder).to(device), trainee.spec.latent_statistics)
-
-        def encode(images: Tensor) -> Tensor:
-            latents = space.encode(images.to(device)).cpu()
-            if not latents.isfinite().all():
-                raise UsageError(
-                    f"{folder.source}: vae: latents of a picture are not finite, though all its weights are; leave the picture "
-                    "out, or use another VAE"
-                )
-            return latents
-
-        return encode
-
-    def prompt_encoder() -> Callable[[list[str]], dict[str, Tensor]]:
-        if folder.index["_class_name"] == CLASS_PIPELINE:
-            from liftkit.models.classes import class_conditioning
-
-            names, config = class_names(folder), folder.config("transformer")
-            return lambda prompts: class_conditioning(trainee.spec, config, names, prompts)
-        pipeline, length = load_text_side(folder, device), folder.text_length()
-
-        @torch.no_grad()
-        def encode(prompts: list[str]) -> dict[str, Tensor]:
-            check_prompts(prompts)
-            found = {name: each.cpu() for name, each in trainee.spec.prompts(pipeline, prompts, length).items()}
-            for name, each in found.items():
-                if each.is_floating_point() and not each.isfinite().all():
-                    raise UsageError(f"{folder.source}: {broken(pipeline, 'text_encoder', f'{name} of a caption')}")
-            return found
-
-        return encode
-
-    image_print = LatentSpace(load_vae(folder), trainee.spec.latent_statistics).fingerprint() if needs_latents else ""
-    text_print, extra = text_fingerprint(folder, device), list(recipe.previews.prompts or ())
+    read_together = spec.prompts_beside is not None and folder.index["_class_name"] in spec.references
+    image_print = LatentSpace(load_vae(folder), spec.latent_statistics).fingerprint() if needs_latents else ""
+    text_print = text_fingerprint(folder, device)
+    extra = [choice.prompts[index % len(choice.prompts)] for index in range(choice.count)] if choice.prompts else []
     with held_cache(parts[0].cache, observer.note):
         for data in parts:
             data.prepare(
-                image_encoder if needs_latents else None,
+                partial(_image_encoder, trainee, device) if needs_latents else None,
                 image_print,
-                prompt_encoder,
+                partial(_prompt_encoder, trainee, device),
                 text_print,
                 observer,
                 extra,
+                partial(_pair_encoder, trainee, device) if read_together else None,
             )
             gc.collect()
+
+
+def _image_encoder(trainee: Trainee, device: str) -> ImageEncoder:
+    folder = trainee.folder
+    space = LatentSpace(load_vae(folder).to(device), trainee.spec.latent_statistics)
+
+    def encode(images: Tensor) -> Tensor:
+        latents = space.encode(images.to(device)).cpu()
+        if not latents.isfinite().all():
+            raise UsageError(
+                f"{folder.source}: vae: latents of a picture are not finite, though all its weights are; leave the picture "
+                "out, or use another VAE"
+            )
+        return latents
+
+    return encode
+
+
+def _prompt_encoder(trainee: Trainee, device: str) -> PromptEncoder:
+    folder, spec = trainee.folder, trainee.spec
+    if folder.index["_class_name"] == CLASS_PIPELINE:
+        from liftkit.models.classes import class_conditioning
+
+        names, config = class_names(folder), folder.config("transformer")
+        return lambda prompts: class_conditioning(spec, config, names, prompts)
+    pipeline, length = load_text_side(folder, device), folder.text_length()
+
+    @torch.no_grad()
+    def encode(prompts: list[str]) -> dict[str, Tensor]:
+        check_prompts(prompts)
+        return _checked(folder, pipeline, spec.prompts(pipeline, prompts, length))
+
+    return encode
+
+
+def _pair_encoder(trainee: Trainee, device: str) -> PairEncoder:
+    """Of prompts that the text encoder reads together with the reference images."""
+    folder, read = trainee.folder, trainee.spec.prompts_beside
+    assert read is not None
+    pipeline = load_text_side(folder, device, pictures=True)
+
+    @torch.no_grad()
+    def encode(prompt: str, images: list[Tensor]) -> dict[str, Tensor]:
+        check_prompts([prompt])
+        pictures = [fromarray(each.movedim(0, 2).numpy()) for each in images]
+        return _checked(folder, pipeline, read(pipeline, prompt, pictures))
+
+    return encode
+
+
+def _checked(folder: ModelFolder, pipeline: Any, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Embeddings on the CPU.
+
+    Raises:
+        UsageError: if some are not finite.
+    """
+    for name, each in found.items():
+        if each.is_floating_point() and not each.isfinite().all():
+            raise UsageError(f"{folder.source}: {broken(pipeline, 'text_encoder', f'{name} of a caption')}")
+    return {name: each.cpu() for name, each in found.items()}
 
 
 def class_names(folder: ModelFolder) -> dict[int, str]:
@@ -89,13 +121,18 @@ def class_names(folder: ModelFolder) -> dict[int, str]:
     return {int(number): str(name) for number, name in dict(folder.index.get("id2label") or {}).items()}
 
 
-def load_text_side(folder: ModelFolder, device: str) -> Any:
+def load_text_side(folder: ModelFolder, device: str, pictures: bool = False) -> Any:
     """The stock pipeline without its transformers. Its VAE stays, small as it is: some pipelines cannot be made without (Bria).
+
+    Args:
+        folder: of the pipeline.
+        device: where it goes.
+        pictures: whether its text encoder is to read pictures too.
 
     Raises:
         UsageError: if it has no text encoders.
     """
-    check_text_side(folder)
+    check_text_side(folder, pictures)
     heavy = ("transformer", *architecture(str(folder.class_of("transformer"))).companions)
     return load.load_pipeline(folder, text_dtype(device), without=heavy).to(device)
 
@@ -112,7 +149,7 @@ def text_fingerprint(folder: ModelFolder, device: str) -> str:
         return hashlib.sha256(shown.encode()).hexdigest()
     parts = [f"tokens {folder.text_length()}", f"precision {text_dtype(device)}"]
     for name in sorted(folder.index):
-        if name.startswith(("text_encoder", "tokenizer")) and (folder.path / name).is_dir():
+        if name.startswith(("text_encoder", "tokenizer", "processor")) and (folder.path / name).is_dir():
             for path in sorted(each for each in (folder.path / name).rglob("*") if each.is_file()):
                 with path.open("rb") as file:
                     parts.append(f"{name}/{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")

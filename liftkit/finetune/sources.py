@@ -7,6 +7,7 @@ from typing import Any
 
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.data.captioned import CaptionedFolder, DemoCaptioned
+from liftkit.data.picture_errors import PictureError
 from liftkit.data.source import CaptionedSource, EncodedSource
 from liftkit.data.training import TrainingData
 from liftkit.embedded import MODELS
@@ -76,23 +77,26 @@ def make_source(source: Source, crop: str = "lanczos") -> CaptionedSource:
     return made
 
 
-def _check_references(key: str, trainee: Trainee) -> None:
-    """Raise unless a model can be trained on pairs, and its pipeline shown references afterwards.
+def _check_references(key: str, trainee: Trainee, source: CaptionedSource) -> None:
+    """Raise unless a model can be trained on pairs, and its pipeline shown as many references afterwards.
 
     Raises:
-        UsageError: saying which can.
+        UsageError: saying which can, or naming an image that is made from too many.
     """
     name, spec = str(trainee.folder.index["_class_name"]), trainee.spec
-    if name in spec.references and spec.reference_ids is not None:
-        return
-    known = [each for other in architectures().values() if other.reference_ids is not None for each in other.references]
-    why = (
-        "reads each prompt together with its reference images, and liftkit keeps prompts encoded alone, so that it cannot be "
-        "trained on pairs"
-        if name in spec.references
-        else "takes no reference images"
-    )
-    raise UsageError(f"{key}: {name} {why}; pipelines that can: {', '.join(sorted(known))}; leave it out")
+    if name not in spec.references or spec.beside is None:
+        known = [each for other in architectures().values() if other.beside is not None for each in other.references]
+        raise UsageError(
+            f"{key}: {name} takes no reference images; pipelines that can: {', '.join(sorted(known))}; leave it out"
+        )
+    most = spec.references[name][-1]
+    for index in range(len(source)):
+        try:
+            count = len(source.made_from(index))
+        except PictureError:
+            continue  # It is left out, and counted.
+        if count > most:
+            raise UsageError(f"{key}: {name} takes {most} at most, and {source.label(index)} is made from {count}")
 
 
 def training_data(
@@ -107,10 +111,10 @@ def training_data(
             "with empty ones, and may forget what it did with others"
         )
     choice = recipe.data
-    for number, each in enumerate(choice.sources):
-        if isinstance(each, FolderSource) and each.reference_column is not None:
-            _check_references(f"data.sources.{number}.reference_column", trainee)
     sources = [(make_source(each, choice.crop), each.weight) for each in choice.sources]
+    for number, (each, _) in enumerate(sources):
+        if each.references is not None:
+            _check_references(f"data.sources.{number}.reference_column", trainee, each)
     common: dict[str, Any] = {
         "resolution": choice.resolution or trainee.folder.image_size(),
         "multiple": token_side(trainee),

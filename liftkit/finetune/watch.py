@@ -18,8 +18,6 @@ from liftkit.models.flow import FlowModel, GuidedFlow, euler
 from liftkit.progress import Observer
 
 PREVIEW_STEPS, PREVIEW_GUIDANCE = 24, 4.0
-FIRST_STEPS = 64
-"""Among which previews look for pairs."""
 VALIDATION_SEED = 7919
 """Validation noise has a stream of its own, so that looking does not change what is trained."""
 
@@ -37,7 +35,7 @@ def preview(
     Args:
         flow: the student.
         conditioning: forward arguments of n prompts, and references where there are some.
-        empty: of the empty prompt, once.
+        empty: of n empty prompts.
         shape: of one state, (C, H, W).
         recipe: says steps, guidance, seed, and the shift of the noise levels.
 
@@ -88,13 +86,14 @@ def validate(
     return rows
 
 
-def preview_subjects(recipe: Recipe, data: TrainingData) -> tuple[list[str], Batch]:
-    """What the previews paint: their prompts, and images of the data in turns, whose size and references they have.
+def preview_subjects(recipe: Recipe, data: TrainingData) -> tuple[list[str], Batch, int | None]:
+    """What the previews paint: their prompts, and images of the data in turns, whose size and references they have; and the step
+    that these are of, where they were made from others.
 
     Of data with pairs it is the first step's of them, so that previews edit what the prompts speak of.
     """
     choice = recipe.previews
-    first = next((step for step in range(FIRST_STEPS) if data.references_of(step)), None)
+    first = data.first_pairs()
     captions = list(choice.prompts or ()) or data.captions(first or 0)
     if first is not None:
         images = data.batch(first, slice(0, min(choice.count, data.batch_size)))
@@ -103,7 +102,7 @@ def preview_subjects(recipe: Recipe, data: TrainingData) -> tuple[list[str], Bat
         while len(captions) < choice.count and not choice.prompts:
             step += 1
             captions += data.captions(step)
-    return [captions[index % len(captions)] for index in range(choice.count)], images
+    return [captions[index % len(captions)] for index in range(choice.count)], images, first
 
 
 class Watch:
@@ -146,9 +145,11 @@ class Watch:
         lift, recipe, device = self.learner.trainee.lift, self.recipe, self.learner.accelerator.device
         if lift is None:
             return
-        captions, images = preview_subjects(recipe, self.data)
-        conditioning = {name: value.to(device) for name, value in self.data.prompts(captions).items()}
-        empty = {name: value.to(device) for name, value in self.data.prompts([""]).items()}
+        captions, images, step_of = preview_subjects(recipe, self.data)
+        conditioning, empty = (
+            {name: value.to(device) for name, value in self.data.prompts(texts, step_of).items()}
+            for texts in (captions, [""] * len(captions))
+        )
         objective, images = self.learner.objective, images.to(device)
         references = objective.conditioning(images).get("references")
         if references is not None:

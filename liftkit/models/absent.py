@@ -46,13 +46,18 @@ def needed_encoders(folder: ModelFolder) -> tuple[str, ...]:
     return () if by_class else architecture(folder.class_of("transformer") or "").encoders
 
 
-def check_text_side(folder: ModelFolder) -> None:
+def check_text_side(folder: ModelFolder, pictures: bool = False) -> None:
     """Raise unless the pipeline has the text encoders and tokenizers that prompts need.
+
+    Args:
+        folder: of the pipeline.
+        pictures: whether its text encoder is to read pictures too, for which it has a processor.
 
     Raises:
         UsageError: naming what it goes without.
     """
-    gone = [each for each in needed_encoders(folder) if folder.class_of(each) is None]
+    needed = dict.fromkeys((*needed_encoders(folder), *(["processor"] if pictures else [])))
+    gone = [each for each in needed if folder.class_of(each) is None]
     if gone:
         raise UsageError(
             f"{folder.source}: no {' and '.join(gone)} (null or missing in model_index.json), so that prompts mean nothing "

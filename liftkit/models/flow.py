@@ -122,27 +122,21 @@ class FlowModel:
         arguments[spec.time] = spec.clock.time(time)
         output = self.call(**arguments, return_dict=False)
         answer = output if isinstance(output, Tensor) else output[0]
-        if references is not None:
+        if references is not None and spec.layout is Layout.TOKENS:
             answer = answer[:, : rows * columns]
         output = spec.sign * self._unpacked(answer, rows, columns)
         return F.pixel_shuffle(output, self.fold) if self.fold > 1 else output
 
-    def _beside(self, packed: Tensor, references: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """Tokens of the state (B, N, C) with those of references (B, R, C, H, W) behind them, whose ids are added to the arguments.
+    def _beside(self, packed: Any, references: Tensor, arguments: dict[str, Any]) -> Any:
+        """A packed state with references (B, R, C, H, W) beside it, which the arguments then tell from it.
 
         Raises:
             UsageError: if the architecture does not know how.
         """
-        spec, ids = self.architecture, arguments.get("img_ids")
-        if spec.reference_ids is None or ids is None:
-            raise UsageError(f"{spec.name}: not known how it is shown reference images; leave them out")
-        tokens, places = [packed], [ids]
-        for number in range(references.shape[1]):
-            clean = references[:, number]
-            tokens.append(self._packed(F.pixel_unshuffle(clean, self.fold) if self.fold > 1 else clean))
-            places.append(spec.reference_ids(ids, number + 1))
-        arguments["img_ids"] = torch.cat(places, -2)
-        return torch.cat(tokens, 1)
+        if self.architecture.beside is None:
+            raise UsageError(f"{self.architecture.name}: not known how it is shown reference images; leave them out")
+        clean = (F.pixel_unshuffle(each, self.fold) if self.fold > 1 else each for each in references.unbind(1))
+        return self.architecture.beside(packed, [self._packed(each) for each in clean], arguments)
 
     def _packed(self, folded: Tensor) -> Any:
         """A state on the VAE's grid, (B, C, h, w), as ``forward`` sees it."""
@@ -210,8 +204,8 @@ class GuidedFlow:
 
     Args:
         flow: the model.
-        against: what takes the place of the same conditioning where the model is not shown the prompt, for one image; what it
-            does not name, such as references, is shown both times.
+        against: what takes the place of the same conditioning where the model is not shown the prompt, for one image or all;
+            what it does not name, such as references, is shown both times.
         scale: of the guidance; 1 is none.
     """
 

@@ -100,3 +100,18 @@ BFL = {
     "single_blocks.*.modulation.lin": ("single_transformer_blocks.*.norm.linear",),
 }
 """Names in the code of FLUX.1's authors, with their modules in diffusers; those that a model like it lacks mean nothing."""
+
+
+def behind(ids: Callable[[Tensor, int], Tensor]) -> Callable[[Tensor, list[Tensor], dict[str, Any]], Tensor]:
+    """``beside`` of networks that tell references, tokens behind the state's, by their position ids.
+
+    Args:
+        ids: of a reference, ``(img_ids of the state, its number from 1) -> ids``.
+    """
+
+    def place(state: Tensor, references: list[Tensor], arguments: dict[str, Any]) -> Tensor:
+        own = arguments["img_ids"]
+        arguments["img_ids"] = torch.cat([own, *(ids(own, number + 1) for number in range(len(references)))], -2)
+        return torch.cat([state, *references], 1)
+
+    return place

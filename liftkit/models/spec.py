@@ -181,8 +181,8 @@ class Architecture:
             arguments of a call; they carry ``x_0 / s`` whatever the time.
         token_grid: pictures, rows and columns of the packed tokens that are denoised, from the arguments of a call. They are the
             state's last ones, but for those of ``clean_tokens``. By default ``img_ids`` tell.
-        reference_ids: position ids of a reference of the state's size, ``(img_ids of the state, its number from 1) -> ids``, where
-            references are tokens behind the state's that the network tells by their ids alone.
+        beside: places references of the state's size beside it, ``(state, references, arguments) -> state``, all packed as
+            ``forward`` takes them; what tells them apart, such as position ids, it writes into the arguments.
         references: stock pipelines that take reference images as their ``image``, with the numbers of images that they take.
         several: stock pipelines whose state holds several pictures of one prompt.
         clean_inputs: names of further arguments that hold clean latents, as tensors or lists of them; scaled by ``1 / s``.
@@ -210,6 +210,8 @@ class Architecture:
         encoders: components without which its stock pipelines cannot read a prompt.
         prompts: ``(pipeline, prompts, text length or None) -> conditioning`` by the stock pipeline's own text encoders:
             tensors (B, ...) whose shapes do not depend on the texts, with masks.
+        prompts_beside: ``(pipeline, prompt, PIL pictures) -> conditioning`` (L, ...) of one prompt, where stock pipelines of
+            ``references`` read it together with the reference images.
         labels: what ``forward`` is given for class labels (B,), ``(config, labels) -> conditioning``, in models that are made from
             nothing (``liftkit init``); None where none are made.
     """
@@ -233,7 +235,7 @@ class Architecture:
     sequence: Callable[[Tensor, Mapping[str, Any]], Tensor] = _state_alone
     clean_tokens: Callable[[Mapping[str, Any]], Tensor | None] = _no_clean_tokens
     token_grid: Callable[[Mapping[str, Any]], tuple[int, int, int]] = _grid_of_image_ids
-    reference_ids: Callable[[Tensor, int], Tensor] | None = None
+    beside: Callable[[Any, list[Any], dict[str, Any]], Any] | None = None
     references: Mapping[str, range] = field(default_factory=dict)
     several: frozenset[str] = frozenset()
     clean_inputs: tuple[str, ...] = ()
@@ -254,6 +256,7 @@ class Architecture:
     color: Literal["oklab", "oklab-paper"] = "oklab"
     encoders: tuple[str, ...] = ("text_encoder", "tokenizer")
     prompts: Callable[[Any, list[str], int | None], dict[str, Tensor]] = _no_prompts
+    prompts_beside: Callable[[Any, str, list[Any]], dict[str, Tensor]] | None = None
     labels: Callable[[Config, Tensor], dict[str, Tensor]] | None = None
 
     @property

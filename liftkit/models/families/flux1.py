@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from liftkit.models.conditioning import encoded, random
-from liftkit.models.flux_like import BFL
+from liftkit.models.flux_like import BFL, behind
 from liftkit.models.layout import Layout
 from liftkit.models.spec import LIFTED, Architecture, Blocks, Grid, Projection
 
@@ -60,7 +60,7 @@ FLUX1 = Architecture(
     arguments=grid_ids,
     clean_tokens=references,
     # Kontext's one reference has a 1 before its rows and columns; further ones would have the same.
-    reference_ids=lambda ids, number: torch.cat([torch.ones_like(ids[..., :1]), ids[..., 1:]], -1),
+    beside=behind(lambda ids, number: torch.cat([torch.ones_like(ids[..., :1]), ids[..., 1:]], -1)),
     references={"FluxKontextPipeline": range(2)},
     reference=("norm_out",),
     adapters=BLOCKS,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liftkit.models.conditioning import one_hot, randn
+from liftkit.models.flux_like import behind
 from liftkit.models.layout import Layout
 from liftkit.models.spec import Architecture, Config, Grid, Projection
 
@@ -92,7 +93,7 @@ FLUX2 = Architecture(
     conditioning=_conditioning,
     arguments=_arguments,
     clean_tokens=_reference_tokens,
-    reference_ids=_reference_ids,
+    beside=behind(_reference_ids),
     references={"Flux2KleinPipeline": range(11), "Flux2Pipeline": range(11)},
     pipeline_latents=lambda state: F.pixel_unshuffle(state, 2),
     reference=("norm_out",),

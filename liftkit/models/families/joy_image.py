@@ -28,6 +28,11 @@ def _references(arguments: Mapping[str, Any]) -> Tensor | None:
     return torch.arange(state.shape[1], device=state.device) < state.shape[1] - 1 if state.shape[1] > 1 else None
 
 
+def _beside(state: Tensor, references: list[Tensor], arguments: dict[str, Any]) -> Tensor:
+    """References are items before the state's."""
+    return torch.cat([*references, state], 1)
+
+
 def _rescale(guided: Tensor, conditional: Tensor, call: Mapping[str, Any]) -> Tensor:
     """To the norm of the conditional velocity (B, N, C, 1, h, w), over the channels."""
     return guided * (conditional.norm(dim=2, keepdim=True) / guided.norm(dim=2, keepdim=True).clamp_min(1e-6))
@@ -40,6 +45,15 @@ def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str,
     return {"encoder_hidden_states": text, "text_mask": mask}
 
 
+def _prompts_beside(pipeline: Any, prompt: str, pictures: list[Any]) -> dict[str, Tensor]:
+    """The encoder is shown what the VAE is: the picture at the nearest of the pipeline's own sizes."""
+    processor = pipeline.vae_image_processor
+    seen = [processor.resize_center_crop(each, processor.get_default_height_width(each)) for each in pictures]
+    text, mask = pipeline.encode_prompt_multiple_images([prompt], images=seen, device=pipeline.device)
+    row = text[0][mask[0].bool()]
+    return {"encoder_hidden_states": row, "text_mask": torch.ones(len(row), dtype=torch.bool)}
+
+
 JOY_IMAGE = Architecture(
     name="JoyImageEditTransformer3DModel",
     inputs=(Projection("img_in", "cpq"),),
@@ -49,6 +63,7 @@ JOY_IMAGE = Architecture(
     conditioning=random(encoder_hidden_states=(7, "text_dim"), text_mask=(7,)),
     arguments=_arguments,
     clean_tokens=_references,
+    beside=_beside,
     references={"JoyImageEditPipeline": range(1, 2)},
     adapters=(
         "double_blocks.*.img_mlp.net.0.proj",
@@ -58,4 +73,5 @@ JOY_IMAGE = Architecture(
     rescale=_rescale,
     encoders=("text_encoder", "tokenizer", "processor"),
     prompts=_prompts,
+    prompts_beside=_prompts_beside,
 )

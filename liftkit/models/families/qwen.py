@@ -5,6 +5,7 @@ behind the noise, guidance that rescales the velocity to the norm of the conditi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from math import prod
 from typing import Any
 
@@ -17,6 +18,8 @@ from liftkit.models.spec import Architecture, Grid, Projection
 
 LENGTH = 512
 """Tokens of a prompt where the model's folder names no other number."""
+SEEN = 1024 * 1024
+"""Pixels at which Edit's text encoder is shown the picture."""
 
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +47,12 @@ def _token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
     return frames * len(_noisy(arguments)), rows, columns
 
 
+def _beside(state: Tensor, references: list[Tensor], arguments: dict[str, Any]) -> Tensor:
+    """References are tokens behind the state's, with shapes of their own."""
+    arguments["img_shapes"] = [shapes * (1 + len(references)) for shapes in arguments["img_shapes"]]
+    return torch.cat([state, *references], 1)
+
+
 def _rescale(guided: Tensor, conditional: Tensor, call: Mapping[str, Any]) -> Tensor:
     """To the norm of the conditional velocity, token by token; Layered does so where ``cfg_normalize`` asks for it."""
     if not call.get("cfg_normalize", True):
@@ -59,6 +68,22 @@ def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str,
     return {"encoder_hidden_states": text, "encoder_hidden_states_mask": mask}
 
 
+def _prompts_beside(pipeline: Any, prompt: str, pictures: list[Any]) -> dict[str, Tensor]:
+    """Edit's encoder is shown its one picture at about a megapixel, as its VAE is; Edit-Plus' sees each one small."""
+    several = type(pipeline).__name__ == "QwenImageEditPlusPipeline"
+    stock = import_module(f"diffusers.pipelines.qwenimage.pipeline_qwenimage_edit{'_plus' if several else ''}")
+    area = stock.CONDITION_IMAGE_SIZE if several else SEEN
+    seen = []
+    for picture in pictures:
+        width, height = stock.calculate_dimensions(area, picture.width / picture.height)[:2]
+        seen.append(pipeline.image_processor.resize(picture, height, width))
+    text, _ = pipeline.encode_prompt([prompt], image=seen if several else seen[0], device=pipeline.device)
+    return {
+        "encoder_hidden_states": text[0],
+        "encoder_hidden_states_mask": torch.ones(text.shape[1], dtype=torch.bool),
+    }
+
+
 QWEN_IMAGE = Architecture(
     name="QwenImageTransformer2DModel",
     inputs=(Projection("img_in", "cpq"),),
@@ -67,6 +92,7 @@ QWEN_IMAGE = Architecture(
     conditioning=random(encoder_hidden_states=(7, "joint_attention_dim"), encoder_hidden_states_mask=(7,)),
     arguments=_arguments,
     clean_tokens=_references,
+    beside=_beside,
     token_grid=_token_grid,
     references={"QwenImageEditPipeline": range(1, 2), "QwenImageEditPlusPipeline": range(1, 4)},
     several=frozenset({"QwenImageLayeredPipeline"}),
@@ -79,4 +105,5 @@ QWEN_IMAGE = Architecture(
     guidance_argument="true_cfg_scale",
     rescale=_rescale,
     prompts=_prompts,
+    prompts_beside=_prompts_beside,
 )
