@@ -30,7 +30,7 @@ from liftkit.finetune.memory import resident_memory
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.run import make_accelerator
 from liftkit.finetune.run_folder import RunFolder
-from liftkit.finetune.sketch import Sketch, random_batch
+from liftkit.finetune.sketch import Sketch
 from liftkit.finetune.trainee import make_trainee
 from liftkit.lift import Lift
 from liftkit.models.registry import architecture, lifted_class
@@ -157,7 +157,7 @@ def measure(setting: Setting) -> dict[str, int]:
         tensors = {name: torch.randn(sketch.tensors[name].shape) for name in _originals(sketch)}
         trainee = make_trainee(recipe, sketch.folder, sketch.spec, transformer, sketch.lift, tensors)
         learner = Learner(recipe, trainee, None, make_accelerator(recipe, RunFolder(recipe.output), cpu=True))
-        batch = random_batch(recipe, sketch.spec, transformer.config, sketch.lift, setting.size, SIDE, setting.text)
+        batch = sketch.batch(recipe, transformer.config, setting.size, SIDE)
         ahead = Ahead(recipe, slice(0, recipe.batch_size), torch.device("cpu"), pixels=True)
         ready = [ahead(step, batch) for step in range(2)]
         gc.collect()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from liftkit.asymflow import at_least_float32
 
+Matrix = tuple[tuple[float, ...], ...]
 _LMS_FROM_RGB = (
     (0.4122214708, 0.5363325363, 0.0514459929),
     (0.2119034982, 0.6806995451, 0.1073969566),
@@ -26,7 +27,13 @@ _LAB_FROM_LMS = (
     (1.9779984951, -2.4285922050, 0.4505937099),
     (0.0259040371, 0.7827717662, -0.8086757660),
 )
-Matrix = tuple[tuple[float, ...], ...]
+
+
+def _inverse(matrix: Matrix) -> Matrix:
+    return tuple(map(tuple, torch.linalg.inv(torch.tensor(matrix, dtype=torch.float64)).tolist()))
+
+
+_LMS_FROM_LAB, _RGB_FROM_LMS = _inverse(_LAB_FROM_LMS), _inverse(_LMS_FROM_RGB)
 LEAST, LARGEST = 1e-7, 1e3
 """Bounds of a normalization: colors lie in [-1, 1] before it."""
 
@@ -139,8 +146,8 @@ class Oklab(ColorSpace):
         return _mix(_cube_root(_mix(_to_linear(images), _LMS_FROM_RGB)), _LAB_FROM_LMS)
 
     def _to_srgb(self, values: Tensor) -> Tensor:
-        lms = _mix(values, _inverse(_LAB_FROM_LMS)).pow(3)
-        linear = _mix(lms, _inverse(_LMS_FROM_RGB)).clamp(0.0, 1.0)
+        lms = _mix(values, _LMS_FROM_LAB).pow(3)
+        linear = _mix(lms, _RGB_FROM_LMS).clamp(0.0, 1.0)
         return linear_to_srgb(linear) * 2.0 - 1.0
 
 
@@ -226,10 +233,6 @@ def _mix(images: Tensor, matrix: Matrix) -> Tensor:
     """Multiply the channels of (B, 3, H, W) by a 3 x 3 matrix."""
     weight = constant(matrix, images.dtype, images.device)
     return (weight @ images.flatten(2)).view_as(images)
-
-
-def _inverse(matrix: Matrix) -> Matrix:
-    return tuple(map(tuple, torch.linalg.inv(torch.tensor(matrix, dtype=torch.float64)).tolist()))
 
 
 def to_signed(images: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def test_a_finetune_and_one_that_was_stopped(ask: Ask, monkeypatch: pytest.Monke
     after = "interrupted; no step was saved yet, the same command starts again"
     assert (code, answer["error"], answer["result"], answer["seconds_per_step"]) == (130, after, None, None)
     monkeypatch.setattr(
-        "liftkit.finetune.dry_run.describe", lambda recipe, observer, resume: [("A step", [("images", "9")])]
+        "liftkit.finetune.dry_run.describe", lambda recipe, observer, resume, memory: [("A step", [("images", "9")])]
     )
     code, answer = ask(*arguments, "--dry-run")
     assert keys(answer) == {"dry_run", "output", "recipe", "estimate"}

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from liftkit import convert_transformer
+from liftkit.checkpoint.model import ModelFolder
 from liftkit.finetune.allocations import HOST, Allocations
 from liftkit.finetune.estimates import Estimate, estimate
+from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.sketch import Sketch
+from tests.zoo import ZOO
+from tests.zoo.specimen import Specimen
+
+QUICK, ROUTED = ("Flux2Transformer2DModel", "ZImageTransformer2DModel"), ("HiDreamImageTransformer2DModel",)
 
 
 @pytest.fixture
@@ -21,11 +32,12 @@ def of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Estimate]:
     memory = importlib.import_module("memory")
     tiny = {**memory.KLEIN, "num_single_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 24}
 
-    def estimated(**recipe: object) -> Estimate:
+    def estimated(references: int = 0, **recipe: object) -> Estimate:
         setting = memory.Setting(
             config=tiny, side=128, text=7, recipe={"trainable": {"rank": 4}, "batch_size": 64, **recipe}
         )
-        return estimate(setting.make_recipe("unused"), setting.sketch(), setting.size, memory.SIDE)
+        sketch = replace(setting.sketch(), references=references)
+        return estimate(setting.make_recipe("unused"), sketch, setting.size, memory.SIDE)
 
     return estimated
 
@@ -56,6 +68,48 @@ def test_parts_are_those_of_the_recipe(of: Callable[..., Estimate]) -> None:
     offloaded = of(base={"offload": "blocks"}, gradient_checkpointing=True)
     assert offloaded.host > 0
     assert offloaded.parts["weights"] < plain.parts["weights"]
+
+
+def sketched(specimen: Specimen, **recipe: Any) -> Estimate:
+    """The estimate of a tiny twin with all that looks at images beside the network."""
+    latent, lift = specimen.transformer(), specimen.lift().to(torch.device("cpu"))
+    twin = convert_transformer(latent, lift).requires_grad_(False).to("meta")
+    sketch = Sketch(
+        ModelFolder(Path("random"), "random", {}),
+        specimen.spec,
+        lambda dtype: copy.deepcopy(twin).to(dtype),
+        lift,
+        latent.state_dict(),
+        7,
+    )
+    head = {"rank": 4, "head": {"channels": 8, "depth": 3}}
+    source = {"model": "random", "output": "unused", "data": {"sources": [{"kind": "demo"}]}, "trackers": []}
+    values = {**source, "batch_size": 2, "trainable": head, "objective": {"adversarial": 0.1}, **recipe}
+    return estimate(Recipe.model_validate(values), sketch, (8 * lift.patch_size,) * 2, lift.patch_size)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, each in ZOO.items()
+        if "finetune" not in each.without
+    ],
+)
+def test_shapes_that_values_decide_are_found(name: str) -> None:
+    """Masks, lengths and grids are known beforehand; what a router chooses is not, and that is said."""
+    found = sketched(ZOO[name])
+    assert found.parts["weights"] > 0
+    assert found.complete == (name not in ROUTED)
+    if found.complete:
+        assert found.parts["activations"] > 0
+        assert found.operations > 0
+
+
+def test_references_count(of: Callable[..., Estimate]) -> None:
+    alone, beside = (of(references=count) for count in (0, 1))
+    assert beside.parts["activations"] > 1.2 * alone.parts["activations"]
+    assert beside.parts["batches"] > alone.parts["batches"]
 
 
 def test_nothing_of_a_sketch_stays_behind(of: Callable[..., Estimate]) -> None:

@@ -363,7 +363,7 @@ def test_the_speed_of_a_gpu_that_is_not_here_is_assumed_and_called_so(
     make, cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make("dry")
-    monkeypatch.setattr("liftkit.finetune.dry_run.MEASURED", 0)
+    monkeypatch.setattr("liftkit.finetune.needs.MEASURED", 0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     code, stdout, stderr = cli("finetune", tmp_path / "dry.yaml", "--dry-run")
     assert code == 0, stderr
@@ -381,6 +381,10 @@ def test_a_dry_run_names_the_packages_that_are_missing(
     code, stdout, stderr = cli(*asked, "trackers=[wandb]")
     assert code == 0, stderr
     assert "trackers: wandb: not installed; pip install wandb" in " ".join(stdout.split())
+    monkeypatch.setattr("liftkit.finetune.quantize.find_spec", lambda name: None)
+    code, stdout, stderr = cli(*asked, "base.quantize=int8")
+    assert code == 0, stderr
+    assert "base.quantize: int8: torchao is not installed; pip install torchao" in " ".join(stdout.split())
     code, stdout, stderr = cli(*asked, "objective.perceptual=lpips")
     assert code == 0, stderr
     assert "lpips package is not installed" in " ".join(stdout.split())

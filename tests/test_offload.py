@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -98,9 +99,11 @@ def test_a_dry_run_says_what_waits_in_host_memory(make: Any) -> None:
     for kind in ("none", "blocks"):
         recipe = make(f"dry-{kind}", CHECKPOINTED, f"base.offload={kind}")
         said[kind] = {name: text for _, table in describe(recipe, Silent()) for name, text in table}
-    assert "host memory" not in said["none"]
-    assert "frozen blocks" in said["blocks"]["host memory"]
-    assert said["none"]["memory"] != said["blocks"]["memory"]
+    assert "waiting" not in said["none"]["peak memory"]
+    assert "waiting" in said["blocks"]["peak memory"]
+    weights = [re.search(r"weights ([\d.]+) MB", said[kind]["peak memory"]) for kind in ("none", "blocks")]
+    assert all(weights)
+    assert float(weights[0][1]) > float(weights[1][1])
 
 
 def test_a_model_without_blocks_is_refused() -> None:

@@ -134,7 +134,7 @@ def test_sizes_are_named_where_files_are_too_many_to_decode(place: Path, cli, mo
 def test_what_would_take_too_long_to_measure_is_estimated_and_says_so(
     place: Path, cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liftkit.finetune.dry_run.MEASURED", 0.0)
+    monkeypatch.setattr("liftkit.finetune.needs.MEASURED", 0.0)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     code, stdout, stderr = cli("finetune", "tiny-klein", *few_steps("run"), "--dry-run")
     assert code == 0, stderr

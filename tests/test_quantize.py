@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from liftkit.errors import UsageError
-from liftkit.finetune.quantize import quantize_base, stored_bytes
+from liftkit.finetune.quantize import quantize_base
 from liftkit.finetune.run import finetune, prepare
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.progress import Silent
@@ -22,6 +22,14 @@ from tests.recipes import losses, recipes_in, trained
 def make(pixel_klein: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Recipes of short runs; overrides as on the command line."""
     return recipes_in(tmp_path_factory.mktemp("quantized"), pixel_klein)
+
+
+def stored_bytes(tensor: torch.Tensor) -> int:
+    """Bytes that a tensor holds, a quantized one with its scales."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    scales = getattr(getattr(tensor, "quant_state", None), "absmax", None)
+    return tensor.nbytes + (scales.nbytes if scales is not None else 0)
 
 
 def test_what_is_frozen_is_in_eight_bits_and_shared_with_the_reference(make: Any) -> None:

@@ -52,11 +52,15 @@ def finetune(
     """
     console.first_word(f"reading {recipe or options.resume or 'the recipe'}")
     check(push, public)
+    if options.memory is not None and not dry_run:
+        raise UsageError(
+            f"--memory {options.memory}: settings are looked for by --dry-run alone; add it, or leave --memory out"
+        )
     chosen, resume = _recipe(recipe, overrides or [], options)
     console.quiet_libraries()
     console.result(dry_run=dry_run, output=chosen.output)
     if dry_run:
-        _dry_run(chosen, resume, options.show_recipe)
+        _dry_run(chosen, resume, options)
         return
     from liftkit.finetune.run import finetune as run
 
@@ -166,12 +170,14 @@ def _next(recipe: Recipe, result: Path) -> str:
     return f'liftkit sample {quote(str(result))} -p "..." -o grid.png'
 
 
-def _dry_run(recipe: Recipe, resume: str | None, show_recipe: bool) -> None:
+def _dry_run(recipe: Recipe, resume: str | None, options: FinetuneOptions) -> None:
     from liftkit.finetune.dry_run import describe
+    from liftkit.finetune.proposals import parse_memory
 
-    if show_recipe:
+    memory = None if options.memory is None else parse_memory(options.memory)
+    if options.show_recipe:
         console.out.print(recipe.to_yaml())
-    tables = describe(recipe, console.Bars(), resume)
+    tables = describe(recipe, console.Bars(), resume, memory)
     console.result(recipe=recipe.model_dump(mode="json"), estimate={title: dict(rows) for title, rows in tables})
     for title, rows in tables:
         console.table(title, rows)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from liftkit.checkpoint.components import LATENT_VAE
 from liftkit.finetune.ahead import Prepared
 from liftkit.finetune.allocations import ACTIVATIONS, HOST, WORKING, Allocations
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.run_folder import RunFolder
-from liftkit.finetune.sketch import Sketch, placed, random_batch, without_memory
+from liftkit.finetune.sketch import Sketch, placed, without_memory
 from liftkit.finetune.stand_ins import JudgesAll, LpipsShaped
 from liftkit.finetune.step import draw
 from liftkit.finetune.terms import make_perceptual
@@ -41,11 +42,13 @@ class Estimate:
         parts: bytes by part, of :data:`PARTS`, when most are in use.
         host: bytes in host memory that come to the device when they are used: weights of blocks, batches that are taken in parts.
         operations: floating-point operations of matrix products and attention in a step, with those that are done again.
+        complete: whether activations are known; they are not where a forward's shapes depend on values, as a router's do.
     """
 
     parts: dict[str, int]
     host: int
     operations: float
+    complete: bool = True
 
     @property
     def total(self) -> int:
@@ -84,24 +87,31 @@ def estimate(recipe: Recipe, sketch: Sketch, size: tuple[int, int], side: int, *
     # Micro batches after the first take what that does, beside the gradients that are there.
     recipe = recipe.model_copy(update={"batch_size": micro})
     transformer = sketch.transformer(recipe)
+    # A detail head finds its images by the values of position ids, of which there are none here: they are all tokens.
+    grid = 1, size[0] // side, size[1] // side
+    transformer.architecture = replace(sketch.spec, token_grid=lambda _: grid, clean_tokens=lambda _: None)
     with without_memory(gpu), seen:
         learner = _learner(recipe, sketch, transformer, seen)
         config = learner.trainee.transformer.config
         with seen.part(BATCHES):
-            batch = random_batch(recipe, sketch.spec, config, sketch.lift, size, side, sketch.text)
+            batch = sketch.batch(recipe, config, size, side)
             states = batch.images if sketch.lift is not None else batch.latents
             assert states is not None
             # Without levels on the host the reference is asked about every row: at most so much is needed.
             prepared = Prepared(batch, *draw(tuple(states.shape), recipe.noise, recipe.seed, 0))
         del batch, states
-        parts = _step(learner, prepared, seen, recipe.optimizer.name, micro < asked)
+        complete = True
+        try:
+            parts = _step(learner, prepared, seen, recipe.optimizer.name, micro < asked)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            complete, parts = False, _staying(learner, seen, recipe.optimizer.name)
         parts[BATCHES], waiting = seen.live[BATCHES], seen.live[HOST]
         # One is made ready while another is learned from; whole on the device, unless a step takes its rows in parts.
         if micro == asked:
             parts[BATCHES] *= 2
         else:
             waiting += 2 * seen.live[BATCHES] * asked // micro
-        result = Estimate(parts, waiting, asked / micro * seen.operations)
+        result = Estimate(parts, waiting, asked / micro * seen.operations, complete)
         del learner, prepared
     gc.collect()
     return result
@@ -125,19 +135,34 @@ def _step(learner: Learner, prepared: Prepared, seen: Allocations, optimizer: st
     learner.clip(0)
     learning, gradients = dict(seen.peak), seen.live[GRADIENTS]
     seen.forget_peak()
-    if optimizer == "adamw8bit":
-        state = sum(map(_eight_bits, learner.parameters.values()))
-    else:
-        before = sum(seen.live.values())
-        for each in learner.bare:
-            each.step()
-        state = sum(seen.live.values()) - before
+    state = _state(learner, seen, optimizer)
     # The state was there at the first step's end alone, and made as working space.
     updating = {**seen.peak, WORKING: max(seen.peak.get(WORKING, 0) - state, 0)}
     if again:
         learning[GRADIENTS] = gradients
     most = max(learning, updating, key=lambda parts: sum(parts.get(part, 0) for part in PARTS))
     return {part: most.get(part, 0) for part in PARTS} | {OPTIMIZER: state}
+
+
+def _state(learner: Learner, seen: Allocations, optimizer: str) -> int:
+    """Bytes of the optimizer's state, which a step of its own makes."""
+    if optimizer == "adamw8bit":
+        return sum(map(_eight_bits, learner.parameters.values()))
+    before = sum(seen.live.values())
+    for each in learner.bare:
+        each.step()
+    return sum(seen.live.values()) - before
+
+
+def _staying(learner: Learner, seen: Allocations, optimizer: str) -> dict[str, int]:
+    """Bytes by part of what stays between steps, and of gradients."""
+    learner.forget_gradients()
+    gc.collect()
+    with seen.part(GRADIENTS):
+        for parameter in learner.parameters.values():
+            parameter.grad = torch.empty_like(parameter)
+    parts = {part: seen.live.get(part, 0) for part in (WEIGHTS, GRADIENTS, MEAN)}
+    return dict.fromkeys(PARTS, 0) | parts | {OPTIMIZER: _state(learner, seen, optimizer)}
 
 
 def _learner(recipe: Recipe, sketch: Sketch, transformer: Any, seen: Allocations) -> Learner:

@@ -30,15 +30,6 @@ def offload_blocks(models: list[Any], device: torch.device) -> list[BlockOffload
     return [BlockOffload(model, device) for model in models]
 
 
-def waiting_bytes(model: Any) -> int:
-    """Bytes of a model's frozen block parameters that wait in host memory at any time: all but the largest two blocks'."""
-    blocks = [
-        sum(each.numel() * each.element_size() for each in block.parameters() if not each.requires_grad)
-        for block in blocks_of(model)
-    ]
-    return sum(sorted(blocks)[:-2])
-
-
 class BlockOffload:
     """Of one model, by hooks before its blocks.
 

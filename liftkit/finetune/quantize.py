@@ -141,13 +141,3 @@ def _as_autocast(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _missing(kind: str, package: str) -> UsageError:
     return UsageError(f"base.quantize: {kind}: {package} is not installed; pip install {package}, or take none")
-
-
-def stored_bytes(tensor: Tensor) -> int:
-    """Bytes that a tensor holds, a quantized one with its scales."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        return sum(stored_bytes(getattr(tensor, name)) for name in names)
-    state = getattr(tensor, "quant_state", None)
-    scales = [each for each in (getattr(state, "absmax", None),) if isinstance(each, Tensor)]
-    return sum(each.numel() * each.element_size() for each in (tensor, *scales))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_iter
 
 from liftkit.checkpoint.files import read_safetensors
 from liftkit.checkpoint.model import LONG_PROMPT, ModelFolder
@@ -40,6 +43,7 @@ class Sketch:
         lift: A and s; None in latent space.
         tensors: the source's projections and output norm by name; for the loss asymflow.
         text: tokens of a prompt.
+        references: pictures that each image was made from.
     """
 
     folder: ModelFolder
@@ -48,6 +52,7 @@ class Sketch:
     lift: Lift | None
     tensors: Mapping[str, Tensor]
     text: int = LONG_PROMPT
+    references: int = 0
 
     @classmethod
     def of(cls, recipe: Recipe, folder: ModelFolder) -> Sketch:
@@ -81,6 +86,38 @@ class Sketch:
         placed(transformer)
         return make_trainee(recipe, self.folder, self.spec, transformer, self.lift, self.tensors, sketch=True)
 
+    def batch(self, recipe: Recipe, config: Mapping[str, Any], size: tuple[int, int], side: int) -> Batch:
+        """A batch of noise in the shapes of a run's own.
+
+        Args:
+            config: of the transformer.
+            size: height and width of the images.
+            side: pixels along a token.
+        """
+        generator = torch.Generator().manual_seed(0)
+        count, (height, width) = recipe.batch_size, size
+        patch = self.lift.latent_patch if self.lift is not None else self.spec.latent_patch(config)
+        rank = self.lift.rank if self.lift is not None else self.spec.token_size(config)
+        grid = rank // patch**2, height // side * patch, width // side * patch
+
+        def images(*lead: int) -> Tensor:
+            return torch.randint(256, (*lead, 3, height, width), generator=generator, dtype=torch.uint8)
+
+        def latents(*lead: int) -> Tensor:
+            return torch.randn((*lead, *grid), generator=generator)
+
+        prompts = _of_length(self.spec.conditioning(config, count, generator), self.text)
+        shown = (count, self.references)
+        return Batch(
+            images(count),
+            latents(count),
+            prompts,
+            [""] * count,
+            [(0, 0)] * count,
+            images(*shown) if self.references else None,
+            latents(*shown) if self.references else None,
+        )
+
 
 class _Recent(dict[Any, Any]):
     """The last few fake tensors that were made of real ones. The mode's own table refers to all of them weakly, and what anything
@@ -93,6 +130,38 @@ class _Recent(dict[Any, Any]):
         super().__setitem__(key, value)
 
 
+INTEGERS = (torch.bool, torch.int32, torch.int64)
+"""Of masks, positions and lengths, whose values decide shapes; images and quantized weights are others."""
+
+
+class _WithoutMemory(FakeTensorMode):
+    """The mode of tensors without memory, but that what is made of integers alone has values."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Sequence[Any] = (), named: Mapping[str, Any] = MappingProxyType({})
+    ) -> Any:
+        """Run one operation, without memory or, where it is one of integers, as it is."""
+        given = [each for each in tree_iter((arguments, dict(named))) if isinstance(each, Tensor)]
+        if given:
+            real = all(each.dtype in INTEGERS and not isinstance(each, FakeTensor) for each in given)
+        else:
+            real = named.get("dtype") in INTEGERS
+        if real:
+            return function(*arguments, **named)
+        if function in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
+            arguments = (arguments[0], _numbers(arguments[1]), *arguments[2:])
+        return super().__torch_dispatch__(function, types, arguments, named)
+
+
+def _numbers(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Indices of which masks with values are the numbers of what they let through."""
+    found: list[Tensor | None] = []
+    for each in indices:
+        masks = each is not None and each.dtype == torch.bool and not isinstance(each, FakeTensor)
+        found += each.nonzero().unbind(1) if each is not None and masks else [each]
+    return found
+
+
 @contextmanager
 def without_memory(gpu: bool = False) -> Iterator[None]:
     """Within it new tensors have no memory, and operations on them cost nothing.
@@ -100,9 +169,7 @@ def without_memory(gpu: bool = False) -> Iterator[None]:
     Args:
         gpu: whether norms keep what those of a GPU keep, which are one kernel where a processor has ten.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = _WithoutMemory(allow_non_fake_inputs=True)
     mode.fake_tensor_converter.meta_converter.tensor_memo = _Recent()  # type: ignore[assignment]
     # Copies of tensors are of the same mode.
     mode.__deepcopy__ = lambda memo: mode  # type: ignore[attr-defined]
@@ -137,34 +204,6 @@ def text_tokens(folder: ModelFolder) -> int:
     known = inspect.signature(kind.__call__).parameters if kind is not None else {}
     default = known["max_sequence_length"].default if "max_sequence_length" in known else LONG_PROMPT
     return min(filter(None, (folder.text_length(), default if isinstance(default, int) else LONG_PROMPT)))
-
-
-def random_batch(
-    recipe: Recipe,
-    spec: Architecture,
-    config: Mapping[str, Any],
-    lift: Lift | None,
-    size: tuple[int, int],
-    side: int,
-    text: int,
-) -> Batch:
-    """A batch of noise in the shapes of a run's own.
-
-    Args:
-        spec, config: of the transformer.
-        lift: A and s; None in latent space.
-        size: height and width of the images.
-        side: pixels along a token.
-        text: tokens of a prompt.
-    """
-    generator = torch.Generator().manual_seed(0)
-    count, (height, width) = recipe.batch_size, size
-    images = torch.randint(256, (count, 3, height, width), generator=generator, dtype=torch.uint8)
-    patch = lift.latent_patch if lift is not None else spec.latent_patch(config)
-    rank = lift.rank if lift is not None else spec.token_size(config)
-    latents = torch.randn((count, rank // patch**2, height // side * patch, width // side * patch), generator=generator)
-    prompts = _of_length(spec.conditioning(config, count, generator), text)
-    return Batch(images, latents, prompts, [""] * count, [(0, 0)] * count)
 
 
 def _of_length(prompts: dict[str, Tensor], text: int) -> dict[str, Tensor]:

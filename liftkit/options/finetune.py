@@ -26,3 +26,11 @@ class FinetuneOptions:
         ),
     ] = None
     show_recipe: Annotated[bool, Option("Print the whole recipe with its defaults too; only with --dry-run.")] = False
+    memory: Annotated[
+        str | None,
+        Option(
+            "Memory of the device, such as 24GB: find settings that fit; only with --dry-run.",
+            "SIZE",
+            default="not looked at",
+        ),
+    ] = None
