@@ -101,7 +101,7 @@ def test_sizes(text: str, expected: int) -> None:
     assert parse_memory(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "24", "GB", "0GB", "-1GB", "1e3GB", "24TB", "٢GB", "24 GB GB"])  # noqa: RUF001
+@pytest.mark.parametrize("text", ["", "24", "GB", "0GB", "-1GB", "1e3GB", "24TB", "٢GB", "24 GB GB"])
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected a size such as 24GB"):
         parse_memory(text)
