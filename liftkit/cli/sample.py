@@ -57,7 +57,7 @@ def sample(
     model = find_model(folder)
     check_pictures(model, options.pictures)
     adapter = None if options.adapter is None else open_adapter(options.adapter)
-    pipeline = load_pipeline(model, chosen, adapter=adapter)
+    pipeline = load_pipeline(model, chosen, adapter=adapter, offload=options.offload)
     check_options(pipeline, options)
     prompts = [prompt[index % len(prompt)] for index in range(count)]
     with console.Bars().stage(f"sample: {model.index['_class_name']} on {chosen}", count, "images") as advance:

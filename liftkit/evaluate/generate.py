@@ -141,7 +141,7 @@ def _generate(
     missing = {index for index in range(count) if not (output / files.file(index)).is_file()}
     processes.wait()
     if missing:
-        loaded = load_pipeline(model, options.device, adapter=adapter)
+        loaded = load_pipeline(model, options.device, adapter=adapter, offload=options.offload)
         check_options(loaded, options)
     if missing and processes.main:
         _begin(output, {"schema": SCHEMA, "settings": settings, "device": options.device, "versions": versions()})

@@ -42,7 +42,7 @@ def encoded(*names: str | None, **more: Any) -> Callable[[Any, list[str], int | 
 
     def prompts(pipeline: Any, texts: list[str], length: int | None) -> dict[str, Tensor]:
         asked = {} if length is None else {"max_sequence_length": length}
-        found = pipeline.encode_prompt(texts, device=pipeline.device, **more, **asked)
+        found = pipeline.encode_prompt(texts, device=pipeline._execution_device, **more, **asked)
         found = (found,) if isinstance(found, Tensor) else found
         return {name: value for name, value in zip(names, found) if name is not None}
 

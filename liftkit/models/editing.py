@@ -110,7 +110,7 @@ def start_from(pipeline: Any, flow: FlowModel, path: Path, height: int, width: i
         path: of the picture, which is made to cover the size and cropped about its center.
         height, width: of what is painted, in pixels.
     """
-    images = to_signed(covered(read("--image", path), height, width))[None].to(pipeline.device)
+    images = to_signed(covered(read("--image", path), height, width))[None].to(pipeline._execution_device)
     if flow.is_pixel:
         state = pipeline.vae.color.encode(images)
     else:

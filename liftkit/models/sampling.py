@@ -27,7 +27,7 @@ from liftkit.models.guidance import guided
 from liftkit.models.mixin import AsymMixin
 from liftkit.models.registry import architecture
 from liftkit.models.scheduler import with_clamp, with_shift, with_solver, with_start
-from liftkit.options import STRENGTH, SampleOptions, Sampler
+from liftkit.options import STRENGTH, Offload, SampleOptions, Sampler
 from liftkit.progress import Observer
 
 
@@ -75,7 +75,11 @@ class Loaded:
 
 
 def load_pipeline(
-    folder: ModelFolder, device: str = "cpu", dtype: torch.dtype | None = None, adapter: Adapter | None = None
+    folder: ModelFolder,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    adapter: Adapter | None = None,
+    offload: Offload = "none",
 ) -> Loaded:
     """The stock pipeline of a folder.
 
@@ -84,20 +88,38 @@ def load_pipeline(
         device: where it goes.
         dtype: of the weights; None takes float32 on the CPU and bfloat16 elsewhere.
         adapter: to apply to it; a latent model becomes a pixel model where the adapter has a lift.
+        offload: what comes to the device when it runs, and waits in host memory otherwise.
 
     Raises:
-        UsageError: if diffusers cannot load it, or the adapter is not for it.
+        UsageError: if diffusers cannot load it, the adapter is not for it, or there is nowhere to offload to.
     """
+    if offload != "none" and torch.device(device).type == "cpu":
+        raise UsageError(
+            f"--offload {offload}: the model runs on the CPU, in host memory already: there is nothing to offload; leave it out"
+        )
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     check_text_side(folder)
     pipeline = load.load_pipeline(folder, dtype)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline = pipeline.to(device)
+    if offload == "none":
+        pipeline = pipeline.to(device)
     if adapter is not None:
         check_needs(adapter, folder)
         pipeline = load_pixel_pipeline(pipeline, adapter)
+    if offload != "none":
+        keep_on_host(pipeline, torch.device(device), offload)
     return Loaded(pipeline, folder.image_size(), folder.text_length())
+
+
+def keep_on_host(pipeline: Any, device: torch.device, offload: Offload) -> None:
+    """Let a pipeline's weights wait in host memory until they run: whole components in their turn, or layers."""
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+        return
+    # On a GPU the next layer is copied while one runs; pinned layer by layer, or all weights would be held twice.
+    ahead = device.type == "cuda"
+    pipeline.enable_group_offload(device, offload_type="leaf_level", use_stream=ahead, low_cpu_mem_usage=ahead)
 
 
 class _Watch:
@@ -194,7 +216,7 @@ def sample(
                     prompt=prompts[part],
                     height=height,
                     width=width,
-                    latents=flow.pipeline_state(noise[part].to(pipeline.device)),
+                    latents=flow.pipeline_state(noise[part].to(pipeline._execution_device)),
                     output_type="pt",
                     **watch.arguments,
                     **arguments,

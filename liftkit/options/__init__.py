@@ -28,6 +28,7 @@ from liftkit.options.sampling import (
     STRENGTH,
     GenerateOptions,
     Guidance,
+    Offload,
     Pictures,
     SampleOptions,
     Sampler,

@@ -13,6 +13,7 @@ from liftkit.options.option import LAST_SEED, Device, Option
 STRENGTH = 0.6
 """Of a start image."""
 Solver = Literal["euler", "heun", "sde", "unipc"]
+Offload = Literal["none", "model", "group"]
 Benchmark = Literal["geneval", "dpg", "hpsv3", "coco"]
 
 
@@ -241,6 +242,13 @@ class SampleOptions:
         ),
     ] = None
     device: Device = "auto"
+    offload: Annotated[
+        Offload,
+        Option(
+            "What waits in host memory and comes to the GPU when it runs: `model`, text encoder, transformer and VAE in their "
+            "turn; `group`, each layer, slower and in the least memory."
+        ),
+    ] = "none"
     batch_size: Annotated[int, Option("Number of images that are sampled at once.", min=1)] = 8
 
     @property

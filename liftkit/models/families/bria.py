@@ -64,7 +64,9 @@ def _prompts(pipeline: Any, texts: list[str], length: int | None) -> dict[str, T
     length = length or 512
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for text in texts:
-        embeds, layers, mask = pipeline.get_prompt_embeds([text], max_sequence_length=length, device=pipeline.device)
+        embeds, layers, mask = pipeline.get_prompt_embeds(
+            [text], max_sequence_length=length, device=pipeline._execution_device
+        )
         states = to_length(torch.stack(layers, dim=1).to(embeds.dtype), length, axis=2)
         found.append((to_length(embeds, length), to_length(mask.bool(), length), states))
     names = ("encoder_hidden_states", "attention_mask", "text_encoder_layers")

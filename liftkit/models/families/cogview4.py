@@ -51,7 +51,7 @@ def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str,
     embeds, _ = pipeline.encode_prompt(
         [*prompts, "a " * length],
         do_classifier_free_guidance=False,
-        device=pipeline.device,
+        device=pipeline._execution_device,
         max_sequence_length=length,
     )
     return {"encoder_hidden_states": embeds[:-1]}

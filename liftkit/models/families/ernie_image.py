@@ -25,7 +25,7 @@ def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
-    text, mask = padded(pipeline.encode_prompt(prompts, pipeline.device), length or LENGTH)
+    text, mask = padded(pipeline.encode_prompt(prompts, pipeline._execution_device), length or LENGTH)
     return {"text": text, "text_mask": mask}
 
 

@@ -29,7 +29,7 @@ def _prompts(pipeline: Any, texts: list[str], length: int | None) -> dict[str, T
     length = length or 512
     embeds, masks = [], []
     for text in texts:
-        found, mask = pipeline.encode_prompt([text], device=pipeline.device)
+        found, mask = pipeline.encode_prompt([text], device=pipeline._execution_device)
         mask = (
             torch.ones(found.shape[0], found.shape[2], dtype=torch.bool, device=found.device) if mask is None else mask
         )

@@ -45,7 +45,7 @@ def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dic
 
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     more = {} if length is None else {"max_sequence_length": length}
-    embeds, _ = pipeline.encode_prompt(prompts, device=pipeline.device, **more)
+    embeds, _ = pipeline.encode_prompt(prompts, device=pipeline._execution_device, **more)
     return {"encoder_hidden_states": embeds}
 
 

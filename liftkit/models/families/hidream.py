@@ -33,7 +33,7 @@ def _layers_first(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     more = {} if length is None else {"max_sequence_length": length}
     t5, _, llama, _, pooled, _ = pipeline.encode_prompt(
-        prompts, device=pipeline.device, do_classifier_free_guidance=False, **more
+        prompts, device=pipeline._execution_device, do_classifier_free_guidance=False, **more
     )
     return {
         "encoder_hidden_states_t5": t5,

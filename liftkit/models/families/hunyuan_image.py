@@ -36,7 +36,9 @@ def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dic
 
 
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
-    text, mask, glyphs, glyphs_mask = pipeline.encode_prompt(prompts, device=pipeline.device, batch_size=len(prompts))
+    text, mask, glyphs, glyphs_mask = pipeline.encode_prompt(
+        prompts, device=pipeline._execution_device, batch_size=len(prompts)
+    )
     return {
         "encoder_hidden_states": text,
         "encoder_attention_mask": mask,

@@ -51,7 +51,7 @@ def _token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
 def _prompts(pipeline: Any, texts: list[str], length: int | None) -> dict[str, Tensor]:
     length = length or 512
     try:
-        embeds, _, _, indicator = pipeline.encode_prompt(texts, 1, 1, length, pipeline.device)
+        embeds, _, _, indicator = pipeline.encode_prompt(texts, 1, 1, length, pipeline._execution_device)
     except ValueError as error:  # it cuts nothing
         raise UsageError(f"a caption is too long for a text length of {length}: {error}") from error
     return {"encoder_hidden_states": embeds[:, :length], "text_mask": indicator[:, :length] == TEXT}

@@ -40,7 +40,7 @@ def _rescale(guided: Tensor, conditional: Tensor, call: Mapping[str, Any]) -> Te
 
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     length = length or LENGTH
-    embeds, mask = pipeline.encode_prompt(prompts, device=pipeline.device, max_sequence_length=length)
+    embeds, mask = pipeline.encode_prompt(prompts, device=pipeline._execution_device, max_sequence_length=length)
     text, mask = padded([row[on] for row, on in zip(embeds, mask.bool())], length)
     return {"encoder_hidden_states": text, "text_mask": mask}
 
@@ -49,7 +49,7 @@ def _prompts_beside(pipeline: Any, prompt: str, pictures: list[Any]) -> dict[str
     """The encoder is shown what the VAE is: the picture at the nearest of the pipeline's own sizes."""
     processor = pipeline.vae_image_processor
     seen = [processor.resize_center_crop(each, processor.get_default_height_width(each)) for each in pictures]
-    text, mask = pipeline.encode_prompt_multiple_images([prompt], images=seen, device=pipeline.device)
+    text, mask = pipeline.encode_prompt_multiple_images([prompt], images=seen, device=pipeline._execution_device)
     row = text[0][mask[0].bool()]
     return {"encoder_hidden_states": row, "text_mask": torch.ones(len(row), dtype=torch.bool)}
 

@@ -41,7 +41,9 @@ def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     length = length or LENGTH
-    embeds, pooled, ends = pipeline.encode_prompt(prompts, device=pipeline.device, max_sequence_length=length)
+    embeds, pooled, ends = pipeline.encode_prompt(
+        prompts, device=pipeline._execution_device, max_sequence_length=length
+    )
     text, mask = padded([row[:count] for row, count in zip(embeds, ends.diff())], length)
     return {"encoder_hidden_states": text, "text_mask": mask, "pooled_projections": pooled}
 

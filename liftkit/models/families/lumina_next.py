@@ -32,7 +32,9 @@ def _rotation(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     # The text of a batch is padded to its longest: more padding, which the mask leaves out, makes all as long as allowed.
-    embeds, mask, *_ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, device=pipeline.device)
+    embeds, mask, *_ = pipeline.encode_prompt(
+        prompts, do_classifier_free_guidance=False, device=pipeline._execution_device
+    )
     length = -(-pipeline.max_sequence_length // 8) * 8
     return {
         "encoder_hidden_states": F.pad(embeds, (0, 0, 0, length - embeds.shape[1])),

@@ -30,7 +30,7 @@ def _prompts(pipeline: Any, texts: list[str], length: int | None) -> dict[str, T
     length = length or 512
     embeds, masks = [], []
     for text in texts:
-        found, mask = pipeline.encode_prompt([text], device=pipeline.device, max_sequence_length=length)
+        found, mask = pipeline.encode_prompt([text], device=pipeline._execution_device, max_sequence_length=length)
         mask = torch.ones(found.shape[:2], dtype=torch.bool, device=found.device) if mask is None else mask.bool()
         embeds.append(to_length(found, length))
         masks.append(to_length(mask, length))

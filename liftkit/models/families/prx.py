@@ -19,7 +19,7 @@ def _refuse(config: Config) -> str | None:
 
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     text, mask, *_ = pipeline.encode_prompt(
-        prompts, pipeline.device, do_classifier_free_guidance=False, tokenizer_max_length=length
+        prompts, pipeline._execution_device, do_classifier_free_guidance=False, tokenizer_max_length=length
     )
     return {"encoder_hidden_states": text, "attention_mask": mask}
 

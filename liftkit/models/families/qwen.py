@@ -62,7 +62,7 @@ def _rescale(guided: Tensor, conditional: Tensor, call: Mapping[str, Any]) -> Te
 
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     length = length or LENGTH
-    embeds, mask = pipeline.encode_prompt(prompts, device=pipeline.device, max_sequence_length=length)
+    embeds, mask = pipeline.encode_prompt(prompts, device=pipeline._execution_device, max_sequence_length=length)
     rows = list(embeds) if mask is None else [row[on] for row, on in zip(embeds, mask.bool())]
     text, mask = padded(rows, length)
     return {"encoder_hidden_states": text, "encoder_hidden_states_mask": mask}
@@ -77,7 +77,7 @@ def _prompts_beside(pipeline: Any, prompt: str, pictures: list[Any]) -> dict[str
     for picture in pictures:
         width, height = stock.calculate_dimensions(area, picture.width / picture.height)[:2]
         seen.append(pipeline.image_processor.resize(picture, height, width))
-    text, _ = pipeline.encode_prompt([prompt], image=seen if several else seen[0], device=pipeline.device)
+    text, _ = pipeline.encode_prompt([prompt], image=seen if several else seen[0], device=pipeline._execution_device)
     return {
         "encoder_hidden_states": text[0],
         "encoder_hidden_states_mask": torch.ones(text.shape[1], dtype=torch.bool),

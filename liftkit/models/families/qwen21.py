@@ -47,7 +47,7 @@ def _token_grid(arguments: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
-    embeds, mask, _ = pipeline.encode_prompt(prompts, device=pipeline.device)
+    embeds, mask, _ = pipeline.encode_prompt(prompts, device=pipeline._execution_device)
     rows = list(embeds) if mask is None else [row[on] for row, on in zip(embeds, mask.bool())]
     text, mask = padded(rows, length or LENGTH)
     return {"encoder_hidden_states": text, "encoder_hidden_states_mask": mask}

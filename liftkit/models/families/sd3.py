@@ -22,7 +22,7 @@ def _conditioning(config: Config, batch: int, generator: torch.Generator) -> dic
 def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str, Tensor]:
     more = {} if length is None else {"max_sequence_length": length}
     embeds, _, pooled, _ = pipeline.encode_prompt(
-        prompts, None, None, device=pipeline.device, do_classifier_free_guidance=False, **more
+        prompts, None, None, device=pipeline._execution_device, do_classifier_free_guidance=False, **more
     )
     return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 

@@ -35,7 +35,7 @@ def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str,
     length = length or 512
     # A list of its own: the stock method writes its chat template into the one that it is given.
     rows, _ = pipeline.encode_prompt(
-        list(prompts), device=pipeline.device, do_classifier_free_guidance=False, max_sequence_length=length
+        list(prompts), device=pipeline._execution_device, do_classifier_free_guidance=False, max_sequence_length=length
     )
     feats, mask = padded(rows, length)
     return {"cap_feats": feats, "cap_mask": mask}
