@@ -24,305 +24,21 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-PATCH, FULL, DIM, CLASSES = 8, 64, 192, 10
+from _ranks_data import DIM, FULL, Plan, draw_data, load, signed, spectrum  # noqa: E402
+from _ranks_judging import errors, judged, samples  # noqa: E402
+from _ranks_training import Training, step_seconds  # noqa: E402
+
 RANKS = (0, 2, 4, 8, 16, 32, DIM)
-LEVELS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
-FLOOR, SAMPLING_FLOOR, DROPPED = 0.05, 0.04, 0.1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all runs have in common."""
-
-    data: str
-    device: str
-    steps: int
-    batch: int
-    rate: float
-    depth: int
-    width: int
-    samples: int
-    sampler_steps: int
-    threads: int
-    guidance: tuple[float, ...]
-    held_out: int
-    graphs: bool
-    side: int
-    noise_mean: float
-    noise_std: float
-    embeddings: float
-
-
-def draw_data(path: Path, count: int, held_out: int) -> None:
-    """Draw the demonstration data, and keep them."""
-    from liftkit.data import demo
-
-    parts: dict[str, Any] = {}
-    for name, many, split in (("train", count, "train"), ("test", held_out, "heldout")):
-        images, scenes = demo.images(many, split=split)  # type: ignore[arg-type]
-        parts[name] = images.transpose(0, 3, 1, 2)
-        parts[f"{name}_labels"] = np.asarray([(s.digit, s.color, s.background) for s in scenes], dtype=np.int64)
-    np.savez_compressed(path, **parts)
-
-
-def signed(images: np.ndarray, device: str) -> Tensor:
-    """uint8 images to [-1, 1]."""
-    return torch.from_numpy(images).to(device).float() / 127.5 - 1.0
-
-
-def principal(images: np.ndarray) -> Tensor:
-    """All eigenvectors of the patches' second moments, largest first, (D, D) float64."""
-    from liftkit.tokens import patchify
-
-    gram = torch.zeros(DIM, DIM, dtype=torch.float64)
-    for part in np.array_split(images, max(1, len(images) // 256)):
-        tokens = patchify(signed(part, "cpu").double(), PATCH).reshape(-1, DIM)
-        gram += tokens.T @ tokens
-    return torch.linalg.eigh(gram)[1].flip(1)
-
-
-class Student:
-    """A network and how its answer becomes a velocity."""
-
-    def __init__(self, plan: Plan, basis: Tensor, seed: int) -> None:
-        from liftkit.models.jit import JiTTransformer2DModel
-
-        torch.manual_seed(seed)
-        self.model = JiTTransformer2DModel(
-            sample_size=plan.side,
-            patch_size=PATCH,
-            num_layers=plan.depth,
-            num_attention_heads=plan.width // 64,
-            attention_head_dim=64,
-            bottleneck_dim=64,
-            num_classes=CLASSES,
-            context_tokens=8,
-            context_start=2,
-            upcast_attention=False,
-        )
-        if basis.shape[1] <= 64:
-            self.model.begin_with(basis)
-        self.model = self.model.to(plan.device)
-        self.basis, self.device, self.side = basis.float().to(plan.device), plan.device, plan.side
-
-    def velocity(self, x_t: Tensor, sigma: Tensor, labels: Tensor, floor: float) -> Tensor:
-        """u = eps - x_0."""
-        from liftkit.asymflow import recover_velocity
-        from liftkit.tokens import patchify, unpatchify
-
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, cache_enabled=False):
-            answer = self.model(x_t, sigma, labels, return_dict=False)[0]
-        tokens = recover_velocity(
-            patchify(answer.float(), PATCH), patchify(x_t, PATCH), sigma, self.basis, 1.0, sigma_min=floor
-        )
-        return unpatchify(tokens, PATCH, self.side, self.side)
-
-
-class Training:
-    """One run: static buffers, so that a step can be captured as a CUDA graph.
-
-    Args:
-        plan: of all runs.
-        rank, seed: of this one.
-        images: uint8 (n, 3, side, side) on the device.
-        digits: (n,) on the device.
-        basis: (D, D), of which the first ``rank`` columns are taken.
-    """
-
-    def __init__(self, plan: Plan, rank: int, seed: int, images: Tensor, digits: Tensor, basis: Tensor) -> None:
-        self.plan, self.images, self.digits = plan, images, digits
-        self.student = Student(plan, basis[:, :rank], seed)
-        device, size = plan.device, plan.batch
-        self.generator = torch.Generator(device).manual_seed(seed + 1)
-        self.x0 = torch.zeros(size, 3, plan.side, plan.side, device=device)
-        self.noise, self.sigma = torch.zeros_like(self.x0), torch.zeros(size, device=device)
-        self.labels = torch.zeros(size, dtype=torch.long, device=device)
-        self.loss = torch.zeros((), device=device)
-        self.total = torch.zeros((), device=device)
-        self.parameters = list(self.student.model.parameters())
-        graphed = plan.graphs
-        model = self.student.model
-        small = {*model.class_embed.parameters(), *model.time_embed.parameters()}
-        self.groups = [
-            {"params": [p for p in self.parameters if (p in small) == wanted], "factor": factor}
-            for wanted, factor in ((False, 1.0), (True, plan.embeddings))
-        ]
-        rate = torch.tensor(plan.rate, device=device) if graphed else plan.rate
-        self.optimizer = torch.optim.AdamW(
-            self.groups, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True, capturable=graphed
-        )
-        for group in self.optimizer.param_groups if graphed else ():
-            group["lr"] = group["lr"].clone()  # each group's own number, which a graph reads
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.kept = 1.0 - 1.0 / max(0.05 * plan.steps, 10)
-        self.graph: torch.cuda.CUDAGraph | None = None
-
-    def feed(self) -> None:
-        """Draw a batch into the buffers."""
-        size, generator, device = self.plan.batch, self.generator, self.plan.device
-        rows = torch.randint(len(self.images), (size,), generator=generator, device=device)
-        self.x0.copy_(self.images[rows].float() / 127.5 - 1.0)
-        dropped = torch.rand(size, generator=generator, device=device) < DROPPED
-        self.labels.copy_(torch.where(dropped, CLASSES, self.digits[rows]))
-        self.noise.normal_(generator=generator)
-        self.sigma.normal_(generator=generator)
-        self.sigma.mul_(self.plan.noise_std).add_(self.plan.noise_mean).sigmoid_().clamp_(min=1e-4)
-
-    def compute(self) -> None:
-        """Loss, gradients, step, average; of the buffers alone."""
-        self.optimizer.zero_grad(set_to_none=True)
-        x_t = torch.lerp(self.x0, self.noise, self.sigma.view(-1, 1, 1, 1))
-        u = self.student.velocity(x_t, self.sigma, self.labels, 1e-6)
-        weight = (self.sigma / self.sigma.clamp(min=FLOOR)).view(-1, 1, 1, 1)
-        loss = (weight * (u - (self.noise - self.x0))).square().mean()
-        loss.backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1.0 - self.kept)
-        self.loss.copy_(loss.detach())
-        self.total.add_(self.loss)
-
-    def capture(self) -> None:
-        """Record a step; the weights are put back to where they began."""
-        before = [p.detach().clone() for p in self.parameters]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self.feed()
-                self.compute()
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.compute()
-        with torch.no_grad():
-            for parameter, value, average in zip(self.parameters, before, self.average):
-                parameter.copy_(value)
-                average.copy_(value)
-            for state in self.optimizer.state.values():
-                for tensor in state.values():
-                    tensor.zero_()
-
-    def step(self, index: int) -> None:
-        """One optimizer step."""
-        rate = self.plan.rate * min(1.0, (index + 1) / max(0.05 * self.plan.steps, 1.0))
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate * group["factor"])
-            else:
-                group["lr"] = rate * group["factor"]
-        self.feed()
-        if self.graph is not None:
-            self.graph.replay()
-        else:
-            self.compute()
-
-    def run(self) -> list[float]:
-        """All steps; the mean loss of each eighth."""
-        self.generator.manual_seed(self.generator.initial_seed())
-        eighth, losses = max(1, self.plan.steps // 8), []
-        self.student.model.train()
-        for index in range(self.plan.steps):
-            self.step(index)
-            if (index + 1) % eighth == 0:
-                losses.append(self.total.item() / eighth)
-                self.total.zero_()
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.average):
-                parameter.copy_(average)
-        self.student.model.eval()
-        return losses
-
-
-@torch.no_grad()
-def errors(student: Student, images: Tensor, digits: Tensor) -> dict[str, float]:
-    """Mean |x_0 - xhat_0|^2 by noise level."""
-    found = {}
-    for number, level in enumerate(LEVELS):
-        generator = torch.Generator(images.device).manual_seed(1000 + number)
-        noise = torch.randn(images.shape, generator=generator, device=images.device)
-        total = 0.0
-        for x0, eps, label in zip(images.split(256), noise.split(256), digits.split(256)):
-            sigma = torch.full((len(x0),), level, device=x0.device)
-            x_t = torch.lerp(x0, eps, level)
-            denoised = x_t - level * student.velocity(x_t, sigma, label, 1e-6)
-            total += (x0 - denoised).square().sum().item()
-        found[f"{level:g}"] = total / images.numel()
-    return found
-
-
-@torch.no_grad()
-def samples(student: Student, count: int, steps: int, guidance: float, seed: int) -> Tensor:
-    """Heun's method from the same noise for every rank, Euler's at last; digits in turn. (n, 3, side, side) in [-1, 1], CPU."""
-    device, made = student.device, []
-    grid = [1.0 - index / steps for index in range(steps)] + [0.0]
-    labels = torch.arange(count, device=device) % CLASSES
-    generator = torch.Generator(device).manual_seed(seed)
-    noise = torch.randn((count, 3, student.side, student.side), generator=generator, device=device)
-
-    def velocity(x: Tensor, level: float, label: Tensor) -> Tensor:
-        sigma = torch.full((len(x),), level, device=device)
-        if guidance == 1.0 or level > 0.88:
-            return student.velocity(x, sigma, label, SAMPLING_FLOOR)
-        both = torch.cat([label, torch.full_like(label, CLASSES)])
-        found = student.velocity(torch.cat([x, x]), torch.cat([sigma, sigma]), both, SAMPLING_FLOOR)
-        conditional, free = found.chunk(2)
-        return free + guidance * (conditional - free)
-
-    for x, label in zip(noise.split(512), labels.split(512)):
-        for now, after in zip(grid[:-1], grid[1:]):
-            u = velocity(x, now, label)
-            ahead = x + (after - now) * u
-            if after > 0.0:
-                ahead = x + (after - now) * 0.5 * (u + velocity(ahead, after, label))
-            x = ahead
-        made.append(x.clamp(-1.0, 1.0).cpu())
-    return torch.cat(made)
-
-
-def judged(images: Tensor, reference: Tensor) -> dict[str, float]:
-    """What the oracle reads, and distances to held-out images; smaller images than the oracle's are enlarged for it."""
-    from liftkit.data.oracle import load_oracle
-    from liftkit.evaluate.features import texture_features
-    from liftkit.evaluate.patches import frechet, gaussian, patch_frechet
-
-    oracle = load_oracle()
-    images, reference = (F.interpolate(x, (FULL, FULL), mode="bicubic").clamp(-1.0, 1.0) for x in (images, reference))
-    with torch.no_grad():
-        wanted = torch.arange(len(images)) % CLASSES
-        read = torch.cat([oracle(part)[0].argmax(1) for part in images.split(256)])
-        features = [torch.cat([oracle.features(p) for p in each.split(256)]) for each in (images, reference)]
-    return {
-        "digit": (read == wanted).float().mean().item(),
-        "oracle_frechet": frechet(*map(gaussian, features)),
-        "texture_frechet": frechet(gaussian(texture_features(images)), gaussian(texture_features(reference))),
-        "patch_frechet": patch_frechet(images, reference),
-    }
-
-
-def load(plan: Plan) -> tuple[dict[str, np.ndarray], Tensor]:
-    """The data, and the principal directions of the training part."""
-    found = dict(np.load(plan.data))
-    if plan.side < FULL:
-        by = FULL // plan.side
-        for name in ("train", "test"):
-            cells = found[name].reshape(-1, 3, plan.side, by, plan.side, by).astype(np.float32)
-            found[name] = np.rint(cells.mean((3, 5))).astype(np.uint8)
-    found |= {name: found[name][: plan.held_out] for name in ("test", "test_labels")}
-    return found, principal(found["train"])
 
 
 def work(plan: Plan, jobs: list[tuple[int, int]], output: Path, until: float) -> None:
@@ -353,25 +69,6 @@ def work(plan: Plan, jobs: list[tuple[int, int]], output: Path, until: float) ->
         row |= {"train_seconds": round(trained, 1), "seconds": round(time.monotonic() - began, 1)}
         path.write_text(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-
-
-def step_seconds(plan: Plan) -> float:
-    """Seconds of a step where one run has the device to itself."""
-    data, basis = load(plan)
-    images, digits = (torch.from_numpy(each).to(plan.device) for each in (data["train"], data["train_labels"][:, 0]))
-    training = Training(plan, 8, 0, images, digits, basis)
-    if plan.graphs:
-        training.capture()
-    count = 60 if plan.device != "cpu" else 3
-    for index in range(count // 3):
-        training.step(index)
-    if plan.device != "cpu":
-        torch.cuda.synchronize()
-    began = time.monotonic()
-    for index in range(count):
-        training.step(index)
-    training.loss.item()
-    return (time.monotonic() - began) / count
 
 
 def _at(place: tuple[str, str], run: dict[str, Any]) -> float:
@@ -498,14 +195,6 @@ def share(plan: Plan, jobs: list[tuple[int, int]], folder: Path, until: float, c
         worker.start()
     for worker in workers:
         worker.join()
-
-
-def spectrum(images: np.ndarray, basis: Tensor) -> list[float]:
-    """Second moments of the patches along their principal directions, largest first."""
-    from liftkit.tokens import patchify
-
-    tokens = patchify(signed(images[:2048], "cpu").double(), PATCH).reshape(-1, DIM)
-    return (tokens @ basis).square().mean(0).tolist()
 
 
 if __name__ == "__main__":
