@@ -22,7 +22,6 @@ from liftkit.conversion.verify import prove
 from liftkit.conversion.write import FileCopier, write_components, write_transformer
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift
-from liftkit.models.trial import try_loading
 from liftkit.options import ConvertOptions
 from liftkit.progress import Observer, Silent
 from liftkit.report.data import Report
@@ -46,13 +45,14 @@ def convert(
         observer: shows the progress.
 
     Raises:
-        UsageError: bad input; nothing was written.
+        UsageError: bad input; nothing was left behind.
         ProofError: the converted model does not do what its source does; nothing was left behind.
         LiftkitError: the disk refused.
     """
     if options is not None and choices:
         raise TypeError("convert: give options or keywords, not both")
-    plan = make_plan(model, Path(output), options or ConvertOptions(**choices))
+    # Whether the source loads is found out beside the copying.
+    plan = make_plan(model, Path(output), options or ConvertOptions(**choices), wait=False)
     return execute(plan, observer or Silent())
 
 
@@ -62,6 +62,8 @@ def execute(plan: Plan, observer: Observer) -> Conversion:
         from liftkit.conversion.adapter import save_adapter
 
         lift, tallies = _lift(plan, observer)
+        plan.lacks()
+        plan.trial.end()
         return Conversion(plan, lift, save_adapter(plan, lift, _provenance(plan), observer), tallies)
     # The folder is claimed before the fit: a second run into the same one learns so at once.
     with atomic_folder(plan.output, overwrite=plan.options.overwrite) as building:
@@ -72,7 +74,7 @@ def execute(plan: Plan, observer: Observer) -> Conversion:
             for each in plan.transformers:
                 write_transformer(each, lift, building, observer, copier)
             proof = worst([_prove(each, lift, building, observer) for each in plan.transformers])
-            _check_loads(building)
+            _check_loads(plan, building)
             result = Conversion(plan, lift, proof, tallies)
             _write_report(result, building, ledger, observer)
         check_unchanged(plan.sources)
@@ -96,10 +98,12 @@ def _prove(plan: Plan, lift: Lift, building: Path, observer: Observer) -> Proof:
     )
 
 
-def _check_loads(building: Path) -> None:
-    """Raise unless the result is a pipeline that loads, or lacks a package alone, which the plan said."""
+def _check_loads(plan: Plan, building: Path) -> None:
+    """Raise unless source and result are pipelines that load, or lack a package alone, which the plan said."""
+    plan.lacks()
     try:
-        try_loading(find_model(str(building)))
+        plan.trial.begin(find_model(str(building)))()
+        plan.trial.end()
     except UsageError as error:
         raise LiftkitError(
             f"the result would not load: {str(error).replace(str(building), '')}; the output was discarded"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from liftkit.fit.subject import Subject, check_sources, choose, inspect_model, n
 from liftkit.lift import Lift
 from liftkit.models.absent import limits
 from liftkit.models.surgery import RawChannels, check_finite, check_lift, check_width
-from liftkit.models.trial import try_loading
+from liftkit.models.trial import Trial
 from liftkit.options import ConvertOptions, ProofKind
 from liftkit.tally import Tally
 
@@ -51,7 +51,9 @@ class Plan(Subject):
         copied_files: the source's files that come along, by their path in the output.
         made: texts of files that are written anew beside them: indexes that name shards without their variant.
         left_out: the source's files that stay behind.
-        limits: what cannot be done with the result, and why.
+        absent: what cannot be done with the result for want of components that the source lacks.
+        trial: that builds the source, and at the end the result, to find out whether they load.
+        lacks: waits until the source is built, and says what this machine lacks to load it.
         sources: what every file that is read looked like, to be sure at the end that it is still the same.
         proof: how the conversion will be proved; the reason is among the reasons.
         component: the transformer that this is about.
@@ -71,11 +73,23 @@ class Plan(Subject):
     copied_files: dict[str, Path] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
     left_out: Tally = field(default_factory=lambda: Tally("files"))
-    limits: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    trial: Trial = field(default_factory=Trial)
+    lacks: Callable[[], list[str]] = list
     sources: dict[Path, Stamp] = field(default_factory=dict)
     proof: ProofKind = "model"
     component: str = "transformer"
     companions: list[Plan] = field(default_factory=list)
+
+    @property
+    def limits(self) -> list[str]:
+        """What cannot be done with the result, and why.
+
+        Raises:
+            UsageError: naming the component of the source that is incomplete, or that its library cannot load.
+            LiftkitError: if the process that tries was killed.
+        """
+        return [*self.absent, *self.lacks()]
 
     @property
     def transformers(self) -> list[Plan]:
@@ -99,13 +113,20 @@ class Plan(Subject):
         return self.rewritten.keys().isdisjoint(header.tensors) and not casts(header, self.wanted)
 
 
-def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
+def make_plan(model: str, output: Path, options: ConvertOptions, *, wait: bool = True) -> Plan:
     """Check everything that can be checked, and say what would happen.
+
+    Args:
+        model: a diffusers folder or a Hub id.
+        output: the target folder.
+        options: of the conversion.
+        wait: until the source is built, which takes seconds; else that goes on, and who asks for the plan's limits waits.
 
     Raises:
         UsageError: if the model, the options, the lift, the target or the disk will not do.
     """
     check_target(output, overwrite=options.overwrite)
+    trial = Trial()
     subject = inspect_model(model)
     check_apart(
         output,
@@ -117,7 +138,7 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
     if options.rank is not None:
         raise UsageError("--rank is for training from scratch; a conversion has the rank of its latents")
     chosen = choose(options, subject)
-    plan = Plan(**vars(subject), output=output, weights=weights, options=chosen)
+    plan = Plan(**vars(subject), output=output, weights=weights, options=chosen, trial=trial)
     if chosen.lift is not None:
         plan.lift = Lift.load(chosen.lift)
         check_lift(plan.spec, plan.config, plan.factor, plan.lift)
@@ -140,7 +161,9 @@ def make_plan(model: str, output: Path, options: ConvertOptions) -> Plan:
         plan.parts = {"projections": changed, "reference": _size_of(plan, plan.spec.reference)}
         plan.needed_bytes = sum(plan.parts.values())
     check_space(output, plan.needed_bytes)
-    plan.limits = [*limits(plan.model, plan.components), *try_loading(plan.model)]
+    plan.absent, plan.lacks = limits(plan.model, plan.components), trial.begin(plan.model)
+    if wait:
+        plan.lacks()
     return plan
 
 
