@@ -165,3 +165,31 @@ def test_the_table_of_all_benchmarks_says_what_is_met(
     assert [row["met"] for row in found["rows"]] == [True, False, True]
     assert found["versions"].keys() >= {"torch", "blake3", "python"}
     assert found.keys() >= {"commit", "processor", "processors", "memory", "date", "load"}
+
+
+def test_a_benchmark_that_fails_or_hangs_is_named_and_loses_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    bench = importlib.import_module("benchmarks.__main__")
+    good = '[{"what": "w", "floor": 2.0, "ours": 3.0, "unit": "s", "ratio": 1.5, "goal": 1.1, "note": ""}]'
+    write = f"import sys; open(sys.argv[sys.argv.index('--rows') + 1], 'w').write({good!r})"
+    for name, text in {
+        "breaks": "import sys; sys.exit(3)",
+        "hangs": "import time; time.sleep(60)",
+        "works": write,
+    }.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(bench, "QUICK", {"breaks": [], "hangs": [], "works": []})
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    monkeypatch.setattr(bench, "PATIENCE", 3)
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results" / "cpu.json")
+    assert bench.measure() == 1
+    said = capsys.readouterr().out
+    assert "| w    | 2 s   | 3 s  | 1.500 | at most 1.1 | MISSED |" in said
+    assert "not measured: breaks, which ended with 3" in said
+    assert "not measured: hangs, which took more than 3 seconds" in said
+    kept = json.loads((tmp_path / "results" / "cpu.json").read_text())
+    assert [row["met"] for row in kept["rows"]] == [False]
+    assert kept["failed"].keys() == {"breaks", "hangs"}
+    assert kept["versions"]["torch"] == torch.__version__
