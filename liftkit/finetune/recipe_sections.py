@@ -166,7 +166,8 @@ class Objective(Section):
         float,
         Field(
             ge=0,
-            description="Weight, relative to the flow loss, of the error in the steps across borders of patches; 0: none.",
+            description="Weight, relative to the flow loss, of the error in the steps across borders of patches, which counts at "
+            "high noise; 0: none.",
         ),
     ] = 0.0
     perceptual: Annotated[

@@ -182,7 +182,7 @@ class Objective:
                 **common,
             )
         if choice.borders and self.lift is not None:
-            term = border_loss(x0 - recall.denoised, sigma, self.lift.patch_size, choice.sigma_floor)
+            term = border_loss(x0 - recall.denoised, self.lift.patch_size)
             loss, metrics["borders"] = loss + choice.weight * choice.borders * term, term.detach()
         judged = None
         if self.adversary is not None and self.lift is not None:

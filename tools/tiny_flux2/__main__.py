@@ -14,7 +14,7 @@ from liftkit.embedded import TINY_FLUX2_PIXEL
 
 
 def main() -> None:
-    from tools.tiny_flux2 import assemble, flow, judged, lab, measure, sources, taef2
+    from tools.tiny_flux2 import along, assemble, flow, judged, lab, measure, sources, taef2
 
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_flux2", description=__doc__)
     stages = parser.add_subparsers(dest="stage", required=True)
@@ -65,12 +65,16 @@ def main() -> None:
         how = {key: yaml.safe_load(value) for key, value in (each.split("=", 1) for each in given.set)}
         found = judged.judge(given.model, given.base, given.label, given.device, given.count, how)
         judged.record(given.out, {"name": given.label, **found})
+    if given.stage == "along":
+        along.along(given.model, given.count, given.guidance)
     if given.stage == "flow":
         torch.set_num_threads(given.threads)
         flow.train(given.steps, given.batch_size, given.pool, given.device, given.seconds, given.workers)
 
 
 def _lab(stages: Any) -> None:
+    from tools.tiny_flux2 import judged
+
     many = stages.add_parser("lab", help="train the base and attempts at a finetune side by side, and judge them")
     many.add_argument("out", type=Path)
     many.add_argument("names", nargs="*", help="of attempts; all if none is given")
@@ -96,6 +100,10 @@ def _lab(stages: Any) -> None:
     some.add_argument("--set", action="append", default=[], help="key=value of Guidance and Sampler, and steps")
     some.add_argument("--device", default="cpu")
     some.add_argument("--count", type=int, default=512, help="samples to judge")
+    where = stages.add_parser("along", help="borders of patches in a model's estimates, step by step of the sampler")
+    where.add_argument("model", help="a pixel model's folder, or an adapter of tiny-flux2")
+    where.add_argument("--count", type=int, default=64, help="samples")
+    where.add_argument("--guidance", type=float, default=judged.GUIDANCE)
     for each in (many, one):
         each.add_argument("--set", action="append", default=[], help="key=value of the recipe, for all attempts")
         each.add_argument("--device", default="cpu")

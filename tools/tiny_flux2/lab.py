@@ -43,7 +43,7 @@ ATTEMPTS: dict[str, list[str]] = {
     "head-open1": [HEAD, "trainable.open=1.0"],
     "head-wide": ["trainable.head={channels: 80, depth: 5}"],
     "borders": [
-        "trainable.mode=head", "trainable.open=0", "objective.borders=10", "noise.shift=3", "noise.std=1.7",
+        "trainable.mode=head", "trainable.open=0", "objective.borders=20", "noise.shift=3", "noise.std=1.7",
         "optimizer.learning_rate=2e-3", "optimizer.warmup=20", "ema.start=20", "optimizer.decay_from=0.3",
         "optimizer.multipliers={}",
     ],
