@@ -143,11 +143,16 @@ def text_dtype(device: str) -> torch.dtype:
 
 
 def text_fingerprint(folder: ModelFolder, device: str) -> str:
-    """Tells the text side of a model from others: the contents of its files, its precision and how many tokens are asked for."""
+    """Tells the text side of a model from others: its pipeline, the contents of its files, its precision and how many tokens are
+    asked for. Pipelines may write other words around a prompt for the same encoder, as those of Qwen-Image and its Edit do."""
     if folder.index["_class_name"] == CLASS_PIPELINE:
         shown = repr((class_names(folder), folder.class_of("transformer")))
         return hashlib.sha256(shown.encode()).hexdigest()
-    parts = [f"tokens {folder.text_length()}", f"precision {text_dtype(device)}"]
+    parts = [
+        f"pipeline {folder.index['_class_name']}",
+        f"tokens {folder.text_length()}",
+        f"precision {text_dtype(device)}",
+    ]
     for name in sorted(folder.index):
         if name.startswith(("text_encoder", "tokenizer", "processor")) and (folder.path / name).is_dir():
             for path in sorted(each for each in (folder.path / name).rglob("*") if each.is_file()):

@@ -135,12 +135,12 @@ INTEGERS = (torch.bool, torch.int32, torch.int64)
 
 
 class _WithoutMemory(FakeTensorMode):
-    """The mode of tensors without memory, but that what is made of integers alone has values."""
+    """The mode of tensors without memory. Those that are made of integers alone keep their values."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: Mapping[str, Any] = MappingProxyType({})
     ) -> Any:
-        """Run one operation, without memory or, where it is one of integers, as it is."""
+        """Run one operation: one of integers as it is, and any other without memory."""
         given = [each for each in tree_iter((arguments, dict(named))) if isinstance(each, Tensor)]
         if given:
             real = all(each.dtype in INTEGERS and not isinstance(each, FakeTensor) for each in given)
@@ -154,7 +154,7 @@ class _WithoutMemory(FakeTensorMode):
 
 
 def _numbers(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Indices of which masks with values are the numbers of what they let through."""
+    """Indices, in which masks that have values are replaced by the positions that they let through."""
     found: list[Tensor | None] = []
     for each in indices:
         masks = each is not None and each.dtype == torch.bool and not isinstance(each, FakeTensor)
