@@ -287,7 +287,7 @@ def test_rows_whose_share_vanishes_are_not_asked_for() -> None:
 
 @pytest.mark.parametrize("seen", [[0, 1], [0, 1, 2]])
 def test_the_loss_without_a_share_that_vanishes_is_the_loss_within_its_bound(seen: list[int]) -> None:
-    """The rows asked for lose nothing; the others gain less than 1 / w^2 - 1, which is 1.1 % at a share of 0.005."""
+    """The rows asked for lose nothing; the others gain less than 1 / w^2 - 1, which is 1.0 % at a share of 0.005."""
     lift = tiny.lift(patch_size=4)
     x0, tokens, noise = inputs()
     sigma = torch.tensor([0.97, 0.4, 0.18])

@@ -28,7 +28,7 @@ from liftkit.progress import size as _bytes
 MEASURED = 2e13
 """Floating-point operations of a step up to which it is timed on a CPU; a step of tiny-klein has 4e11."""
 GPU = 2e14
-"""Operations a second of the GPU of an estimate. Assumed, not measured: a fifth of an H100's nominal 9.9e14 in bfloat16."""
+"""Operations a second of the GPU of an estimate, assumed. An H100 had 2.4e14 to 3.0e14 in steps of 4B's shape (docs/benchmarks.md)."""
 CONTEXT = 700_000_000
 """Bytes that CUDA and its libraries take of a GPU beside tensors. Assumed, not measured."""
 
@@ -118,7 +118,7 @@ class Needs:
         if not torch.cuda.is_available() and self.on_gpu:
             return (
                 f"not measured on this CPU; estimated at {operations / 1e12:,.0f} TFLOP a step, "
-                f"{span(steps * operations / GPU)} on one GPU at an assumed {GPU / 1e12:.0f} TFLOPS, which nobody measured"
+                f"{span(steps * operations / GPU)} on one GPU at an assumed {GPU / 1e12:.0f} TFLOPS"
             )
         trainer = self._trainer(scratch)
         batch = self.sketch.batch(self.recipe, trainer.trainee.transformer.config, self.data.sizes[0], self.side)
