@@ -28,7 +28,7 @@ from liftkit.progress import size as _bytes
 MEASURED = 2e13
 """Floating-point operations of a step up to which it is timed on a CPU; a step of tiny-klein has 4e11."""
 GPU = 2e14
-"""Operations a second of the GPU of an estimate, assumed. An H100 had 2.4e14 to 3.0e14 in steps of 4B's shape (docs/benchmarks.md)."""
+"""Operations a second of the GPU of an estimate, assumed. An H100 had 2.4e14 to 3.0e14 in steps of klein 4B's shape."""
 CONTEXT = 700_000_000
 """Bytes that CUDA and its libraries take of a GPU beside tensors. Assumed, not measured."""
 
