@@ -98,7 +98,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     from liftkit.cli import app, console
 
     for name, stderr in (("out", False), ("err", True)):
-        wide = Console(stderr=stderr, width=1000, highlight=False, soft_wrap=True, emoji=False)
+        wide = Console(stderr=stderr, width=1000, highlight=False, soft_wrap=True, emoji=False, markup=False)
         monkeypatch.setattr(console, name, wide)
 
     def run(*arguments: object) -> tuple[int, str, str]:

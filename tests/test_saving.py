@@ -1,6 +1,8 @@
 """Sampled images on disk: sheets, folders, and what the files say of themselves."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +34,33 @@ def test_a_folder_gets_single_images_beside_a_sheet(tmp_path: Path) -> None:
     again = save_images(images, tmp_path / "new", settings(2))
     assert again[0].name == "000007-ein-wal-鯨-no-0-2.png"
     assert all(file.exists() for file in first)
+
+
+@pytest.mark.parametrize(
+    ("output", "file", "what"),
+    [
+        ("one.png", "one.png", "2 images in {}"),
+        ("~/home [x].png", "home/home [x].png", "2 images in {}"),
+        ("bare", "bare/sheet.png", "2 images and sheet.png in the folder {}"),
+    ],
+)
+def test_the_path_that_is_printed_is_that_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., tuple[int, str, str]],
+    output: str, file: str, what: str,
+) -> None:  # fmt: skip
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    pipeline = SimpleNamespace(settings=lambda *given: {"steps": 4})
+    monkeypatch.setattr("liftkit.models.sampling.load_pipeline", lambda *given, **more: pipeline)
+    monkeypatch.setattr("liftkit.models.sampling.check_options", lambda *given: None)
+    monkeypatch.setattr("liftkit.models.sampling.sample", lambda *given, **more: torch.zeros(2, 3, 8, 8))
+    code, out, err = cli("sample", "demo", "-p", "a", "-n", "2", "-o", output)
+    assert code == 0, err
+    made = tmp_path / file
+    assert made.is_file()
+    place = made.parent if "folder" in what else made
+    assert " ".join(out.split()).startswith(" ".join(what.format(place).split()))
 
 
 def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -57,6 +58,7 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def run(**given: Any) -> Any:
+        given = {name: _from_home(value) for name, value in given.items()}
         for name, kind in objects.items():
             given[name] = _build(kind, given)
         return command(**given)
@@ -70,6 +72,13 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     vars(run)["__signature__"] = own.replace(parameters=parameters)
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
+
+
+def _from_home(value: Any) -> Any:
+    """Paths with the home folder in the place of ``~``, which shells leave in quotes and in ``--output=~/x``."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_from_home, value))
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _fields(kind: Any, lead: str = "") -> Iterator[tuple[str, Field[Any], Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -52,6 +53,7 @@ def sample(
     from liftkit.report.saving import held_output, save_images
 
     console.quiet_libraries()
+    output = os.path.expanduser(output)
     console.hold(held_output(output))
     chosen, why = choose_device(options.device)
     model = find_model(folder)
@@ -67,6 +69,11 @@ def sample(
     written = save_images(images, output, settings, columns)
     seeds = [each["seed"] for each in settings]
     console.result(output=output, files=written, count=count, prompts=prompts, seeds=seeds, device=chosen)
-    first, size = settings[0], f"{images.shape[-1]} x {images.shape[-2]}"
-    about = f"{size} pixels, {first['steps']} steps, seeds {seeds[0]} to {seeds[-1]}, {chosen}: {why}"
-    console.out.print(f"{count} images in {output} ({about})")
+    steps, size = settings[0]["steps"], f"{images.shape[-1]} x {images.shape[-2]}"
+    walked = f"{steps} step{'' if steps == 1 else 's'}"
+    about = f"{size} pixels, {walked}, seeds {seeds[0]} to {seeds[-1]}, {chosen}: {why}"
+    sheet = written[-1].absolute()
+    if len(written) == 1:
+        console.out.print(f"{count} images in {sheet} ({about})")
+    else:
+        console.out.print(f"{count} images and {sheet.name} in the folder {sheet.parent} ({about})")

@@ -87,6 +87,7 @@ def alignment_charts(report: Report) -> list[Markup]:
     latents = alignment["channels"]["latents"]
     # Lifts of earlier versions have no spread per channel.
     spread = alignment["channels"].get("spread")
+    least = "worst" if min(alignment["channels"]["colors_lift"]) > 0 else "not at all"
     colors = (
         ("lightness", "green-red", "blue-yellow") if report.lift.color.name == "oklab" else ("red", "green", "blue")
     )
@@ -117,7 +118,7 @@ def alignment_charts(report: Report) -> list[Markup]:
             _spread(spread, "latents"),
         ),
         bar_chart(
-            f"The lift carries {colors[by_lift.index(max(by_lift))]} best, {colors[by_lift.index(min(by_lift))]} worst",
+            f"The lift carries {colors[by_lift.index(max(by_lift))]} best, {colors[by_lift.index(min(by_lift))]} {least}",
             colors,
             [
                 ("lift", by_lift),
