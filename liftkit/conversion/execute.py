@@ -22,6 +22,7 @@ from liftkit.conversion.verify import prove
 from liftkit.conversion.write import FileCopier, write_components, write_transformer
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift
+from liftkit.models.trial import Trial
 from liftkit.options import ConvertOptions
 from liftkit.progress import Observer, Silent
 from liftkit.report.data import Report
@@ -63,7 +64,6 @@ def execute(plan: Plan, observer: Observer) -> Conversion:
 
         lift, tallies = _lift(plan, observer)
         plan.lacks()
-        plan.trial.end()
         return Conversion(plan, lift, save_adapter(plan, lift, _provenance(plan), observer), tallies)
     # The folder is claimed before the fit: a second run into the same one learns so at once.
     with atomic_folder(plan.output, overwrite=plan.options.overwrite) as building:
@@ -101,9 +101,10 @@ def _prove(plan: Plan, lift: Lift, building: Path, observer: Observer) -> Proof:
 def _check_loads(plan: Plan, building: Path) -> None:
     """Raise unless source and result are pipelines that load, or lack a package alone, which the plan said."""
     plan.lacks()
+    trial = plan.trial if plan.lift is not None else Trial()
     try:
-        plan.trial.begin(find_model(str(building)))()
-        plan.trial.end()
+        trial.begin(find_model(str(building)))()
+        trial.end()
     except UsageError as error:
         raise LiftkitError(
             f"the result would not load: {str(error).replace(str(building), '')}; the output was discarded"
@@ -114,6 +115,9 @@ def _lift(plan: Plan, observer: Observer) -> tuple[Lift, list[Tally]]:
     """The lift of a plan, given or fitted, and accounts of the images for it."""
     if plan.lift is not None:
         return plan.lift, []
+    # A fit takes long and has the libraries in this process: what cannot be loaded is said before, and nobody waits beside it.
+    plan.lacks()
+    plan.trial.end()
     from liftkit.fit.engine import fit_collected, fit_pass
     from liftkit.fit.source import open_source
 
