@@ -24,7 +24,7 @@ from convert import KLEIN_4B
 
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.finetune.ahead import Ahead
-from liftkit.finetune.estimates import estimate
+from liftkit.finetune.estimates import Estimate, estimate
 from liftkit.finetune.learner import Learner
 from liftkit.finetune.memory import resident_memory
 from liftkit.finetune.recipe import Recipe
@@ -154,6 +154,7 @@ def measure(setting: Setting) -> dict[str, int]:
             for each in (*transformer.parameters(), *transformer.buffers()):
                 each.normal_(std=0.02)
         transformer.lift.basis.copy_(sketch.lift.basis)
+        _give_tables(transformer, setting)
         tensors = {name: torch.randn(sketch.tensors[name].shape) for name in _originals(sketch)}
         trainee = make_trainee(recipe, sketch.folder, sketch.spec, transformer, sketch.lift, tensors)
         learner = Learner(recipe, trainee, None, make_accelerator(recipe, RunFolder(recipe.output), cpu=True))
@@ -169,33 +170,56 @@ def measure(setting: Setting) -> dict[str, int]:
     return {"libraries": before, "peak": peak}
 
 
+def _give_tables(transformer: Any, setting: Setting) -> None:
+    """Tables that a class keeps as plain tensors, which come from the meta device as they are: those of a model of one layer."""
+    import diffusers
+
+    layers = {key: 1 for key in setting.config if key in ("num_layers", "num_single_layers")}
+    whole = dict(getattr(diffusers, setting.kind)(**{**setting.config, **layers}).named_modules())
+    for path, module in transformer.named_modules():
+        for name, each in vars(module).items():
+            if isinstance(each, torch.Tensor) and each.is_meta:
+                setattr(module, name, getattr(whole[path], name))
+
+
 def _originals(sketch: Sketch) -> list[str]:
     paths = [projection.path for projection, _ in sketch.spec.projections] + list(sketch.spec.reference)
     return [name for name in sketch.tensors if any(name.startswith(f"{path}.") for path in paths)]
+
+
+def measured(name: str) -> dict[str, int]:
+    """What :func:`measure` finds in a process of its own.
+
+    Raises:
+        RuntimeError: with its last words, where it fails.
+    """
+    child = subprocess.run([sys.executable, __file__, "--measure", name], capture_output=True, text=True, check=False)
+    if child.returncode:
+        raise RuntimeError(child.stderr.strip().splitlines()[-1][:120])
+    found: dict[str, int] = json.loads(child.stdout.splitlines()[-1])
+    return found
+
+
+def estimated(name: str) -> Estimate:
+    """Of the same setting."""
+    setting = SETTINGS[name]
+    return estimate(setting.make_recipe("unused"), setting.sketch(), setting.size, SIDE)
 
 
 def compare(names: list[str]) -> None:
     """Print a row for each setting."""
     print("| setting | libraries | estimate | sum | measured | sum / measured |\n|---|---|---|---|---|---|", flush=True)
     for name in names:
-        child = subprocess.run(
-            [sys.executable, __file__, "--measure", name], capture_output=True, text=True, check=False
-        )
-        if child.returncode:
-            print(f"| {name} | | | | {child.stderr.strip().splitlines()[-1][:120]} | |", flush=True)
+        try:
+            found = measured(name)
+        except RuntimeError as error:
+            print(f"| {name} | | | | {error} | |", flush=True)
             continue
-        found, setting = json.loads(child.stdout.splitlines()[-1]), SETTINGS[name]
-        guess = estimate(setting.make_recipe("unused"), setting.sketch(), setting.size, SIDE)
-        print(
-            name,
-            {part: round(each / 1e6) for part, each in guess.parts.items()},
-            "host",
-            round(guess.host / 1e6),
-            file=sys.stderr,
-        )
-        told = guess.resident
-        both = found["libraries"] + told
-        cells = [f"{each / 1e6:.0f} MB" for each in (found["libraries"], told, both, found["peak"])]
+        guess = estimated(name)
+        parts = {part: round(each / 1e6) for part, each in guess.parts.items()}
+        print(name, parts, "host", round(guess.host / 1e6), file=sys.stderr)
+        both = found["libraries"] + guess.resident
+        cells = [f"{each / 1e6:.0f} MB" for each in (found["libraries"], guess.resident, both, found["peak"])]
         print(f"| {name} | {' | '.join(cells)} | {both / found['peak']:.3f} |", flush=True)
 
 

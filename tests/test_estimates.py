@@ -26,10 +26,25 @@ QUICK, ROUTED = ("Flux2Transformer2DModel", "ZImageTransformer2DModel"), ("HiDre
 
 
 @pytest.fixture
-def of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Estimate]:
-    """Estimates of a tiny model of the benchmark's, by changes to its recipe."""
+def memory(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    memory = importlib.import_module("memory")
+    return importlib.import_module("memory")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are found as Linux says them")
+@pytest.mark.parametrize("name", ["flux2 LoRA", "flux2 LoRA, checkpointing", "qwen LoRA"])
+def test_estimates_are_near_what_a_process_takes(memory: Any, name: str) -> None:
+    found = memory.measured(name)
+    taken = found["peak"] - found["libraries"]
+    assert taken > 3 * 10**8, "most of it would be libraries"
+    assert found["libraries"] + memory.estimated(name).resident == pytest.approx(found["peak"], rel=0.15)
+
+
+@pytest.fixture
+def of(memory: Any) -> Callable[..., Estimate]:
+    """Estimates of a tiny model of the benchmark's, by changes to its recipe."""
     tiny = {**memory.KLEIN, "num_single_layers": 2, "num_attention_heads": 1, "joint_attention_dim": 24}
 
     def estimated(references: int = 0, **recipe: object) -> Estimate:
