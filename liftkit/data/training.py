@@ -164,7 +164,7 @@ class TrainingData:
 
         Args:
             captions: the prompts.
-            step: whose pictures, in turns, a model reads them together with that reads both together; None: no pictures.
+            step: a step of pairs. Models that read prompts together with pictures are shown its references, in turns; None: none.
         """
         rows = [self._embeddings.get(*each) for each in zip(captions, cycle(self._made_from(step)))]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -87,8 +87,8 @@ def validate(
 
 
 def preview_subjects(recipe: Recipe, data: TrainingData) -> tuple[list[str], Batch, int | None]:
-    """What the previews paint: their prompts, and images of the data in turns, whose size and references they have; and the step
-    that these are of, where they were made from others.
+    """What the previews paint: their prompts; images of the data in turns, whose size and references they have; and of data with
+    pairs, the step that these come from.
 
     Of data with pairs it is the first step's of them, so that previews edit what the prompts speak of.
     """
