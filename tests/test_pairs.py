@@ -210,6 +210,15 @@ def test_the_twin_sees_references_as_the_latent_network_does(name: str) -> None:
     assert (twin.velocity(x, sigma, **given, references=other[:, None]) - u).abs().max() > 1e-3
 
 
+def trainee_of(name: str, pipeline: str) -> Any:
+    """What the check of a source looks at: a network of the zoo, and the class of its pipeline."""
+    from tests.zoo import ZOO
+
+    transformer = ZOO[name].transformer()
+    folder = SimpleNamespace(index={"_class_name": pipeline}, name="x")
+    return SimpleNamespace(transformer=transformer, spec=liftkit.open_flow(transformer).architecture, folder=folder)
+
+
 @pytest.mark.parametrize(
     ("name", "pipeline", "why"),
     [
@@ -222,18 +231,11 @@ def test_a_pipeline_that_cannot_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixel_klein: Path, name: str, pipeline: str, why: str
 ) -> None:
     """Before any work, and which can."""
-    from tests.zoo import ZOO
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pixel").symlink_to(pixel_klein)
     pairs(tmp_path / "photos")
     source = {"kind": "folder", "path": str(tmp_path / "photos"), "reference_column": "reference"}
     recipe = load_recipe("tiny-klein", few_steps("run", data__sources=[source]))
-    transformer = ZOO[name].transformer()
-    folder = SimpleNamespace(index={"_class_name": pipeline}, name="x")
-    trainee: Any = SimpleNamespace(
-        transformer=transformer, spec=liftkit.open_flow(transformer).architecture, folder=folder
-    )
     known = (
         "Flux2KleinPipeline, Flux2Pipeline, FluxKontextPipeline, JoyImageEditPipeline, QwenImageEditPipeline, "
         "QwenImageEditPlusPipeline"
@@ -241,6 +243,17 @@ def test_a_pipeline_that_cannot_says_so(
     with pytest.raises(
         UsageError, match=rf"reference_column: {pipeline} {why}.*; pipelines that can: {known}; leave it out"
     ):
+        training_data(recipe, trainee_of(name, pipeline), tmp_path, Notes())
+
+
+def test_references_that_are_read_with_the_prompt_are_not_mirrored(tmp_path: Path) -> None:
+    """Embeddings are kept of pictures as they are."""
+    pairs(tmp_path)
+    source = {"kind": "folder", "path": str(tmp_path), "reference_column": "reference"}
+    mirrored = {"data__flip": 0.5, "objective__loss": "flow"}
+    recipe = load_recipe("tiny-klein", few_steps("run", model="demo", data__sources=[source], **mirrored))
+    trainee = trainee_of("QwenImageTransformer2DModel-edit", "QwenImageEditPipeline")
+    with pytest.raises(UsageError, match=r"data\.flip: 0\.5 would mirror references that QwenImageEditPipeline reads"):
         training_data(recipe, trainee, tmp_path, Notes())
 
 

@@ -77,17 +77,23 @@ def make_source(source: Source, crop: str = "lanczos") -> CaptionedSource:
     return made
 
 
-def _check_references(key: str, trainee: Trainee, source: CaptionedSource) -> None:
-    """Raise unless a model can be trained on pairs, and its pipeline shown as many references afterwards.
+def _check_references(key: str, trainee: Trainee, source: CaptionedSource, flip: float) -> None:
+    """Raise unless a model can be trained on pairs that are mirrored so often, and its pipeline shown as many references
+    afterwards.
 
     Raises:
-        UsageError: saying which can, or naming an image that is made from too many.
+        UsageError: saying which can, or naming `data.flip` or an image that is made from too many.
     """
     name, spec = str(trainee.folder.index["_class_name"]), trainee.spec
     if name not in spec.references or spec.beside is None:
         known = [each for other in architectures().values() if other.beside is not None for each in other.references]
         raise UsageError(
             f"{key}: {name} takes no reference images; pipelines that can: {', '.join(sorted(known))}; leave it out"
+        )
+    if flip and spec.prompts_beside is not None:
+        raise UsageError(
+            f"data.flip: {flip:g} would mirror references that {name} reads together with the prompt, and embeddings are kept of "
+            "pictures as they are; take 0"
         )
     most = spec.references[name][-1]
     for index in range(len(source)):
@@ -114,7 +120,7 @@ def training_data(
     sources = [(make_source(each, choice.crop), each.weight) for each in choice.sources]
     for number, (each, _) in enumerate(sources):
         if each.references is not None:
-            _check_references(f"data.sources.{number}.reference_column", trainee, each)
+            _check_references(f"data.sources.{number}.reference_column", trainee, each, choice.flip)
     common: dict[str, Any] = {
         "resolution": choice.resolution or trainee.folder.image_size(),
         "multiple": token_side(trainee),
