@@ -129,7 +129,7 @@ def big_model(shards: Path, size: int) -> int:
 def test_memory_does_not_grow_with_the_model(
     size: int, dtype: str, shards: Path, lift_file: Path, tmp_path: Path
 ) -> None:
-    """The issue's bound: 4 x the largest rewritten tensor + 64 MiB beyond interpreter and torch."""
+    """The bound is 4 x the largest rewritten tensor + 64 MiB beyond interpreter and torch."""
     largest = big_model(shards, size)
     if dtype != "auto":
         largest = 2 * (32 << 20)

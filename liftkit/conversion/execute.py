@@ -52,7 +52,7 @@ def convert(
     """
     if options is not None and choices:
         raise TypeError("convert: give options or keywords, not both")
-    # Whether the source loads is found out beside the copying.
+    # Where no fit has to wait for it, whether the source loads is found out beside the copying.
     plan = make_plan(model, Path(output), options or ConvertOptions(**choices), wait=False)
     return execute(plan, observer or Silent())
 
@@ -64,6 +64,7 @@ def execute(plan: Plan, observer: Observer) -> Conversion:
 
         lift, tallies = _lift(plan, observer)
         plan.lacks()
+        plan.trial.end()
         return Conversion(plan, lift, save_adapter(plan, lift, _provenance(plan), observer), tallies)
     # The folder is claimed before the fit: a second run into the same one learns so at once.
     with atomic_folder(plan.output, overwrite=plan.options.overwrite) as building:
