@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from liftkit.errors import UsageError
 from liftkit.finetune.quantize import quantize_base
@@ -98,6 +99,17 @@ def test_a_resumed_run_equals_one_that_was_not(make: Any, precision: str) -> Non
     finetune(recipe, resume=str(recipe.output / "checkpoints" / "step-0000002"))
     assert losses(recipe.output) == whole
     assert (recipe.output / "adapter" / "adapter.safetensors").exists()
+
+
+def test_a_resumed_run_of_the_eight_bit_optimizer_equals_one_that_was_not(make: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    # Tensors of fewer than 4096 numbers keep their state in floats.
+    recipe = make("adam", "optimizer.name=adamw8bit", "trainable.rank=64", "steps=4", "checkpoints.every=2")
+    whole = trained(recipe)
+    state = load_file(recipe.output / "checkpoints" / "step-0000002" / "optimizer.safetensors")
+    assert {each.dtype for each in state.values()} >= {torch.uint8, torch.float32}
+    finetune(recipe, resume=str(recipe.output / "checkpoints" / "step-0000002"))
+    assert losses(recipe.output) == whole
 
 
 def test_four_bits_halve_eight_and_pass_gradients() -> None:
