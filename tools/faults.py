@@ -33,7 +33,7 @@ PICTURE = ROOT / "docs" / "faults.png"
 SAMPLES, SHOWN, TILE, COLORS = 64, [1, 4, 5], 128, 96
 MAKING = ("demo", "convert", "import", "finetune")
 PROGRAMS = {"liftkit": [sys.executable, "-P", "-m", "liftkit"], "python": [sys.executable], "cp": ["cp"]}
-FLOOR = 0.8
+FLOOR, FEW = 0.8, 3
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,17 @@ class Fault:
     label: str
     model: str
     sigma_floor: float | None = None
+    steps: int = STEPS
 
 
 FAULTS = (
     Fault("as it should be", "long-pixel"),
     Fault("color cast", "cast-pixel"),
-    Fault("patch grid", "runs/grid/model"),
     Fault("grain", "long-pixel", FLOOR),
-    Fault("washed-out detail", "runs/rank-1/model"),
+    Fault("washed-out detail", "long-pixel", steps=FEW),
+    Fault("150 steps", "runs/mine/model"),
+    Fault("patch grid", "runs/grid/model"),
+    Fault("blotches", "runs/rank-1/model"),
     Fault("wrong captions", "runs/mixed/model"),
 )
 COLUMNS = ("digit", "color", "patch_grid", "gradient_median", "laplacian", "spectrum_high")
@@ -60,7 +63,8 @@ def commands() -> list[list[str]]:
     """The page's commands that make or copy models, in order."""
     blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
     lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and (line[0] != "liftkit" or line[1] in MAKING)]
+    lines = [line for line in lines if line and "--dry-run" not in line]
+    return [line for line in lines if line[0] != "liftkit" or line[1] in MAKING]
 
 
 def make(folder: Path) -> None:
@@ -84,7 +88,7 @@ def paint(folder: Path) -> dict[str, Tensor]:
     painted = {}
     for fault in FAULTS:
         sampler = Sampler(sigma_floor=fault.sigma_floor)
-        options = SampleOptions(steps=STEPS, guidance=Guidance(GUIDANCE), batch_size=32, sampler=sampler)
+        options = SampleOptions(steps=fault.steps, guidance=Guidance(GUIDANCE), batch_size=32, sampler=sampler)
         painted[fault.label] = sample(load_pipeline(find_model(str(folder / fault.model))), prompts, options)
         print(f"painted: {fault.label}", flush=True)
     return painted
@@ -113,8 +117,8 @@ def main() -> None:
     folder = parser.parse_args().folder
     make(folder)
     painted = paint(folder)
-    rows = [Row(label, images[:SHOWN]) for label, images in painted.items()]
-    picture = labeled(rows, title="one model, and five ways to spoil it", tile=TILE)
+    rows = [Row(label, images[SHOWN]) for label, images in painted.items()]
+    picture = labeled(rows, title="one model, and six ways to spoil it", tile=TILE)
     picture = picture.quantize(COLORS, kmeans=4, dither=Image.Dither.NONE)
     picture.save(PICTURE, "PNG", optimize=True)
     print(table(painted))
