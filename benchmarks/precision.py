@@ -23,8 +23,9 @@ from torch import Tensor
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.conversion.execute import convert
 from liftkit.embedded import STEPS, TINY_KLEIN
+from liftkit.models.loaded import Loaded, load_pipeline
 from liftkit.models.registry import architecture, lifted_class
-from liftkit.models.sampling import Loaded, load_pipeline, sample, state_noise
+from liftkit.models.sampling import sample, state_noise
 
 LEVELS = (0.95, 0.3, 0.1, 0.03)
 PROMPTS = ("a red seven on flower petals", "a blue three on clouds", "a green zero", "a yellow nine on waves")

@@ -175,7 +175,7 @@ def test_pictures_and_self_generated_data(ask: Ask, monkeypatch: pytest.MonkeyPa
     model = SimpleNamespace(index={"_class_name": "Pipeline"}, name="a model")
     monkeypatch.setattr("liftkit.checkpoint.model.find_model", lambda folder: model)
     pipeline = SimpleNamespace(default=lambda argument: None, settings=lambda *arguments: {})
-    monkeypatch.setattr("liftkit.models.sampling.load_pipeline", lambda *arguments, **choices: pipeline)
+    monkeypatch.setattr("liftkit.models.loaded.load_pipeline", lambda *arguments, **choices: pipeline)
     monkeypatch.setattr("liftkit.models.editing.check_pictures", lambda *arguments: None)
     monkeypatch.setattr("liftkit.models.sampling.check_options", lambda *arguments: None)
     monkeypatch.setattr(

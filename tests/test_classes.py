@@ -25,7 +25,7 @@ from liftkit.conversion.card import pipeline_file
 from liftkit.conversion.plan import make_plan
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
-from liftkit.models.sampling import load_pipeline
+from liftkit.models.loaded import load_pipeline
 from liftkit.options import ConvertOptions
 
 INDEX = json.loads((TINY_KLEIN / "model_index.json").read_text())

@@ -24,7 +24,8 @@ from liftkit.conversion.plan import make_plan
 from liftkit.embedded import TINY_KLEIN, TINY_PIXEL
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.models import load
-from liftkit.models.sampling import load_pipeline, sample
+from liftkit.models.loaded import load_pipeline
+from liftkit.models.sampling import sample
 from liftkit.models.trial import Trial
 from liftkit.options import ConvertOptions, SampleOptions
 from tests import tiny

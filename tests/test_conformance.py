@@ -29,7 +29,7 @@ from liftkit.models import registry
 from liftkit.models.autoencoder import Exact, PixelCode
 from liftkit.models.detail_head import add_head
 from liftkit.models.latents import LatentSpace
-from liftkit.models.sampling import Loaded
+from liftkit.models.loaded import Loaded
 from liftkit.models.spec import Architecture
 from liftkit.playground.estimates import watched
 from liftkit.progress import Silent

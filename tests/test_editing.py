@@ -18,7 +18,8 @@ from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.models.editing import check_pictures, size_for
-from liftkit.models.sampling import Loaded, load_pipeline, sample
+from liftkit.models.loaded import Loaded, load_pipeline
+from liftkit.models.sampling import sample
 from liftkit.models.scheduler import SOLVERS, with_solver, with_start
 from liftkit.options import Pictures, SampleOptions, Sampler
 from liftkit.report.saving import read_settings

@@ -10,7 +10,8 @@ import torch
 
 from liftkit.checkpoint.model import find_model
 from liftkit.embedded import TINY_KLEIN
-from liftkit.models.sampling import Loaded, keep_on_host, load_pipeline, sample
+from liftkit.models.loaded import Loaded, keep_on_host, load_pipeline
+from liftkit.models.sampling import sample
 from liftkit.options import Offload, SampleOptions
 from tests.converting import Cli
 

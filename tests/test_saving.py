@@ -52,7 +52,7 @@ def test_the_path_that_is_printed_is_that_of_the_file(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     pipeline = SimpleNamespace(settings=lambda *given: {"steps": 4})
-    monkeypatch.setattr("liftkit.models.sampling.load_pipeline", lambda *given, **more: pipeline)
+    monkeypatch.setattr("liftkit.models.loaded.load_pipeline", lambda *given, **more: pipeline)
     monkeypatch.setattr("liftkit.models.sampling.check_options", lambda *given: None)
     monkeypatch.setattr("liftkit.models.sampling.sample", lambda *given, **more: torch.zeros(2, 3, 8, 8))
     code, out, err = cli("sample", "demo", "-p", "a", "-n", "2", "-o", output)

@@ -13,7 +13,8 @@ from liftkit.asymflow import SIGMA_MIN, recover_velocity
 from liftkit.errors import UsageError
 from liftkit.lift import Lift
 from liftkit.models import scheduler as schedules
-from liftkit.models.sampling import Loaded, walked
+from liftkit.models.loaded import Loaded
+from liftkit.models.sampling import walked
 from liftkit.models.scheduler import SOLVERS, noise_level, with_clamp, with_shift, with_solver
 from liftkit.options import SampleOptions, Sampler
 from tests.test_pipelines import deviation, exact_twin, load, states

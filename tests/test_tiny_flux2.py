@@ -20,7 +20,7 @@ from liftkit.embedded import TINY_FLUX2, TINY_FLUX2_PIXEL
 from liftkit.lift import Lift
 from liftkit.models.adapter import Adapter
 from liftkit.models.load import load_vae
-from liftkit.models.sampling import load_pipeline
+from liftkit.models.loaded import load_pipeline
 
 Cli = Callable[..., tuple[int, str, str]]
 ASK = {"height": 64, "width": 64, "max_sequence_length": 12, "output_type": "pt", "num_inference_steps": 16}

@@ -71,7 +71,8 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     from liftkit.embedded import GUIDANCE, STEPS
     from liftkit.evaluate.figures import Scorer
     from liftkit.evaluate.patches import patch_frechet
-    from liftkit.models.sampling import load_pipeline, sample
+    from liftkit.models.loaded import load_pipeline
+    from liftkit.models.sampling import sample
 
     torch.set_num_threads(1)
     scenes = [demo.scene_at(index, split="heldout") for index in range(count)]

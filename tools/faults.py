@@ -82,7 +82,8 @@ def make(folder: Path) -> None:
 def paint(folder: Path) -> dict[str, Tensor]:
     """Held-out prompts, painted by every row's model from the same noise: (n, 3, 64, 64) in [-1, 1]."""
     from liftkit.checkpoint.model import find_model
-    from liftkit.models.sampling import load_pipeline, sample
+    from liftkit.models.loaded import load_pipeline
+    from liftkit.models.sampling import sample
 
     prompts = [scene.prompt for scene in scenes()]
     painted = {}

@@ -48,7 +48,8 @@ def sample(
     from liftkit.device import choose_device
     from liftkit.formats.adapters import open_adapter
     from liftkit.models.editing import check_pictures
-    from liftkit.models.sampling import check_options, load_pipeline
+    from liftkit.models.loaded import load_pipeline
+    from liftkit.models.sampling import check_options
     from liftkit.models.sampling import sample as run
     from liftkit.report.saving import held_output, save_images
 

@@ -13,8 +13,8 @@ from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest
 from liftkit.lift import Lift
 from liftkit.models.adapter import Adapter, is_adapter
+from liftkit.models.loaded import Loaded, load_pipeline
 from liftkit.models.registry import architecture, is_lifted
-from liftkit.models.sampling import Loaded, load_pipeline
 
 
 @dataclass(frozen=True)

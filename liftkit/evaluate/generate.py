@@ -31,7 +31,8 @@ from liftkit.evaluate.cache import digest, tensor_digest
 from liftkit.evaluate.layouts import Layout
 from liftkit.fit.distributed import Processes
 from liftkit.models.adapter import Adapter
-from liftkit.models.sampling import Loaded, check_options, load_pipeline, sample
+from liftkit.models.loaded import Loaded, load_pipeline
+from liftkit.models.sampling import check_options, sample
 from liftkit.options import GenerateOptions
 from liftkit.progress import Observer, Silent
 

@@ -20,7 +20,8 @@ from liftkit.errors import UsageError
 from liftkit.evaluate.cache import digest, tensor_digest
 from liftkit.evaluate.entries import Entry
 from liftkit.lift import Lift
-from liftkit.models.sampling import Loaded, sample
+from liftkit.models.loaded import Loaded
+from liftkit.models.sampling import sample
 from liftkit.options import Guidance, SampleOptions, Sampler, Solver
 from liftkit.progress import Observer
 

@@ -98,7 +98,7 @@ def load_adapter(
     if not isinstance(base, str | Path):
         return load_pixel_pipeline(base, learned)
     from liftkit.device import choose_device
-    from liftkit.models.sampling import load_pipeline
+    from liftkit.models.loaded import load_pipeline
 
     return load_pipeline(find_model(str(base)), choose_device(device)[0], dtype, learned).pipeline
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from liftkit.models.latents import LatentSpace
-from liftkit.models.sampling import Loaded
+from liftkit.models.loaded import Loaded
 from liftkit.models.scheduler import noise_level
 
 

@@ -15,7 +15,8 @@ from liftkit.errors import LiftkitError, UsageError
 from liftkit.evaluate.tied import pixel_noise
 from liftkit.lift import Lift
 from liftkit.models.editing import check_pictures, size_for
-from liftkit.models.sampling import Loaded, check_options, sample, walked
+from liftkit.models.loaded import Loaded
+from liftkit.models.sampling import check_options, sample, walked
 from liftkit.options import Guidance, Pictures, SampleOptions, Sampler
 from liftkit.playground.abilities import Abilities
 from liftkit.playground.estimates import At, watched

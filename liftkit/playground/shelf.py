@@ -12,8 +12,8 @@ from liftkit.device import available_memory
 from liftkit.errors import LiftkitError
 from liftkit.evaluate.entries import Entry, labels
 from liftkit.lift import Lift
+from liftkit.models.loaded import Loaded
 from liftkit.models.registry import architecture
-from liftkit.models.sampling import Loaded
 from liftkit.playground.abilities import Abilities, abilities
 
 ROOM = 1.1
