@@ -143,7 +143,7 @@ recipe.yaml:7:10: compile: expected true or false, found 'yes'; did you mean tru
 recipe.yaml:8:1: lr: unknown key; did you mean optimizer.learning_rate?
   lr: 1e-3
   ^^
-recipe.yaml:10:9: trainable.mode: expected lora or full, found 'lorra'; did you mean lora?
+recipe.yaml:10:9: trainable.mode: expected lora, full or head, found 'lorra'; did you mean lora?
     mode: lorra
           ^^^^^
 recipe.yaml:11:12: trainable.dropout: expected less than 1, found 1.5
@@ -286,6 +286,7 @@ BROKEN = {
     ("objective.adversarial", "space"): (("space=latent", "objective={loss: flow, adversarial: 0.1}"), "0.1"),
     ("init", "objective.loss"): (("init=random", "trainable.mode=full"), "random"),
     ("trainable.open", "space"): (("space=latent", "objective.loss=flow", "trainable.open=1"), "1"),
+    ("objective.borders", "space"): (("space=latent", "objective={loss: flow, borders: 20}"), "20"),
     ("objective.bands", "space"): (("space=latent", "objective={loss: flow, bands: {}}"), "{"),
     ("trainable.head", "space"): (("space=latent", "objective.loss=flow", "trainable.head={}"), "{"),
     ("trainable.mode", "init"): (("init=random", "objective.loss=flow"), "random"),

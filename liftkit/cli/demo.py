@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from rich.markup import escape
 from rich.table import Table
 
 from liftkit.cli import console
@@ -63,11 +62,9 @@ def demo(
     console.result(comparison=result.comparison.to_dict())
     console.result(finetuned=result.finetuned, picture=result.picture, page=result.page)
     _print_table(result)
-    console.out.print(f"picture  {escape(str(result.picture))}")
-    console.out.print(f"page     {escape(str(result.page))} (all figures, each explained)")
-    console.out.print(
-        f'next     liftkit sample {escape(str(_newest(result)))} -p "a red seven on flower petals" -o seven.png'
-    )
+    console.out.print(f"picture  {result.picture}")
+    console.out.print(f"page     {result.page} (all figures, each explained)")
+    console.out.print(f'next     liftkit sample {_newest(result)} -p "a red seven on flower petals" -o seven.png')
 
 
 def _write_images(output: Path, count: int, seed: int) -> None:
@@ -75,7 +72,7 @@ def _write_images(output: Path, count: int, seed: int) -> None:
 
     write_images(output, count, seed=seed)
     console.result(images=output, count=count)
-    console.out.print(f"{count} images with captions in {escape(str(output))} (64 x 64 pixels, digits on photographs)")
+    console.out.print(f"{count} images with captions in {output} (64 x 64 pixels, digits on photographs)")
 
 
 def _print_table(result: Demonstration) -> None:
@@ -90,7 +87,7 @@ def _print_table(result: Demonstration) -> None:
         if row.score is not None and (row.key == "base" or row.role == "pixel"):
             label = "before: latent model" if row.key == "base" else f"after: {row.label}"
             cells = (FIGURES[name].show(row.score.figures.get(name)) for name in SHOWN)
-            table.add_row(escape(label), *cells)
+            table.add_row(label, *cells)
     console.out.print(table)
 
 
