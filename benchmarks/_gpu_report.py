@@ -14,6 +14,7 @@ BUDGETS = {
     "compiled-1024": 85,
     "finetune-512": 50,
     "compiled-512": 65,
+    "memory": 60,
     "fit": 25,
     "convert": 45,
 }

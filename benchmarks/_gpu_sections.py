@@ -16,6 +16,7 @@ from typing import Any
 
 import convert
 import torch
+from _gpu_memory import memory
 from _gpu_model import (
     Flops,
     Scale,
@@ -62,6 +63,8 @@ def run(section: str, scale: Scale, seconds: float, add: Add) -> None:
     if kind in ("finetune", "compiled"):
         sides = sorted(scale.resolutions, reverse=True)
         finetuning(section, scale, sides[0 if side == "1024" else 1], end, add, kind == "compiled")
+    elif kind == "memory":
+        memory(scale, end, add, recorded, fresh)
     else:
         {"tests": gpu_tests, "sampling": sampling, "fit": fit, "convert": conversion}[section](scale, end, add)
 

@@ -54,6 +54,17 @@ def test_every_section_measures(section: str, gpu_benchmark: SimpleNamespace) ->
         assert [row.what.rpartition(", ")[2] for row in ratios] == ["eager: pixel twin", "compiled: pixel twin"]
 
 
+def test_every_way_to_hold_the_base_has_its_row(gpu_benchmark: SimpleNamespace) -> None:
+    rows = measured(gpu_benchmark, "memory")
+    assert [row.what.partition("base ")[2] for row in rows] == ["bfloat16", "int8", "nf4", "offload: blocks"]
+    for row in (rows[0], rows[3]):
+        assert row.ms, row.note
+        assert row.peak_gb
+        assert "estimated" in row.note
+    # Where torchao and bitsandbytes are missing, their rows say so.
+    assert all(row.ms or row.note for row in rows)
+
+
 def test_operations_are_those_of_the_products(gpu_benchmark: SimpleNamespace) -> None:
     """klein 4B at 1024: near 6 N D, and no pass without work; twice a forward's attention in the backward."""
     found = gpu_benchmark.model.count_flops(gpu_benchmark.model.Scale(), 1024)
