@@ -17,7 +17,7 @@ from liftkit.finetune.needs import Needs, Rows
 from liftkit.finetune.proposals import propose
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.resume import check_model, find_resumption, model_record
-from liftkit.finetune.run import check_packages
+from liftkit.finetune.run import missing_packages
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.sketch import Sketch, without_memory
 from liftkit.finetune.sources import find_source, training_data
@@ -60,7 +60,7 @@ def describe(
             for note in resumption.notes():
                 observer.note(note)
         sketch, trainee = _opened(recipe, source)
-        missing = _missing(recipe, trainee)
+        missing = missing_packages(recipe, trainee)
         data, held_out = training_data(recipe, trainee, scratch, observer)
         images, pictures = _images(data, held_out, scratch, observer)
         needs = Needs(recipe, sketch, trainee, data, pictures)
@@ -77,7 +77,7 @@ def describe(
     if trainee.lift is not None:
         problem = export_problem(type(trainee.transformer).__name__, trainee.lift.color, trainee.learns["full"])
         takes.append(("export", f"not to asymflow-adapter: {problem}" if problem else "to asymflow-adapter: yes"))
-    return [*tables, ("Missing", [("before it can run", missing)])] if missing else tables
+    return [*tables, ("Missing", [("before it can run", each) for each in missing])] if missing else tables
 
 
 def _opened(recipe: Recipe, source: ModelFolder) -> tuple[Sketch, Trainee]:
@@ -88,15 +88,6 @@ def _opened(recipe: Recipe, source: ModelFolder) -> tuple[Sketch, Trainee]:
     transformer = sketch.transformer(recipe)
     with without_memory():
         return sketch, sketch.trainee(recipe, transformer)
-
-
-def _missing(recipe: Recipe, trainee: Trainee) -> str:
-    """What :func:`liftkit.finetune.run.check_packages` complains about."""
-    try:
-        check_packages(recipe, trainee)
-    except UsageError as error:
-        return str(error)
-    return ""
 
 
 def _images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -119,16 +120,29 @@ def check_packages(recipe: Recipe, trainee: Trainee) -> None:
     """Raise unless what a recipe asks of other packages is there, before hours of encoding.
 
     Raises:
-        UsageError: naming the key.
+        UsageError: naming the keys.
     """
-    make_optimizers(trainee.parameters, recipe.optimizer, trainee.spec)
-    check_quantize(recipe.base.quantize)
+    if missing := missing_packages(recipe, trainee):
+        raise UsageError("; ".join(missing))
+
+
+def missing_packages(recipe: Recipe, trainee: Trainee) -> list[str]:
+    """What a recipe asks of other packages and is not there, a sentence for each."""
+
+    def problems(check: Callable[[], object]) -> list[str]:
+        try:
+            check()
+        except UsageError as error:
+            return [str(error)]
+        return []
+
+    missing = problems(lambda: make_optimizers(trainee.parameters, recipe.optimizer, trainee.spec))
+    missing += problems(lambda: check_quantize(recipe.base.quantize))
     if recipe.objective.perceptual == "lpips":
-        make_perceptual("lpips", None, "cpu")
+        missing += problems(lambda: make_perceptual("lpips", None, "cpu"))
     there = available_trackers()
-    missing = [name for name in recipe.trackers or () if name not in there]
-    if missing:
-        raise UsageError(f"trackers: {missing[0]}: not installed; pip install {missing[0]}, or leave it out")
+    names = [name for name in recipe.trackers or () if name not in there]
+    return missing + [f"trackers: {name}: not installed; pip install {name}, or leave it out" for name in names]
 
 
 def available_trackers() -> list[str]:

@@ -12,6 +12,7 @@ from tests.kill.zygote import Zygote
 
 NAMES = [each.name for each in commands(Path())]
 KILLS = 10
+LONG = ("filling a cache", "import")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def find(name: str, stock: Path) -> Command:
     return next(each for each in commands(stock) if each.name == name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in NAMES])
 def test_killed_in_turn(name: str, zygote: Zygote, stock: Path, tmp_path: Path) -> None:
     """Ten kills, each in what the one before has left."""
     command, folder = find(name, stock), tmp_path.resolve() / "work"
