@@ -78,7 +78,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "processors": os.cpu_count(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "load": [round(each, 2) for each in os.getloadavg()],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }

@@ -295,9 +295,7 @@ def compare(folder: Path, size: int, rounds: int, roles: list[str]) -> Row:
     subprocess.run([sys.executable, __file__, "--role", "make", "--size", f"{size / 1e6}MB", str(source)], check=True)
     os.sync()
     weights = sum(path.stat().st_size for path in (source / "transformer").iterdir())
-    print(
-        f"torch {version('torch')}, {os.cpu_count()} processors, {platform.machine()}, {platform.system()} {platform.release()}"
-    )
+    print(f"torch {version('torch')}, {os.cpu_count()} processors, {platform.machine()}, {platform.system()}")
     print(
         f"{weights / 1e9:.2f} GB in {len(list((source / 'transformer').glob('*.safetensors')))} shards, {rounds} rounds"
     )

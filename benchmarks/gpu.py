@@ -51,7 +51,11 @@ def machine() -> dict[str, Any]:
     """The exact device and versions."""
     import torch
 
-    found: dict[str, Any] = {"platform": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}
+    found: dict[str, Any] = {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+    }
     if torch.cuda.is_available():
         found["device"] = torch.cuda.get_device_name()
         found["memory_gb"] = round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1)
