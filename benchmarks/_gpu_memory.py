@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from _gpu_model import Scale, batches, device, latent_transformer, make_recipe, make_trainer, random_lift, timed
-from _gpu_report import Row
+from _gpu_model import (
+    Scale,
+    batches,
+    device,
+    fresh,
+    latent_transformer,
+    make_recipe,
+    make_trainer,
+    random_lift,
+    timed,
+    without_weights,
+)
+from _gpu_report import Row, recorded
 
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.finetune.estimates import estimate
@@ -19,8 +30,6 @@ from liftkit.finetune.memory import peak_memory
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.sketch import Sketch
 from liftkit.models.families.flux2 import FLUX2
-from liftkit.models.registry import lifted_class
-from liftkit.models.surgery import lifted_config
 
 BASES: dict[str, dict[str, str]] = {
     "bfloat16": {},
@@ -31,21 +40,13 @@ BASES: dict[str, dict[str, str]] = {
 STEPS, BOUND = 3, 0.15
 
 
-def memory(
-    scale: Scale,
-    end: float,
-    add: Callable[[Row], None],
-    recorded: Callable[[str, str, Callable[[Row], None]], AbstractContextManager[None]],
-    fresh: Callable[[], None],
-) -> None:
+def memory(scale: Scale, end: float, add: Callable[[Row], None]) -> None:
     """Steps of one image at the largest side with gradient checkpointing: milliseconds, the peak, and how far the estimate is off.
 
     Args:
         scale: how large the model is.
         end: when there is no more time, as ``time.monotonic`` counts.
         add: takes each row.
-        recorded: makes whatever goes wrong a row.
-        fresh: frees what the model before held.
     """
     side, took = max(scale.resolutions), 0.0
     for name, base in BASES.items():
@@ -82,15 +83,7 @@ def _measured(scale: Scale, side: int, recipe: Recipe) -> tuple[float, int]:
 
 def _sketch(scale: Scale) -> Sketch:
     """The same model without its weights."""
-    from diffusers import Flux2Transformer2DModel
-
     lift = random_lift(scale)
-
-    def load(dtype: torch.dtype) -> Any:
-        with torch.device("meta"):
-            config = dict(Flux2Transformer2DModel(**scale.config).config)
-            return lifted_class(FLUX2).from_config(lifted_config(FLUX2, config, lift)).requires_grad_(False).to(dtype)
-
-    with torch.device("meta"):
-        tensors = Flux2Transformer2DModel(**scale.config).state_dict()
-    return Sketch(ModelFolder(Path("random"), "random", {}), FLUX2, load, lift, tensors, scale.text)
+    stock, twin = without_weights(scale, lift)
+    folder = ModelFolder(Path("random"), "random", {})
+    return Sketch(folder, FLUX2, lambda dtype: copy.deepcopy(twin).to(dtype), lift, stock.state_dict(), scale.text)

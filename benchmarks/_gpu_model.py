@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -129,6 +130,15 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def fresh() -> None:
+    """Free what the last model held, and forget what was compiled for it."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def random_lift(scale: Scale) -> Lift:
     """Any orthonormal basis: what it costs does not depend on it."""
     rank, dim = scale.config["in_channels"], 3 * scale.patch**2
@@ -247,16 +257,23 @@ class Flops:
         return 6.0 * self.parameters * self.tokens
 
 
+def without_weights(scale: Scale, lift: Lift) -> tuple[Any, Any]:
+    """The stock transformer and its pixel twin on the meta device."""
+    from diffusers import Flux2Transformer2DModel
+
+    with torch.device("meta"):
+        stock = Flux2Transformer2DModel(**scale.config).requires_grad_(False)
+        twin = lifted_class(FLUX2).from_config(lifted_config(FLUX2, dict(stock.config), lift))
+    return stock, twin.requires_grad_(False)
+
+
 @torch.enable_grad()
 def count_flops(scale: Scale, side: int) -> Flops:
     """Count on tensors without memory."""
-    from diffusers import Flux2Transformer2DModel
     from torch.utils.flop_counter import FlopCounterMode
 
     lift, nowhere = random_lift(scale), torch.device("meta")
-    with nowhere:
-        stock = Flux2Transformer2DModel(**scale.config).requires_grad_(False)
-        twin = lifted_class(FLUX2).from_config(lifted_config(FLUX2, dict(stock.config), lift))
+    stock, twin = without_weights(scale, lift)
     recipe = make_recipe(scale, Path("unused"), 1, precision="no")
     network = _trainee(recipe, twin, lift, stock.state_dict()).network.train()
     narrow, wide = (call_arguments(scale, side, size, nowhere, torch.float32) for size in (lift.rank, lift.dim))

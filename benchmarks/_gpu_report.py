@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,19 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+@contextmanager
+def recorded(section: str, what: str, add: Callable[[Row], None]) -> Iterator[None]:
+    """The edge of the benchmark: whatever goes wrong becomes a row."""
+    try:
+        yield
+    except Exception as error:
+        add(Row(section, what, note=one_line(f"{type(error).__name__}: {error}")))
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
 
 
 def table(rows: list[Row]) -> str:

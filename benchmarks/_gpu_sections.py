@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import statistics
 import subprocess
@@ -10,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from _gpu_model import (
     call_arguments,
     count_flops,
     device,
+    fresh,
     latent_transformer,
     make_recipe,
     make_trainer,
@@ -31,7 +30,7 @@ from _gpu_model import (
     random_lift,
     timed,
 )
-from _gpu_report import ROOT, Row
+from _gpu_report import ROOT, Row, one_line, recorded
 from finetune import floor, whole
 from torch import Tensor
 
@@ -64,22 +63,9 @@ def run(section: str, scale: Scale, seconds: float, add: Add) -> None:
         sides = sorted(scale.resolutions, reverse=True)
         finetuning(section, scale, sides[0 if side == "1024" else 1], end, add, kind == "compiled")
     elif kind == "memory":
-        memory(scale, end, add, recorded, fresh)
+        memory(scale, end, add)
     else:
         {"tests": gpu_tests, "sampling": sampling, "fit": fit, "convert": conversion}[section](scale, end, add)
-
-
-@contextmanager
-def recorded(section: str, what: str, add: Add) -> Iterator[None]:
-    """The edge of the benchmark: whatever goes wrong becomes a row."""
-    try:
-        yield
-    except Exception as error:
-        add(Row(section, what, note=_line(f"{type(error).__name__}: {error}")))
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:200]
 
 
 def rate(flops: float, seconds: float) -> dict[str, float | None]:
@@ -97,15 +83,6 @@ def compile_options() -> dict[str, Any]:
 def peak_gb() -> float:
     """The most memory in use so far: of the GPU since :func:`fresh`, or of the process."""
     return peak_memory(device()) / 1e9
-
-
-def fresh() -> None:
-    """Free what the last model held, and forget what was compiled for it."""
-    torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def in_turns(rounds: int, one: Callable[[], object], other: Callable[[], object]) -> tuple[float, float, float]:
@@ -130,7 +107,7 @@ class Results:
         passed = None if report.skipped else report.passed
         text = "" if report.passed else str(report.longrepr[2] if report.skipped else report.longrepr.reprcrash.message)
         name, note = report.nodeid.rpartition("::")[2], f"{report.outcome}: {text}" if text else ""
-        self.add(Row("tests", name, ms=1000 * report.duration, goal="passes", met=passed, note=_line(note)))
+        self.add(Row("tests", name, ms=1000 * report.duration, goal="passes", met=passed, note=one_line(note)))
 
 
 def gpu_tests(scale: Scale, end: float, add: Add) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import liftkit
 from liftkit.asymflow import calibrate
-from liftkit.data import demo
 from liftkit.data.captioned import CaptionedFolder
 from liftkit.data.heldout import split
 from liftkit.errors import UsageError
@@ -26,23 +23,9 @@ from liftkit.finetune.sources import training_data
 from liftkit.finetune.step import Objective
 from tests import tiny
 from tests.training import few_steps
-from tests.training_data import Encoders, Notes, assert_same, picture, prepare, training
+from tests.training_data import Encoders, Notes, assert_same, digits_from_digits, pairs, picture, prepare, training
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-def pairs(folder: Path, count: int = 8, column: str = "reference", **changes: Any) -> Path:
-    """Images ``after/N.png`` made from ``before/N.png``; ``changes`` replace the column of a line, by ``lineN``."""
-    lines = []
-    for name, seed in (("before", 100), ("after", 200)):
-        (folder / name).mkdir(parents=True)
-        for index in range(count):
-            picture(seed + index).save(folder / name / f"{index}.png")
-    for index in range(count):
-        line = {"file_name": f"after/{index}.png", "text": f"edit {index}", column: f"before/{index}.png"}
-        lines.append(json.dumps({**line, column: changes.get(f"line{index}", line[column])}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
 
 
 def seed_of(image: torch.Tensor) -> int:
@@ -264,14 +247,8 @@ def test_references_that_are_read_with_the_prompt_are_not_mirrored(tmp_path: Pat
 def place(tmp_path_factory: pytest.TempPathFactory, pixel_klein: Path) -> Path:
     """Digits made from other digits, and a model."""
     root = tmp_path_factory.mktemp("pairs")
-    (root / "photos").mkdir()
     (root / "pixel").symlink_to(pixel_klein)
-    lines = []
-    for index in range(4):
-        for name, number in (("a", index), ("b", index + 50)):
-            Image.fromarray(demo.image_at(number)[0]).save(root / "photos" / f"{name}{index}.png")
-        lines.append({"file_name": f"b{index}.png", "text": "another digit", "reference": f"a{index}.png"})
-    (root / "photos" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    digits_from_digits(root / "photos")
     return root
 
 

@@ -22,9 +22,8 @@ from liftkit.finetune import encoders
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
 from liftkit.finetune.step import Objective
-from tests.test_pairs import pairs
 from tests.training import few_steps
-from tests.training_data import Encoders, training
+from tests.training_data import Encoders, digits_from_digits, pairs, training
 from tests.zoo import ZOO
 from tests.zoo.specimen import draw, picture
 
@@ -147,13 +146,7 @@ def batch_mean(data: TrainingData, step: int | None) -> torch.Tensor:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits made from other digits, all with one prompt, and conversions."""
     root = tmp_path_factory.mktemp("together")
-    (root / "photos").mkdir()
-    lines = []
-    for index in range(4):
-        for name, number in (("a", index), ("b", index + 50)):
-            Image.fromarray(demo.image_at(number)[0]).save(root / "photos" / f"{name}{index}.png")
-        lines.append({"file_name": f"b{index}.png", "text": "another digit", "reference": f"a{index}.png"})
-    (root / "photos" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    digits_from_digits(root / "photos")
     for name in (EDIT, JOY):
         ZOO[name].build().save_pretrained(root / f"latent-{name}")
         liftkit.convert(

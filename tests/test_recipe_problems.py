@@ -360,7 +360,7 @@ def test_overrides_are_checked_beside_a_file_that_is_no_yaml() -> None:
         ("model: ./klein", "model: no folder ./klein; expected a folder"),
         ("model: phots/x/y", "model: no folder phots/x/y"),
         ("model: phots", "model: no folder phots; did you mean photos?"),
-        ("model: file.tar", "model: expected a diffusers folder, file.tar is a file, and no weights"),
+        ("model: file.tar", "model: expected a diffusers folder, file.tar is a file that holds no weights"),
         ("output: file.tar", "output: file.tar is a file; expected a folder"),
         ("output: ''", "output: expected a path, found ''"),
         ("data: {sources: [{kind: demo}], cache: file.tar}", "data.cache: file.tar is a file"),

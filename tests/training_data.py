@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from liftkit.data import demo
 from liftkit.data.batch import Batch
 from liftkit.data.captioned import CaptionedSource
 from liftkit.data.training import TrainingData
@@ -34,6 +36,32 @@ def fill(folder: Path, count: int, size: Callable[[int], tuple[int, int]] = lamb
     for index in range(count):
         picture(index, *size(index)).save(folder / f"{index:03d}.png")
         (folder / f"{index:03d}.txt").write_text(f"caption {index % 5}\n")
+    return folder
+
+
+def pairs(folder: Path, count: int = 8, column: str = "reference", **changes: Any) -> Path:
+    """Images ``after/N.png`` made from ``before/N.png``; ``changes`` replace the column of a line, by ``lineN``."""
+    lines = []
+    for name, seed in (("before", 100), ("after", 200)):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            picture(seed + index).save(folder / name / f"{index}.png")
+    for index in range(count):
+        line = {"file_name": f"after/{index}.png", "text": f"edit {index}", column: f"before/{index}.png"}
+        lines.append(json.dumps({**line, column: changes.get(f"line{index}", line[column])}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def digits_from_digits(folder: Path, count: int = 4) -> Path:
+    """Digits ``bN.png`` made from other digits, ``aN.png``, all with one prompt."""
+    folder.mkdir()
+    lines = []
+    for index in range(count):
+        for name, number in (("a", index), ("b", index + 50)):
+            Image.fromarray(demo.image_at(number)[0]).save(folder / f"{name}{index}.png")
+        lines.append({"file_name": f"b{index}.png", "text": "another digit", "reference": f"a{index}.png"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
 
 

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with the home folder in the place of ``~``. That of nobody's home stays as it is, and is then not there, where
+    :meth:`pathlib.Path.expanduser` raises."""
+    return Path(os.path.expanduser(path))
+
+
 @contextmanager
 def atomic_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """Open a temporary sibling for writing; it takes ``path``'s place when the block ends well, and goes otherwise.

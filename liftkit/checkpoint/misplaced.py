@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from liftkit.checkpoint.contents import kinds_of_change, no_transformer, quantization
+from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.header import read_header
 from liftkit.errors import UsageError
 
@@ -18,7 +19,7 @@ _LORA_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 
 def misplaced(source: str) -> str:
     """In words, after a colon: what a file is, or that there is nothing, and what to do instead."""
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     if not path.exists():
         address = _ADDRESS.match(source)
         if address is not None:
@@ -36,7 +37,7 @@ def misplaced(source: str) -> str:
         tensors = read_header(path).tensors
     except UsageError as error:
         if path.suffix not in _WEIGHTS:
-            return "a file, and no weights; a model is a diffusers folder, or a Hub id"
+            return "a file that holds no weights; a model is a diffusers folder, or a Hub id"
         # Its message names the file already.
         return f"a single file, no folder: {str(error).removeprefix(f'{path}: ')}"
     kinds = kinds_of_change(tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from liftkit.checkpoint.classes import check_classes
-from liftkit.checkpoint.files import reason
+from liftkit.checkpoint.files import expanded, reason
 from liftkit.checkpoint.misplaced import misplaced, no_pipeline
 from liftkit.checkpoint.text import check_unmarked
 from liftkit.checkpoint.text import read_json as read_json
@@ -41,7 +40,7 @@ class ModelFolder:
     @property
     def name(self) -> str:
         """What to call it: the Hub id, or the folder's name without its path."""
-        local = Path(os.path.expanduser(self.source)).exists()
+        local = expanded(self.source).exists()
         return self.source if is_hub_id(self.source) and not local else self.path.resolve().name
 
     @property
@@ -113,7 +112,7 @@ def find_model(
         UsageError: if it is no diffusers pipeline, or the Hub does not give it.
     """
     # os.path leaves a ~ of nobody's as it is, where pathlib fails.
-    path = MODELS.get(model) or Path(os.path.expanduser(model))
+    path = MODELS.get(model) or expanded(model)
     if not path.exists() and is_hub_id(model):
         return _from_hub(model, check, without)
     if not path.is_dir():

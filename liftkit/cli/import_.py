@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from liftkit.checkpoint.files import expanded
 from liftkit.cli import console
 from liftkit.cli.push import Public, Push, check, send
 from liftkit.options import ImportOptions, Option
@@ -113,7 +113,7 @@ def _adapter(source: str, output: Path, options: ImportOptions) -> None:
 def _lora(source: str, output: Path, options: ImportOptions) -> None:
     from liftkit.formats.lora import import_lora
 
-    done = import_lora(Path(os.path.expanduser(source)), str(options.base), output, overwrite=options.overwrite)
+    done = import_lora(expanded(source), str(options.base), output, overwrite=options.overwrite)
     rows = [
         ("LoRA", f"on {done.modules} modules, from {done.tally.used} keys of {', '.join(done.kinds)}"),
         ("lifted", ", ".join(done.lifted) or "nothing: it touches no projection, and applies as it is"),
@@ -136,7 +136,7 @@ def _checkpoint(source: str, output: Path, options: ImportOptions) -> None:
     from liftkit.formats.single_file import import_checkpoint
 
     done = import_checkpoint(
-        Path(os.path.expanduser(source)),
+        expanded(source),
         str(options.config),
         output,
         shards=options.shards,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -16,6 +15,7 @@ import typer
 from typer.core import TyperCommand
 from typer.models import ParameterInfo
 
+from liftkit.checkpoint.files import expanded
 from liftkit.options import Argument, Option
 
 PICTURE = re.compile(r"\.[a-zA-Z]{3,5}$")
@@ -78,7 +78,7 @@ def _from_home(value: Any) -> Any:
     """Paths with the home folder in the place of ``~``, which shells leave in quotes and in ``--output=~/x``."""
     if isinstance(value, list | tuple):
         return type(value)(map(_from_home, value))
-    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def _fields(kind: Any, lead: str = "") -> Iterator[tuple[str, Field[Any], Any]]:

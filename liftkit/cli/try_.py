@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from liftkit.checkpoint.files import expanded
 from liftkit.cli import console
 from liftkit.options import Device, Option
 
@@ -47,7 +46,7 @@ def try_(
     free = free_port(port)
     # A folder that is no model is found before libraries load, which takes seconds.
     for folder in folders:
-        if not (Path(os.path.expanduser(folder)) / RECORD).is_file():
+        if not (expanded(folder) / RECORD).is_file():
             find_model(folder)
 
     console.quiet_libraries()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from liftkit.checkpoint.components import LATENT_VAE
+from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.folder import RECORD
 from liftkit.checkpoint.follow import Digest, digest_files
 from liftkit.checkpoint.hashing import NAMES, TABLE, algorithm_of
@@ -89,7 +89,7 @@ def audit(folder: str | Path, source: str | None = None, observer: Observer | No
     Raises:
         UsageError: if there is no such folder, or none that liftkit made.
     """
-    path = Path(os.path.expanduser(folder))
+    path = expanded(folder)
     if not path.is_dir():
         raise UsageError(f"{folder}: {misplaced(str(folder))}; verify looks at what liftkit convert made")
     if not (path / RECORD).is_file():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from liftkit.checkpoint.components import LATENT_VAE, Component
+from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.finite import check_files
 from liftkit.checkpoint.folder import check_space, check_target
 from liftkit.checkpoint.header import Header, TensorEntry, read_header, tensor_bytes
@@ -265,7 +266,7 @@ def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
     for name, path in inputs.items():
         if path is None or path in MODELS:
             continue
-        source = Path(os.path.realpath(Path(os.path.expanduser(path))))
+        source = Path(os.path.realpath(expanded(path)))
         if source == target or target in source.parents:
             raise UsageError(f"{output}: holds {name} ({path}); choose another output")
         if source in target.parents and (source / "model_index.json").is_file():

@@ -7,7 +7,6 @@ It is of pixels, or of a VAE's latents. The noise of a token lives in the r lead
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from liftkit.checkpoint.card import front_matter
 from liftkit.checkpoint.classes import CLASS_PIPELINE
 from liftkit.checkpoint.components import read_vae
 from liftkit.checkpoint.copying import copy_file
-from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
+from liftkit.checkpoint.files import expanded, read_safetensors, write_safetensors, write_text
 from liftkit.checkpoint.folder import atomic_folder
 from liftkit.checkpoint.model import STEM
 from liftkit.checkpoint.record import BEGUN, versions, write_record
@@ -77,7 +76,7 @@ def begin(output: Path, options: InitOptions, observer: Observer | None = None) 
             (spec, model, lift, shape), chosen = of_the_authors(options.weights, options.color, len(names)), None
         else:
             given = None if options.subspace is None else Lift.load(options.subspace)
-            vae = None if options.vae is None else read_vae(Path(os.path.expanduser(options.vae)))
+            vae = None if options.vae is None else read_vae(expanded(options.vae))
             shape = shape_of(options, len(names), given, vae)
             kind, config_of = NETWORKS[options.architecture]
             spec, config = architecture(kind), config_of(shape)
@@ -99,7 +98,7 @@ def class_names(classes: str) -> list[str]:
         if not 1 <= int(classes) <= MOST_CLASSES:
             raise UsageError(f"--classes {classes}: expected 1 to {MOST_CLASSES}")
         return [str(number) for number in range(int(classes))]
-    path = Path(os.path.expanduser(classes))
+    path = expanded(classes)
     if path.is_dir():
         names = sorted(each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
         nothing = "no folders in it; give one with a folder for each class"

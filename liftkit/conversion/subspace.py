@@ -5,9 +5,7 @@ Sec. 4: the leading directions of uncentered second moments, of patches of pixel
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from liftkit.checkpoint.components import Component
+from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.text import read_json
 from liftkit.color import SRGB, ColorSpace, Oklab, to_signed
 from liftkit.conversion.networks import Shape
@@ -197,7 +196,5 @@ def _source(options: InitOptions) -> CaptionedSource:
     assert options.images is not None
     if options.images == DEMO:
         return DemoCaptioned(options.num_images, seed=options.seed)
-    check_folder(
-        Path(os.path.expanduser(options.images)), f"--images {options.images}", "give a folder of images, or 'demo'"
-    )
+    check_folder(expanded(options.images), f"--images {options.images}", "give a folder of images, or 'demo'")
     return CaptionedFolder(options.images)

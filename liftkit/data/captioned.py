@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.source import open_regular
 from liftkit.data import demo
 from liftkit.data.caption_files import CaptionFiles
@@ -134,7 +134,7 @@ class CaptionedFolder(PictureFiles):
     """
 
     def __init__(self, path: str | Path, reference_column: str | None = None, *, by_folder: bool = False) -> None:
-        folder = Path(os.path.expanduser(path))
+        folder = expanded(path)
         check_folder(folder, str(path), "give a folder of images and captions")
         found = scan(folder)
         super().__init__(folder, found.pictures)

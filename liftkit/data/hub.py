@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -10,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from liftkit.checkpoint.files import reason
+from liftkit.checkpoint.files import expanded, reason
 from liftkit.data.captions import plain_caption
 from liftkit.data.picture_errors import PictureError
 from liftkit.data.pictures import open_picture_file
@@ -57,7 +56,7 @@ class HubDataset(EncodedSource):
         if self.captions is None:
             self.texts = []
         self.fingerprint = rows._fingerprint
-        place = Path(os.path.expanduser(self.path))
+        place = expanded(self.path)
         self.folder = place if place.is_dir() else place.parent
 
     def __len__(self) -> int:
@@ -124,7 +123,7 @@ def _load(path: str, split: str) -> Any:
         import datasets
     except ImportError as error:
         raise UsageError(f"{path}: needs the package 'datasets', which is missing; pip install datasets") from error
-    place = Path(os.path.expanduser(path))
+    place = expanded(path)
     try:
         if place.is_file():
             if place.suffix not in TABLES:

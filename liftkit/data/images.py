@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liftkit.checkpoint.files import expanded
 from liftkit.data.picture_errors import TOO_SMALL, PictureError
 from liftkit.data.picture_files import scan
 from liftkit.data.pictures import READER, decoded, look, open_picture_file
@@ -69,7 +69,7 @@ class ImageFolder:
     """
 
     def __init__(self, path: str | Path, count: int | None = None, seed: int = 0) -> None:
-        self.path = Path(os.path.expanduser(path))
+        self.path = expanded(path)
         check_folder(self.path, f"--images {path}", "give a folder of images, or 'demo'")
         found = scan(self.path)
         self.tally = found.tally

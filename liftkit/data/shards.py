@@ -16,7 +16,7 @@ from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from liftkit.checkpoint.files import reason
+from liftkit.checkpoint.files import expanded, reason
 from liftkit.checkpoint.source import open_regular
 from liftkit.data.braces import expand_braces
 from liftkit.data.caption_files import CaptionFiles
@@ -126,7 +126,7 @@ def _find(url: str) -> list[Path]:
     if "://" in url or url.startswith("pipe:"):
         raise UsageError(f"{url}: shards are read at random access, so they must be local; fetch them first")
     paths: list[Path] = []
-    for name in expand_braces(str(Path(os.path.expanduser(url)))):
+    for name in expand_braces(str(expanded(url))):
         found = sorted(glob(name)) if not Path(name).is_file() else [name]
         if not found:
             raise UsageError(f"{name}: no such shard; check the path and its braces")

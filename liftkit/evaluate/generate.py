@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -17,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from liftkit.checkpoint.files import atomic_file, write_text
+from liftkit.checkpoint.files import atomic_file, expanded, write_text
 from liftkit.checkpoint.folder import manifest, tree_size
 from liftkit.checkpoint.hashing import CHOSEN, OLDER, hexadecimal, word
 from liftkit.checkpoint.leftovers import is_leftover, sweep_inside
@@ -237,7 +236,7 @@ def _pictures_digest(options: GenerateOptions) -> dict[str, str]:
     paths = [*([] if pictures.image is None else [pictures.image]), *pictures.references]
     found = hashlib.sha256()
     for path in paths:
-        found.update(hashlib.sha256(Path(os.path.expanduser(path)).read_bytes()).digest())
+        found.update(hashlib.sha256(expanded(path).read_bytes()).digest())
     return {"pictures_digest": found.hexdigest()} if paths else {}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from liftkit.checkpoint.files import expanded
 from liftkit.data import demo
 from liftkit.data.captioned import CaptionedFolder, CaptionedSource, DemoCaptioned
 from liftkit.data.filling import check_captions
@@ -75,9 +75,7 @@ def open_real(name: str, count: int, size: int, seed: int, prompts: Path | None)
         source = DemoCaptioned(most, split="heldout", seed=seed)
         order: Sequence[int] = range(len(source))
     else:
-        check_folder(
-            Path(os.path.expanduser(name)), f"--real {name}", "give a folder of images with captions, or 'demo'"
-        )
+        check_folder(expanded(name), f"--real {name}", "give a folder of images with captions, or 'demo'")
         source = CaptionedFolder(name)
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(source)).tolist()
     images, places, tally = _load(source, order, most, size)

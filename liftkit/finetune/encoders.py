@@ -12,6 +12,7 @@ from PIL.Image import fromarray
 from torch import Tensor
 
 from liftkit.checkpoint.classes import CLASS_PIPELINE
+from liftkit.checkpoint.folder import digests
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.text import check_prompts
 from liftkit.data.cache import held_cache
@@ -155,7 +156,5 @@ def text_fingerprint(folder: ModelFolder, device: str) -> str:
     ]
     for name in sorted(folder.index):
         if name.startswith(("text_encoder", "tokenizer", "processor")) and (folder.path / name).is_dir():
-            for path in sorted(each for each in (folder.path / name).rglob("*") if each.is_file()):
-                with path.open("rb") as file:
-                    parts.append(f"{name}/{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+            parts += [f"{name}/{file} {found.value}" for file, found in digests(folder.path / name).items()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

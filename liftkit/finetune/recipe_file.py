@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Sequence
 from functools import reduce
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from yaml.error import Mark
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from liftkit.checkpoint.files import reason
+from liftkit.checkpoint.files import expanded, reason
 from liftkit.checkpoint.misplaced import near
 from liftkit.checkpoint.source import open_regular
 from liftkit.errors import UsageError
@@ -48,7 +47,7 @@ def load_recipe(path_or_shipped_name: str | Path, overrides: Sequence[str] = ())
 
 
 def _locate(name: str | Path) -> Path:
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if str(name) == path.name and path.name in shipped_recipes():
         return shipped_recipe(path.name)
     if path.exists():

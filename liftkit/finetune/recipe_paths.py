@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 from yaml.nodes import ScalarNode
 
+from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.misplaced import misplaced, near
 from liftkit.checkpoint.model import is_hub_id
 from liftkit.embedded import MODELS, VAES
@@ -29,11 +30,11 @@ def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     """
     model = plain.get("model")
     if _is_text(model) and model not in (*MODELS, NEW) and not os.path.isdir(os.path.expanduser(model)):
-        if Path(os.path.expanduser(model)).exists():
+        if expanded(model).exists():
             yield ("model",), f"model: expected a diffusers folder, {model} is {misplaced(model)}"
         elif not is_hub_id(model):
             hint = (
-                near(Path(os.path.expanduser(model)))
+                near(expanded(model))
                 or f"; expected a folder (liftkit convert makes one), a Hub id, or {' or '.join(MODELS)}"
             )
             yield ("model",), f"model: no folder {model}{hint}"
@@ -41,10 +42,10 @@ def missing_paths(plain: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     if _is_text(adapter) and not (
         os.path.exists(os.path.expanduser(adapter)) or is_hub_id("/".join(adapter.split("/")[:2]))
     ):
-        yield ("adapter",), f"adapter: no folder {adapter}{near(Path(os.path.expanduser(adapter)))}"
+        yield ("adapter",), f"adapter: no folder {adapter}{near(expanded(adapter))}"
     data = _section(plain.get("data"))
     for key, path in (("output", plain.get("output")), ("data.cache", data.get("cache"))):
-        if _is_text(path) and Path(os.path.expanduser(path)).is_file():
+        if _is_text(path) and expanded(path).is_file():
             yield tuple(key.split(".")), f"{key}: {path} is a file; expected a folder, or a name for a new one"
     for lead, source in _sources(data):
         for inner, text in _missing_of(source):
@@ -103,10 +104,10 @@ def _sources(data: dict[str, Any]) -> Iterator[tuple[Location, dict[str, Any]]]:
 def _missing_of(source: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     kind, path, urls = (source.get(key) for key in ("kind", "path", "urls"))
     if kind == "folder" and _is_text(path) and not os.path.isdir(os.path.expanduser(path)):
-        yield ("path",), f"no folder {path}{near(Path(os.path.expanduser(path)))}"
+        yield ("path",), f"no folder {path}{near(expanded(path))}"
     # Anything else may be a name on the Hub.
     if kind == "dataset" and _is_text(path) and path.startswith((".", "/", "~")):
-        local = Path(os.path.expanduser(path))
+        local = expanded(path)
         if not local.exists():
             yield ("path",), f"no folder {path}{near(local)}"
     if kind == "webdataset":

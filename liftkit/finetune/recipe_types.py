@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from liftkit.checkpoint.files import expanded
 from liftkit.finetune.terms import PERCEPTUAL
 
 
@@ -19,7 +19,7 @@ def _path(value: object) -> object:
     if not value.strip() or "\0" in value:
         raise ValueError(f"expected a path, found {value!r}")
     # os.path leaves a ~ of nobody's as it is, where pathlib fails.
-    return Path(os.path.expanduser(value))
+    return expanded(value)
 
 
 def is_local(url: str) -> bool:

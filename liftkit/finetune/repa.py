@@ -5,15 +5,13 @@ A small MLP, which learns beside the network and is not kept, maps the tokens to
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from liftkit.checkpoint.files import reason
+from liftkit.checkpoint.files import expanded, reason
 from liftkit.errors import UsageError
 
 PROJECTOR = "repa"
@@ -33,7 +31,7 @@ def load_encoder(name: str) -> Any:
     """
     from transformers import AutoModel
 
-    where = str(Path(os.path.expanduser(name))) if Path(os.path.expanduser(name)).is_dir() else name
+    where = str(expanded(name)) if expanded(name).is_dir() else name
     try:
         model = AutoModel.from_pretrained(where, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:

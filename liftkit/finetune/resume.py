@@ -7,12 +7,12 @@ made by: another model is refused, other keys are listed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.folder import manifest
 from liftkit.checkpoint.hashing import TABLE, hexadecimal, named_digests
 from liftkit.checkpoint.model import ModelFolder
@@ -186,7 +186,7 @@ def _meant(resume: str) -> tuple[Path | None, str]:
     """The run folder that ``--resume`` names, if it does, and the checkpoint."""
     if resume == "latest":
         return None, resume
-    path = Path(os.path.expanduser(resume))
+    path = expanded(resume)
     if (path / RECORD).is_file():
         return _home(path), str(path)
     if path.name == "checkpoints" and path.is_dir():

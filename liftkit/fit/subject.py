@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from liftkit.checkpoint.classes import pipeline_parts
 from liftkit.checkpoint.components import Component, read_components, read_vae
+from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.checkpoint.text import read_json
 from liftkit.data.images import check_folder
@@ -123,9 +123,7 @@ def check_sources(options: FitOptions) -> None:
             "--images is missing: give a folder of images, or 'demo'; or fit without any by --latents normal"
         )
     if options.images != "demo":
-        check_folder(
-            Path(os.path.expanduser(options.images)), f"--images {options.images}", "give a folder of images, or 'demo'"
-        )
+        check_folder(expanded(options.images), f"--images {options.images}", "give a folder of images, or 'demo'")
 
 
 def note_images(subject: Subject, options: FitOptions) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from liftkit.checkpoint.components import read_components
-from liftkit.checkpoint.files import write_text
+from liftkit.checkpoint.files import expanded, write_text
 from liftkit.checkpoint.finite import check_files
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space
 from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
@@ -64,7 +63,7 @@ def adapter_path(source: str | Path) -> Path:
     Raises:
         UsageError: if there is none.
     """
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     if path.is_dir() or is_asymflow_adapter(path):
         return path
     repository, inner = "/".join(str(source).split("/")[:2]), "/".join(str(source).split("/")[2:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.model import ModelFolder, Weights, find_model
 from liftkit.checkpoint.record import read_record
 from liftkit.checkpoint.weights import read_known
@@ -79,7 +79,7 @@ def export_adapter(
     if format_ not in FORMATS:
         raise UsageError(f"--format {format_}: unknown; choose {', '.join(FORMATS)}")
     check_apart(output, {"the folder": folder, "--base": base})
-    residual, sources = None, [Path(os.path.expanduser(folder))]
+    residual, sources = None, [expanded(folder)]
     if is_adapter(folder):
         adapter = _complete(Adapter.load(folder), base)
         numbers = find_model(base).config("transformer") if base else adapter.provenance.get("config")

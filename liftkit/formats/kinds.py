@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Literal
 
 from liftkit.checkpoint.contents import FOLDED, cannot_fold, kinds_of_change, part_of
+from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.misplaced import misplaced
 from liftkit.checkpoint.model import is_hub_id
@@ -26,7 +25,7 @@ def kind_of(source: str) -> Kind:
     Raises:
         UsageError: if it is nothing, or a file of a kind that is not read; its reason comes before all questions of options.
     """
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     if path.is_dir():
         adapter = is_adapter(path) or is_asymflow_adapter(path) or lora_file(path) is None
         return "adapter" if adapter else "lora"

@@ -7,7 +7,6 @@ that it came from, which becomes a pixel model in memory, or to any conversion o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liftkit.checkpoint.files import read_safetensors, write_safetensors, write_text
+from liftkit.checkpoint.files import expanded, read_safetensors, write_safetensors, write_text
 from liftkit.checkpoint.folder import RECORD, atomic_folder
 from liftkit.checkpoint.hashing import TABLE
 from liftkit.checkpoint.record import read_record, write_record
@@ -159,7 +158,7 @@ class Adapter:
         Raises:
             UsageError: if it is no adapter folder of ours.
         """
-        place = Path(os.path.expanduser(folder))
+        place = expanded(folder)
         record = _record(place)
         if record is None:
             raise UsageError(
@@ -209,7 +208,7 @@ def compact(value: Tensor, stored: torch.dtype) -> Tensor:
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether this is a folder of ours that holds an adapter."""
-    return _record(Path(os.path.expanduser(folder))) is not None
+    return _record(expanded(folder)) is not None
 
 
 def _record(folder: Path) -> dict[str, Any] | None:

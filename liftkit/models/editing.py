@@ -8,13 +8,13 @@ the registry names.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.color import to_signed
 from liftkit.data.images import covered
@@ -68,7 +68,7 @@ def read(flag: str, path: Path) -> Image:
         UsageError: if it is none.
     """
     try:
-        with open_picture_file(Path(os.path.expanduser(path)), str(path)) as file:
+        with open_picture_file(expanded(path), str(path)) as file:
             return read_picture(file, str(path), WHOLE)
     except PictureError as error:
         raise UsageError(f"{flag} {error}") from error
