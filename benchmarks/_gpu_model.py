@@ -44,6 +44,13 @@ PEAKS = (
     ("RTX 4090", 165.2),
     ("RTX 3090", 71.0),
 )
+KLEIN_9B = {
+    **KLEIN_4B,
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,9 @@ def latent_transformer(scale: Scale, where: torch.device) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5)
+                # Drawn on the device, which is quicker than a processor.
+                drawn = torch.randn(parameter.shape, dtype=torch.bfloat16, device=device())
+                parameter.copy_(drawn.mul_(parameter[0].numel() ** -0.5))
             else:
                 parameter.fill_(1.0)
     return model.eval().requires_grad_(False)
@@ -182,9 +191,9 @@ def make_recipe(scale: Scale, output: Path, batch: int, **changes: Any) -> Recip
             "data": {"sources": [{"kind": "demo"}]},
             "batch_size": batch,
             "trainable": {"rank": scale.rank},
-            "optimizer": {"clip": 200.0, "multipliers": {"proj_out": 10.0}},
             "trackers": [],
             **changes,
+            "optimizer": {"clip": 200.0, "multipliers": {"proj_out": 10.0}, **changes.get("optimizer", {})},
         }
     )
 

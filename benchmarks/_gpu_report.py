@@ -16,6 +16,7 @@ BUDGETS = {
     "finetune-512": 50,
     "compiled-512": 65,
     "memory": 60,
+    "memory-9b": 90,
     "fit": 25,
     "convert": 45,
 }

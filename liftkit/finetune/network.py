@@ -63,7 +63,7 @@ class Network(nn.Module):
             model = self.frozen if self.frozen is not None else self.transformer
             self._views = (LatentView(model, dict(zip(self.paths, self.originals))),)
         view = self._views[0]
-        with view.without_adapters():
+        with view.as_reference():
             return _run(view.live, view.model(), arguments)
 
 
@@ -80,7 +80,8 @@ class LatentView:
 
     def __init__(self, live: Any, originals: Mapping[str, nn.Module]) -> None:
         self.live, self.latent = live, _empty(live, latent=True)
-        self.adapters = _adapters(live)
+        self.adapters = adapters_of(live)
+        self.eights = [module for module in live.modules() if hasattr(module, "in_float8")]
         changed = (*originals, *_remembering(self.latent, _empty(live, latent=False)))
         self.own: list[tuple[nn.Module, nn.Module]] = []
         self._share(self.latent, live, "", {above for path in changed for above in _above(path)}, originals)
@@ -107,15 +108,19 @@ class LatentView:
         return self.latent
 
     @contextmanager
-    def without_adapters(self) -> Iterator[None]:
-        """Adapters live in the shared blocks: they are off while the reference runs."""
-        for layer in self.adapters:
-            layer._disable_adapters = True
+    def as_reference(self) -> Iterator[None]:
+        """Adapters live in the shared blocks: they are off while the reference runs, and what has float8 products has them then."""
+        self._switch(True)
         try:
             yield
         finally:
-            for layer in self.adapters:
-                layer._disable_adapters = False
+            self._switch(False)
+
+    def _switch(self, on: bool) -> None:
+        for layer in self.adapters:
+            layer._disable_adapters = on
+        for layer in self.eights:
+            layer.in_float8 = on
 
 
 def _empty(live: Any, *, latent: bool) -> Any:
@@ -205,7 +210,8 @@ def compile_for_training(transformer: Any, device: torch.device, **options: Any)
     compile_blocks(transformer, dynamic=False, **options)
 
 
-def _adapters(model: nn.Module) -> list[Any]:
+def adapters_of(model: nn.Module) -> list[Any]:
+    """A network's layers with adapters of peft."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]

@@ -174,6 +174,12 @@ RULES = (
         "base.quantize is for weights that do not learn: it needs trainable.mode lora or head",
     ),
     Rule(
+        ("objective.reference_precision", "objective.loss", "base.quantize"),
+        lambda precision, loss, quantize: precision == "same" or (loss == "asymflow" and quantize == "none"),
+        "objective.reference_precision float8 is for a reference whose weights are not quantized: it needs objective.loss asymflow "
+        "and base.quantize none",
+    ),
+    Rule(
         ("base.offload", "gradient_checkpointing"),
         lambda offload, checkpointing: offload == "none" or checkpointing,
         "base.offload brings blocks back where they run again: it needs gradient_checkpointing true",

@@ -156,6 +156,13 @@ class Objective(Section):
             "At 0.005 their loss changes by 1 % at most; 0: always asked.",
         ),
     ] = 0.005
+    reference_precision: Annotated[
+        Literal["same", "float8"],
+        Field(
+            description="Of the frozen model's matrix products: the student's, or `float8`, which is faster on GPUs that have it "
+            "(compute capability 8.9) and keeps another byte for each number of the matrices.",
+        ),
+    ] = "same"
     weight: Annotated[float, Field(gt=0, description="Weight of the flow loss.")] = 5.0
     sigma_floor: Annotated[float, Field(gt=0, le=1, description="Smallest sigma that the loss divides by.")] = 0.05
     bands: Annotated[

@@ -13,6 +13,7 @@ import torch
 from liftkit.device import launched_on_cpu
 from liftkit.errors import UsageError
 from liftkit.finetune.encoders import fill_caches, load_vae
+from liftkit.finetune.float8 import check_float8
 from liftkit.finetune.optimizer import make_optimizers
 from liftkit.finetune.quantize import check_quantize
 from liftkit.finetune.recipe import Recipe
@@ -93,6 +94,8 @@ def prepare(recipe: Recipe, folder: RunFolder, observer: Observer, resumption: R
             if accelerator.is_main_process:
                 for note in resumption.notes():
                     observer.note(note)
+        if recipe.objective.reference_precision == "float8":
+            check_float8(accelerator.device)
         trainee = open_trainee(recipe, source)
         check_packages(recipe, trainee)
         data, held_out = training_data(

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from liftkit.checkpoint.files import read_safetensors
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.errors import UsageError
-from liftkit.finetune.network import Network, original_modules
+from liftkit.finetune.float8 import give_float8
+from liftkit.finetune.network import Network, adapters_of, original_modules
 from liftkit.finetune.opening import opening_columns
 from liftkit.finetune.quantize import quantize_base
 from liftkit.finetune.recipe import Recipe
@@ -125,6 +126,8 @@ def make_trainee(
         originals |= {path: copy.deepcopy(pretrained[path]).to(COMPUTE[recipe.precision]) for path in missing}
     if recipe.base.quantize != "none":
         quantize_base(transformer, recipe.base.quantize, learns["full"], sketch=sketch)
+    if recipe.objective.reference_precision == "float8":
+        give_float8(frozen if frozen is not None else transformer)
     if recipe.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
         if getattr(transformer, HEAD, None) is not None:
@@ -274,6 +277,9 @@ def add_lora(transformer: Any, targets: list[str], rank: int, alpha: float, drop
     exact = "|".join(re.escape(name) for name in targets)
     torch.manual_seed(seed)
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=f"({exact})"))
+    for layer in adapters_of(transformer):
+        # Autocast brings states to the precision of products; on the way to it they need not be float32 first.
+        layer.cast_input_dtype_enabled = False
 
 
 def _near(name: str, names: Any) -> str:

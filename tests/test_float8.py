@@ -1,0 +1,140 @@
+"""The frozen reference's products in float8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from liftkit.errors import UsageError
+from liftkit.finetune.float8 import LARGEST, Float8Linear, check_float8, give_float8, rounded
+from liftkit.finetune.run import finetune, prepare
+from liftkit.finetune.run_folder import RunFolder
+from liftkit.progress import Silent
+from tests.recipes import load, losses, recipes_in, refused, trained
+
+FLOAT8 = "objective.reference_precision=float8"
+
+
+@pytest.fixture(scope="module")
+def make(pixel_klein: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return recipes_in(tmp_path_factory.mktemp("float8"), pixel_klein)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_numbers_are_rounded_to_three_bits_of_mantissa(dtype: torch.dtype) -> None:
+    values = (torch.randn(64, 48, generator=torch.Generator().manual_seed(0)) * 30).to(dtype)
+    eight, scale = rounded(values)
+    found = eight.float() * scale
+    assert float(eight.float().abs().max()) == LARGEST
+    assert torch.isfinite(found).all()
+    # Half a step of the mantissa, and that of the dtype itself; or half of the smallest number there is.
+    off = (found - values.float()).abs()
+    assert bool((off <= values.float().abs() * (2**-4 + 2**-7) + scale * 2**-10).all())
+
+
+def test_zeros_stay_zeros() -> None:
+    eight, scale = rounded(torch.zeros(4, 16))
+    assert float(scale) == 1.0
+    assert not eight.float().any()
+
+
+class Blocks(torch.nn.Module):
+    """As a transformer of diffusers names its blocks."""
+
+    _repeated_blocks = ("Sequential",)
+
+    def __init__(self, *layers: torch.nn.Module) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList([torch.nn.Sequential(*layers)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_tokens_are_near_the_exact_ones_and_modulations_are_exact(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer, odd = torch.nn.Linear(96, 64), torch.nn.Linear(96, 10)
+    network = Blocks(layer, odd).to(dtype).requires_grad_(False)
+    states = torch.randn(2, 7, 96).to(dtype)
+    before = layer(states)
+    assert give_float8(network) == [layer]
+    assert type(odd) is torch.nn.Linear
+    assert torch.equal(layer(states), before)
+    layer.in_float8 = True
+    after = layer(states)
+    assert after.dtype == dtype
+    assert after.shape == before.shape
+    assert 0.005 < float((after - before).float().norm() / before.float().norm()) < 0.05
+    layer.in_float8 = False
+    whole = layer(states[:, 0])
+    layer.in_float8 = True
+    assert torch.equal(layer(states[:, 0]), whole)
+    assert set(network.state_dict()) == {f"blocks.0.{n}.{kind}" for n in (0, 1) for kind in ("weight", "bias")}
+
+
+def test_what_learns_or_has_no_suitable_shape_is_no_matter_of_float8() -> None:
+    with pytest.raises(UsageError, match="no frozen matrix whose sides are multiples of 16"):
+        give_float8(Blocks(torch.nn.Linear(32, 32), torch.nn.Linear(30, 32).requires_grad_(False)))
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_only_the_reference_is_in_float8(make: Any, mode: str) -> None:
+    more = ("trainable.mode=full", "save=model") if mode == "full" else ("precision=bf16",)
+    exact, eight = (
+        prepare(make(f"only-{mode}-{name}", *more, *keys), RunFolder(make("only").output), Silent())
+        for name, keys in (("same", ()), ("float8", (FLOAT8,)))
+    )
+    assert any(isinstance(each, Float8Linear) for each in eight.trainee.network.modules())
+    batch = exact.ahead(0, exact.data.batch(0)).wait()
+    velocities = []
+    for trainer in (exact, eight):
+        objective = trainer.learner.objective
+        x0 = objective.state(batch.batch)
+        x_t = torch.lerp(x0, batch.noise, batch.sigma.view(-1, 1, 1, 1))
+        prompts = batch.batch.prompts
+        with torch.no_grad():
+            ours = [objective.student.velocity(x_t, batch.sigma, **prompts) for _ in range(2)]
+        theirs = objective.reference.velocity(x_t, batch.sigma, **prompts)
+        assert torch.equal(*ours)
+        velocities.append((ours[0], theirs))
+    (student, reference), (same, other) = velocities
+    assert torch.equal(student, same)
+    assert 1e-4 < float((reference - other).norm() / reference.norm()) < 0.05
+
+
+def test_a_resumed_run_equals_one_that_was_not(make: Any) -> None:
+    quick = (FLOAT8, "precision=bf16", "steps=4", "checkpoints.every=2")
+    whole = trained(make("whole", *quick))
+    recipe = make("parts", *quick)
+    finetune(recipe)
+    finetune(recipe, resume=str(recipe.output / "checkpoints" / "step-0000002"))
+    assert losses(recipe.output) == whole
+    names = load_file(recipe.output / "adapter" / "adapter.safetensors")
+    assert not any("float8" in name for name in names)
+
+
+@pytest.mark.usefixtures("tmp_path")
+def test_what_it_does_not_go_with_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "model: demo\noutput: run\ndata: {sources: [{kind: demo}]}\n"
+    assert load(text, FLOAT8).objective.reference_precision == "float8"
+    assert "base.quantize none" in refused(text, FLOAT8, "base.quantize=int8")
+    assert "objective.loss asymflow" in refused(text, FLOAT8, "objective.loss=flow")
+
+
+def test_a_device_without_float8_is_named() -> None:
+    check_float8(torch.device("cpu"))
+    with pytest.raises(UsageError, match="reference_precision: float8: mps has no products in float8"):
+        check_float8(torch.device("mps"))
+
+
+@pytest.mark.slow
+def test_fifty_steps_have_the_losses_of_the_exact_reference(make: Any) -> None:
+    long = ("steps=50", "checkpoints.every=0", "precision=bf16")
+    exact, eight = (trained(make(f"fifty-{len(keys)}", *long, *keys)) for keys in ((), (FLOAT8,)))
+    assert exact != eight
+    print([max(abs(b / a - 1) for a, b in zip(exact, eight)), sum(eight) / sum(exact) - 1])
+    assert eight == pytest.approx(exact, rel=0.02)
+    assert sum(eight) == pytest.approx(sum(exact), rel=0.002)
