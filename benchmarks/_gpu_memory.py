@@ -68,7 +68,9 @@ def memory(scale: Scale, end: float, add: Callable[[Row], None]) -> None:
 
 
 def memory_9b(scale: Scale, end: float, add: Callable[[Row], None]) -> None:
-    """Steps of a model of klein 9B's shape in memory limited to 24 GB, by its recipe but for a batch of four and an LPIPS of random weights.
+    """Steps of a model of klein 9B's shape in memory limited to 24 GB, by its recipe, but for a batch of four.
+
+    LPIPS has random weights, which takes no other memory.
 
     Args:
         scale: how large all else is.
