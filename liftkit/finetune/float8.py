@@ -28,7 +28,7 @@ class Float8Linear(nn.Linear):
         in_float8: whether products of tokens are in float8 now. One row for each image, as for modulations, stays as it is.
     """
 
-    in_float8: bool
+    in_float8: bool = False
     float8: Tensor
     float8_scale: Tensor
 
@@ -86,7 +86,6 @@ def give_float8(transformer: Any) -> list[Float8Linear]:
         eight, scale = rounded(layer.weight)
         layer.register_buffer("float8", eight, persistent=False)
         layer.register_buffer("float8_scale", scale, persistent=False)
-        layer.in_float8 = False
     if not frozen:
         raise UsageError(
             "objective.reference_precision: float8: the transformer's blocks have no frozen matrix whose sides are multiples of "
