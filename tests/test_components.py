@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -22,11 +21,10 @@ from liftkit.checkpoint.weights import read_weights
 from liftkit.conversion.audit import audit
 from liftkit.conversion.plan import make_plan
 from liftkit.embedded import TINY_KLEIN, TINY_PIXEL
-from liftkit.errors import LiftkitError, UsageError
+from liftkit.errors import UsageError
 from liftkit.models import load
 from liftkit.models.loaded import load_pipeline
 from liftkit.models.sampling import sample
-from liftkit.models.trial import Trial
 from liftkit.options import ConvertOptions, SampleOptions
 from tests import tiny
 
@@ -294,29 +292,6 @@ def test_sampling_and_verifying_look_at_the_same(change: Callable[[Path], None],
         load_pipeline(find_model(str(output)))
     checks = {check.name: check for check in audit(output).checks}
     assert checks["components"].problems
-
-
-@pytest.mark.slow
-def test_one_other_process_tries_all_folders(klein: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where this one has no libraries yet: what it says is what this one would, and its end is no answer."""
-    with monkeypatch.context() as patch:
-        patch.delitem(sys.modules, "diffusers")
-        trial = Trial()
-    assert trial.begin(find_model(str(klein)))() == []
-    broken = tmp_path / "broken"
-    shutil.copytree(klein, broken)
-    remove("tokenizer/tokenizer.json")(broken)
-    answer = trial.begin(find_model(str(broken)))
-    for _ in range(2):
-        with pytest.raises(UsageError, match=r"tokenizer\.json"):
-            answer()
-    assert trial.begin(find_model(str(klein)))() == []
-    process = trial._process
-    assert process is not None
-    process.kill()
-    process.wait()
-    with pytest.raises(LiftkitError, match="the process that tries to load it ended with -9"):
-        trial.begin(find_model(str(klein)))()
 
 
 def test_tied_weights_are_not_missing(tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ def convert(
         return
     from liftkit.conversion.execute import execute
 
-    console.quiet_libraries()
+    # The projections of a given lift take no library that would speak, or that would have to be imported.
+    if plan.lift is None or plan.proof != "projections":
+        console.quiet_libraries()
     print_summary(execute(plan, console.Bars()))
     send(output, push, public)
 

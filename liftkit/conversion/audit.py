@@ -28,10 +28,10 @@ from liftkit.conversion.write import reference_file
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift, orthonormal_to, orthonormality
 from liftkit.models.absent import limits
+from liftkit.models.builder import cannot_load
 from liftkit.models.registry import architecture, is_lifted, lifted_class
 from liftkit.models.spec import Architecture
 from liftkit.models.surgery import BASIS, check_lift, free_basis, lifted_names
-from liftkit.models.trial import cannot_load
 from liftkit.progress import Observer, Silent
 
 # What git and the Hub's client put into a folder.

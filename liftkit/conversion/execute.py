@@ -22,7 +22,6 @@ from liftkit.conversion.verify import prove
 from liftkit.conversion.write import FileCopier, write_components, write_transformer
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.lift import Lift
-from liftkit.models.trial import Trial
 from liftkit.options import ConvertOptions
 from liftkit.progress import Observer, Silent
 from liftkit.report.data import Report
@@ -102,10 +101,9 @@ def _prove(plan: Plan, lift: Lift, building: Path, observer: Observer) -> Proof:
 def _check_loads(plan: Plan, building: Path) -> None:
     """Raise unless source and result are pipelines that load, or lack a package alone, which the plan said."""
     plan.lacks()
-    trial = plan.trial if plan.lift is not None else Trial()
     try:
-        trial.begin(find_model(str(building)))()
-        trial.end()
+        plan.trial.begin(find_model(str(building)))()
+        plan.trial.end()
     except UsageError as error:
         raise LiftkitError(
             f"the result would not load: {str(error).replace(str(building), '')}; the output was discarded"

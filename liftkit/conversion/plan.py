@@ -127,7 +127,6 @@ def make_plan(model: str, output: Path, options: ConvertOptions, *, wait: bool =
         UsageError: if the model, the options, the lift, the target or the disk will not do.
     """
     check_target(output, overwrite=options.overwrite)
-    trial = Trial()
     subject = inspect_model(model)
     check_apart(
         output,
@@ -139,7 +138,7 @@ def make_plan(model: str, output: Path, options: ConvertOptions, *, wait: bool =
     if options.rank is not None:
         raise UsageError("--rank is for training from scratch; a conversion has the rank of its latents")
     chosen = choose(options, subject)
-    plan = Plan(**vars(subject), output=output, weights=weights, options=chosen, trial=trial)
+    plan = Plan(**vars(subject), output=output, weights=weights, options=chosen)
     if chosen.lift is not None:
         plan.lift = Lift.load(chosen.lift)
         check_lift(plan.spec, plan.config, plan.factor, plan.lift)
@@ -162,7 +161,7 @@ def make_plan(model: str, output: Path, options: ConvertOptions, *, wait: bool =
         plan.parts = {"projections": changed, "reference": _size_of(plan, plan.spec.reference)}
         plan.needed_bytes = sum(plan.parts.values())
     check_space(output, plan.needed_bytes)
-    plan.absent, plan.lacks = limits(plan.model, plan.components), trial.begin(plan.model)
+    plan.absent, plan.lacks = limits(plan.model, plan.components), plan.trial.begin(plan.model)
     if wait:
         plan.lacks()
     return plan

@@ -10,6 +10,7 @@ import importlib
 import logging
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ import torch
 from liftkit.checkpoint.components import LATENT_VAE, Component, read_component, read_vae
 from liftkit.checkpoint.files import reason
 from liftkit.checkpoint.model import ModelFolder
-from liftkit.checkpoint.weights import read_weights
+from liftkit.checkpoint.rewrite import FLOATS, torch_dtype
+from liftkit.checkpoint.weights import Weights, read_weights
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.models.absent import absent
 from liftkit.models.chat import limit_template
@@ -103,6 +105,9 @@ def _load(part: Component, dtype: torch.dtype | None, device: str | None = None)
     more: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if device is not None:
         more["device_map"] = device
+    if device == "meta" and part.library == "diffusers":
+        # To another dtype diffusers converts every weight, and reads it for that, before it lets go of it.
+        more["dtype"] = _stored_dtype(part.weights)
     model, found = made.from_pretrained(
         part.path, variant=part.weights.variant, use_safetensors=True, output_loading_info=True, **more
     )
@@ -110,6 +115,15 @@ def _load(part: Component, dtype: torch.dtype | None, device: str | None = None)
     if part.library == "transformers":
         _check_tokens(model, part.path)
     return model.eval()
+
+
+def _stored_dtype(weights: Weights) -> torch.dtype | None:
+    """The floating dtype of most of the weights' bytes, None where they have none."""
+    sizes: Counter[str] = Counter()
+    for header in weights.headers.values():
+        for entry in header.tensors.values():
+            sizes[entry.dtype] += entry.size if entry.dtype in FLOATS else 0
+    return torch_dtype(max(sizes, key=sizes.__getitem__)) if sizes.total() else None
 
 
 def _check_tokens(model: Any, where: Path) -> None:

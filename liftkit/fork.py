@@ -1,0 +1,79 @@
+"""A copy of this process that works beside it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from typing import IO, NoReturn
+
+from liftkit.interrupt import ENDING
+
+
+def may_fork() -> bool:
+    """True where a copy finds no lock held by a thread that it has not: on Linux, as long as Python has no second one.
+
+    Those of the numeric libraries wait while nothing is computed, and they see to it themselves that they can be copied.
+    """
+    return sys.platform == "linux" and threading.active_count() == 1
+
+
+class Fork:
+    """A copy of this process that reads and writes lines, as far as it takes with the names of :class:`subprocess.Popen`.
+
+    Args:
+        work: called in the copy with the lines that are written to ``stdin``, and the file that ``stdout`` reads.
+        errors: the file that what it prints goes to.
+    """
+
+    def __init__(self, work: Callable[[IO[str], IO[str]], object], errors: IO[str]) -> None:
+        (questions, ours), (theirs, answers) = os.pipe(), os.pipe()
+        self.returncode: int | None = None
+        # What a signal raises is for this process alone: the copy gets none before it has handlers of its own.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(ours)
+            os.close(theirs)
+            _run(lambda: work(os.fdopen(questions), os.fdopen(answers, "w")), before, errors)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(questions)
+        os.close(answers)
+        self.stdin, self.stdout = os.fdopen(ours, "w"), os.fdopen(theirs)
+
+    def kill(self) -> None:
+        """End it now."""
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Wait for its end.
+
+        Returns:
+            Its exit code, or the negative number of the signal that ended it.
+        """
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+
+def _run(work: Callable[[], object], mask: Iterable[int], errors: IO[str]) -> NoReturn:
+    """The copy: it ends here, whatever happens, for all that is below on the stack is the work of the other."""
+    code = 1
+    try:
+        for number in ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for output in (1, 2):
+            os.dup2(errors.fileno(), output)
+        sys.stdout = sys.stderr = errors  # type: ignore[assignment]
+        work()
+        code = 0
+    finally:
+        if code:
+            traceback.print_exc(file=errors)
+            errors.flush()
+        os._exit(code)
