@@ -45,7 +45,8 @@ SPACES: dict[str, type[ColorSpace]] = {}
 class ColorSpace:
     """A color space with its normalization: ``(values - mean) / std``.
 
-    A subclass has a ``name``, ``_from_srgb`` and ``_to_srgb``; defining it is enough for fits and files to know it.
+    A subclass has a ``name``, ``_from_srgb`` and ``_to_srgb``, which map each pixel by itself; defining it is enough for fits
+    and files to know it.
 
     Args:
         mean: three numbers, in the space's own units.
@@ -143,7 +144,9 @@ class Oklab(ColorSpace):
     @staticmethod
     def _from_srgb(images: Tensor) -> Tensor:
         # Linear RGB is not negative, nor are the shares that make LMS of it.
-        return _mix(_cube_root(_mix(_to_linear(images), _LMS_FROM_RGB)), _LAB_FROM_LMS)
+        lms = _mix(_to_linear(images), _LMS_FROM_RGB)
+        # Eight bits have no gradient, and nothing between 0 and 1e-5, so that they need no line near 0.
+        return _mix(_power(lms, 1.0 / 3.0) if images.dtype == torch.uint8 else _cube_root(lms), _LAB_FROM_LMS)
 
     def _to_srgb(self, values: Tensor) -> Tensor:
         lms = _mix(values, _LMS_FROM_LAB).pow(3)
@@ -218,7 +221,7 @@ def _cube_root(values: Tensor) -> Tensor:
 
 
 def _power(values: Tensor, exponent: float) -> Tensor:
-    """Values > 0 to a power; torch's own takes ten times as long on a CPU."""
+    """Values >= 0 to a power > 0; torch's own takes ten times as long on a CPU."""
     return torch.log(values).mul_(exponent).exp_()
 
 

@@ -96,9 +96,7 @@ def collect(work: Pass, observer: Observer | None = None) -> Collection:
     Raises:
         UsageError: if the VAE makes something that is not finite.
     """
-    # A GPU has what a product needs already; other devices than CUDA's have no float64.
-    device = work.source.space.vae.device
-    collection = _resume(work).on(device if device.type == "cuda" else "cpu")
+    collection = _resume(work)
     index, parts = work.part
     places = range(index, len(work.source), parts)
     with (observer or Silent()).stage("fit: encoding images", len(places), "images") as advance:
@@ -192,14 +190,29 @@ def _add(work: Pass, collection: Collection, places: range, indices: Tensor, lat
     """Add pairs, and count them as done."""
     collection.whole = False
     device = collection.any.folds[0].cross.device
-    tokens = patchify(latents, work.latent_patch).to(device)
-    # Fold by fold, so that what one product needs stays in the cache until it is taken.
-    for _, which in collection.any.groups(indices):
-        seen, own = images[which.to(images.device)], tokens[which.to(device)]
-        for name, folds in collection.folds.items():
-            folds.update(own, patchify(SPACES[name].plain(seen), work.side).to(device), indices[which])
+    groups = list(collection.any.groups(indices))
+    order, sizes = torch.cat([which for _, which in groups]), [len(which) for _, which in groups]
+    own = patchify(latents.index_select(0, order.to(latents.device)), work.latent_patch).to(device, torch.float64)
+    patches = _patches(images.index_select(0, order.to(images.device)), work.side)
+    for name, folds in collection.folds.items():
+        seen = SPACES[name].plain(patches.flatten(1, 2)[None]).to(device).view_as(patches)
+        parts = seen.split([size * own.shape[1] for size in sizes], dim=1)
+        for (fold, _), latent_tokens, part in zip(groups, own.split(sizes), parts):
+            # Token by token, and in the moments' precision, in one copy, which the products find in the cache.
+            tokens = part.transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format)
+            folds.folds[fold].update(latent_tokens, tokens.view(*latent_tokens.shape[:2], -1))
     collection.done = places.index(int(indices[-1])) + 1
     collection.whole = True
+
+
+def _patches(images: Tensor, side: int) -> Tensor:
+    """Images (B, C, H, W) cut into patches, (C, B * N, side, side): below one another they are an image again, so that images are
+    cut once for all color spaces, and while a value is a byte."""
+    batch, channels, height, width = images.shape
+    # A copy takes as long for one byte as for eight: neighbors of eight bits are moved together.
+    values = images.view(torch.int64) if images.dtype == torch.uint8 and side % 8 == 0 else images
+    grid = values.reshape(batch, channels, height // side, side, width // side, -1).permute(1, 0, 2, 4, 3, 5)
+    return grid.contiguous().view(images.dtype).view(channels, -1, side, side)
 
 
 def _save(work: Pass, collection: Collection) -> None:
@@ -210,7 +223,10 @@ def _save(work: Pass, collection: Collection) -> None:
 
 
 def _resume(work: Pass) -> Collection:
-    """The collection of an interrupted pass over the same images, or an empty one."""
+    """The collection of an interrupted pass over the same images, or an empty one; on the GPU that encodes, which has what a
+    product needs already. Other devices than CUDA's have no float64."""
+    vae = work.source.space.vae.device
+    device = vae if vae.type == "cuda" else torch.device("cpu")
     if work.checkpoint is not None and work.checkpoint.exists():
         try:
             folds, metadata = read_folds(work.checkpoint)
@@ -218,9 +234,10 @@ def _resume(work: Pass) -> Collection:
             folds, metadata = {}, {}
         if (metadata.get("identity"), metadata.get("part")) == (work.identity(), str(work.part)):
             done = int(metadata["done"])
-            return Collection(folds, done, done)
+            return Collection(folds, done, done).on(device)
     rank = work.source.space.channels * work.latent_patch**2
-    return Collection({name: FoldedMoments(rank, 3 * work.side**2) for name in work.colors})
+    with device:
+        return Collection({name: FoldedMoments(rank, 3 * work.side**2) for name in work.colors})
 
 
 def fitted_color(color: type[ColorSpace], moments: TokenMoments) -> ColorSpace:
