@@ -190,17 +190,17 @@ def _add(work: Pass, collection: Collection, places: range, indices: Tensor, lat
     """Add pairs, and count them as done."""
     collection.whole = False
     device = collection.any.folds[0].cross.device
-    groups = list(collection.any.groups(indices))
-    order, sizes = torch.cat([which for _, which in groups]), [len(which) for _, which in groups]
+    groups = [which for _, which in collection.any.groups(indices)]
+    order, sizes = torch.cat(groups), [len(which) for which in groups]
     own = patchify(latents.index_select(0, order.to(latents.device)), work.latent_patch).to(device, torch.float64)
     patches = _patches(images.index_select(0, order.to(images.device)), work.side)
     for name, folds in collection.folds.items():
         seen = SPACES[name].plain(patches.flatten(1, 2)[None]).to(device).view_as(patches)
         parts = seen.split([size * own.shape[1] for size in sizes], dim=1)
-        for (fold, _), latent_tokens, part in zip(groups, own.split(sizes), parts):
+        for which, latent_tokens, part in zip(groups, own.split(sizes), parts):
             # Token by token, and in the moments' precision, in one copy, which the products find in the cache.
             tokens = part.transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format)
-            folds.folds[fold].update(latent_tokens, tokens.view(*latent_tokens.shape[:2], -1))
+            folds.update(latent_tokens, tokens.view(*latent_tokens.shape[:2], -1), indices[which])
     collection.done = places.index(int(indices[-1])) + 1
     collection.whole = True
 
