@@ -43,12 +43,19 @@ COMMANDS = {
     "try": ["model"],
     "verify": ["model"],
 }
-"""What each command is called with; nothing that is named exists, and none comes to look for it before its first word."""
+"""What each command is called with; nothing more than :func:`lay_out` makes is looked for before the first word."""
+
+
+def lay_out(folder: Path) -> None:
+    """An empty folder for each thing that a command names, for one that names nothing is refused before its first word."""
+    for word in {word for words in COMMANDS.values() for word in words if not word.startswith("-")}:
+        (folder / word).mkdir()
 
 
 def first_word(name: str) -> tuple[float, float]:
     """Seconds to the first byte that a command prints, and of the processor about then."""
     with tempfile.TemporaryDirectory() as folder:
+        lay_out(Path(folder))
         start = time.perf_counter()
         command = [sys.executable, "-m", "liftkit", *name.split(), *COMMANDS[name]]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder)

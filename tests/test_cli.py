@@ -87,13 +87,13 @@ def test_a_fault_of_ours_is_one_line_and_debug_shows_the_traceback(
         raise RuntimeError("sprocket")
 
     monkeypatch.setattr(plan, "make_plan", broken)
-    code, _, err = cli("convert", "x", "--images", "demo", "-o", tmp_path / "out")
+    code, _, err = cli("convert", "demo", "--images", "demo", "-o", tmp_path / "out")
     assert code == 1
     assert "RuntimeError: sprocket" in err
     assert "--debug" in err
     assert "Traceback" not in err
     with pytest.raises(RuntimeError, match="sprocket"):
-        cli("--debug", "convert", "x", "--images", "demo", "-o", tmp_path / "out")
+        cli("--debug", "convert", "demo", "--images", "demo", "-o", tmp_path / "out")
 
 
 def test_every_option_has_help_and_every_command_an_answer() -> None:

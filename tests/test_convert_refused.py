@@ -190,7 +190,7 @@ def test_lifts_that_do_not_fit(cli: Cli, model: Path, tmp_path: Path) -> None:
     Lift(random, 1.0, patch_size=6, latent_patch=2).save(tmp_path / "lift.safetensors")
     arguments = ("convert", model, "-o", tmp_path / "out", "--lift")
     failed(cli(*arguments, tmp_path / "lift.safetensors"), "pixel patch 6, the model needs 4")
-    failed(cli(*arguments, tmp_path / "none.safetensors"), "cannot be read")
+    failed(cli(*arguments, tmp_path / "none.safetensors"), "--lift", "no such file")
     assert not (tmp_path / "out").exists()
 
 

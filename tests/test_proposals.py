@@ -10,8 +10,9 @@ import pytest
 
 from liftkit.errors import UsageError
 from liftkit.finetune.estimates import Estimate
-from liftkit.finetune.proposals import parse_memory, propose
+from liftkit.finetune.proposals import propose
 from liftkit.finetune.recipe import Recipe
+from liftkit.options.finetune import memory_size
 from liftkit.progress import Silent
 from tests.recipes import SMALL, load
 
@@ -98,10 +99,10 @@ def test_where_nothing_is_known_nothing_is_proposed() -> None:
     [("24GB", 24 * GB), (" 11.5 gb", 11_500_000_000), ("80GiB", 80 * 2**30), ("512MB", 512 * 10**6)],
 )
 def test_sizes(text: str, expected: int) -> None:
-    assert parse_memory(text) == expected
+    assert memory_size(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "24", "GB", "0GB", "-1GB", "1e3GB", "24TB", "٢GB", "24 GB GB"])
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected a size such as 24GB"):
-        parse_memory(text)
+        memory_size(text)

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from liftkit.errors import UsageError
-from liftkit.finetune.recipe import RULES, Recipe
+from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.recipe_file import load_recipe
 from tests.recipes import SMALL, keys, load, problems, refused, written
 
@@ -253,70 +252,6 @@ def test_tabs_and_wide_characters_stand_above_the_caret() -> None:
     line, caret = refused(f'{SMALL}previews: {{prompts: ["日本\t"], count: many}}\n').splitlines()[-2:]
     before = line[: line.index("many")]
     assert caret == re.sub(r"[^\t]", " ", before.replace("日本", "日本语语")) + "^^^^"
-
-
-# What goes together.
-
-
-BROKEN = {
-    ("base.quantize", "trainable.mode"): (("base.quantize=int8", "trainable.mode=full"), "int8"),
-    ("objective.repa", "objective.loss", "trainable.mode"): (("objective.repa=0.5",), "0.5"),
-    ("data.flip", "space", "objective.loss"): (("data.flip=0.5",), "0.5"),
-    ("data.crop", "space", "objective.loss"): (("data.crop=adm",), "adm"),
-    ("model", "objective.loss", "trainable.mode"): (("model=new", "objective.loss=flow"), "new"),
-    ("network.vae", "space", "model"): (
-        ("model=new", "network.vae=demo", "objective.loss=flow", "trainable.mode=full"),
-        "demo",
-    ),
-    ("base.offload", "gradient_checkpointing"): (("base.offload=blocks",), "blocks"),
-    ("base.offload", "base.quantize"): (
-        ("base={offload: blocks, quantize: int8}", "gradient_checkpointing=true"),
-        "blocks",
-    ),
-    ("base.offload", "trainable.mode", "objective.loss"): (
-        ("base.offload=blocks", "gradient_checkpointing=true", "trainable.mode=full", "objective={loss: flow}"),
-        "blocks",
-    ),
-    ("base.offload", "compile"): (("base.offload=blocks", "gradient_checkpointing=true", "compile=true"), "blocks"),
-    ("micro_batch", "batch_size"): (("batch_size=10", "micro_batch=4"), "4"),
-    ("objective.loss", "space"): (("space=latent",), "latent"),
-    ("objective.perceptual", "objective.loss"): (("objective={loss: flow, perceptual: vae}",), "vae"),
-    ("objective.perceptual", "objective.kappa"): (("objective={kappa: null, perceptual: vae}",), "vae"),
-    ("objective.terms",): (("objective.terms={x: 1}",), "{"),
-    ("objective.adversarial", "space"): (("space=latent", "objective={loss: flow, adversarial: 0.1}"), "0.1"),
-    ("init", "objective.loss"): (("init=random", "trainable.mode=full"), "random"),
-    ("trainable.open", "space"): (("space=latent", "objective.loss=flow", "trainable.open=1"), "1"),
-    ("objective.borders", "space"): (("space=latent", "objective={loss: flow, borders: 20}"), "20"),
-    ("objective.bands", "space"): (("space=latent", "objective={loss: flow, bands: {}}"), "{"),
-    ("trainable.head", "space"): (("space=latent", "objective.loss=flow", "trainable.head={}"), "{"),
-    ("trainable.mode", "init"): (("init=random", "objective.loss=flow"), "random"),
-    ("precision", "optimizer.name"): (("precision=fp16", "optimizer.name=muon"), "fp16"),
-    ("save", "trainable.mode"): (("trainable.mode=full", "save=adapter"), "adapter"),
-    ("optimizer.decay_from", "optimizer.decay"): (("optimizer={decay: cosine, decay_from: 1}",), "1"),
-    ("validation.quantiles", "validation.images"): (("validation.images=4",), "4"),
-}
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: " ".join(rule.keys))
-def test_rules_are_reported_where_they_are_broken(rule: Any) -> None:
-    overrides, value = BROKEN[rule.keys]
-    lines = refused(SMALL, *overrides).splitlines()
-    assert lines[0] == "recipe.yaml: 1 problem"
-    assert rule.law in lines[1]
-    begin, end = lines[3].index("^"), lines[3].rindex("^") + 1
-    assert lines[2][begin:end] == value
-
-
-def test_rules_hold_in_python_too() -> None:
-    with pytest.raises(ValidationError, match="micro_batch divides batch_size"):
-        Recipe(model="demo", output="run", data={"sources": [{"kind": "demo"}]}, micro_batch=5)  # type: ignore[arg-type]
-
-
-def test_rules_wait_for_values_that_are_wrong() -> None:
-    found = problems(SMALL, "space=latent", "objective.loss=flwo", "batch_size=0", "micro_batch=5", "ema.gamma=0")
-    assert len(found) == 3
-    assert not any("needs" in line or "divides" in line for line in found)
-    assert len(problems(SMALL, "space=latent", "objective=none")) == 1
 
 
 # Overrides.

@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from liftkit.finetune.recipe import RULES, SOURCES, Recipe
+from liftkit.finetune.recipe import SOURCES, Recipe
+from liftkit.finetune.recipe_rules import IDLE, RULES
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 MARK = "<!-- From here on made by python -m tools.recipe_reference -->\n"
 TYPES = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text", "null": "null"}
+IN_VAIN = (
+    "These keys have an effect with another one's value alone; a run and a dry run name those that are set in vain:"
+)
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 
 
@@ -31,7 +35,8 @@ def reference() -> str:
                 member = schema["$defs"][source.__name__]
                 parts += [f"#### kind: {kind}\n", f"{member['description']}\n", _table(member)]
     laws = "\n".join(f"* {rule.law}" for rule in RULES)
-    return "\n".join([*parts, "### Between keys\n", f"{laws}\n"])
+    idle = "\n".join(f"* with {each.key} {each.when}: {', '.join(each.keys)}" for each in IDLE)
+    return "\n".join([*parts, "### Between keys\n", f"{laws}\n", f"{IN_VAIN}\n", f"{idle}\n"])
 
 
 def write() -> None:

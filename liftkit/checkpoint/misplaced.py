@@ -10,11 +10,39 @@ from pathlib import Path
 from liftkit.checkpoint.contents import kinds_of_change, no_transformer, quantization
 from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.header import read_header
+from liftkit.embedded import MODELS, VAES
 from liftkit.errors import UsageError
 
 _WEIGHTS = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 _ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)([\w.-]+/[\w.-]+)")
 _LORA_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a name has the form of a Hub id, organization/name."""
+    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and "\\" not in model
+
+
+def check_named(value: str, what: str, flag: str = "") -> None:
+    """Raise unless something is there that a name on the command line may mean; only whoever reads it knows whether it will do.
+
+    Args:
+        value: the name; those of embedded models and data, numbers, and of models whatever may be on the Hub, pass.
+        what: what it is to be: ``file``, ``folder``, ``path`` for either, or ``model`` for a model or an adapter.
+        flag: of the option, with a space behind it; empty for an argument.
+
+    Raises:
+        UsageError: if nothing is there.
+    """
+    path = expanded(value)
+    if value in (*MODELS, *VAES) or value.isdecimal() or os.path.exists(path):
+        return
+    if what != "model":
+        kind = "file or folder" if what == "path" else what
+        raise UsageError(f"{flag}{value}: no such {kind}{near(path) or '; check the path'}")
+    # A file on the Hub has more than one slash.
+    if not is_hub_id("/".join(value.split("/")[:2])) or (path.suffix in _WEIGHTS and value.count("/") == 1):
+        raise UsageError(f"{flag}{value}: {misplaced(value)}")
 
 
 def misplaced(source: str) -> str:

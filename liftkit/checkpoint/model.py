@@ -10,7 +10,7 @@ from typing import Any
 
 from liftkit.checkpoint.classes import check_classes
 from liftkit.checkpoint.files import expanded, reason
-from liftkit.checkpoint.misplaced import misplaced, no_pipeline
+from liftkit.checkpoint.misplaced import is_hub_id, misplaced, no_pipeline
 from liftkit.checkpoint.text import check_unmarked
 from liftkit.checkpoint.text import read_json as read_json
 from liftkit.checkpoint.weights import STEM as STEM
@@ -119,11 +119,6 @@ def find_model(
         hint = "" if path.exists() else "; 'demo' is the embedded model"
         raise UsageError(f"{model}: {misplaced(model)}{hint}")
     return _open(path, model)
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether a name has the form of a Hub id, organization/name."""
-    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and "\\" not in model
 
 
 def _open(path: Path, source: str) -> ModelFolder:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from liftkit.cli import console
-from liftkit.options import Option
+from liftkit.options import Argument, Option
 
 
 def clean(
-    run: Annotated[Path, typer.Argument(metavar="FOLDER", help="Run folder of a finished liftkit finetune.")],
+    run: Annotated[Path, Argument("Run folder of a finished liftkit finetune.", "FOLDER", names="folder")],
     dry_run: Annotated[bool, Option("Print what would be deleted, delete nothing, and stop.")] = False,
 ) -> None:
     """Delete checkpoints and cache of a finished run.

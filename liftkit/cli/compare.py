@@ -32,11 +32,11 @@ def compare(
     Example: liftkit compare demo pixel-klein --html compare.html --cache build/compare
     """
     console.first_word(f"reading {', '.join((options.base, *options.pixels))}")
+    console.hold_report(html, json)
     from liftkit.evaluate.compare import execute
     from liftkit.evaluate.page import compare_page
     from liftkit.evaluate.plan import prepare
 
-    console.hold_report(html, json)
     console.quiet_libraries()
     found = execute(prepare(options), console.Bars())
     print_comparison(found)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from liftkit.cli import console
 from liftkit.cli.answers import conversion_data, plan_data
 from liftkit.cli.push import Public, Push, check, send
-from liftkit.options import ConvertOptions, FitOptions, Option
+from liftkit.options import Argument, ConvertOptions, FitOptions, Option
 
 if TYPE_CHECKING:
     from liftkit.conversion.plan import Plan
@@ -23,7 +21,7 @@ FLUX2 = "Flux2Transformer2DModel"
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Model: a diffusers folder, a Hub id (organization/name), or `demo`.")
+    str, Argument("Model: a diffusers folder, a Hub id (organization/name), or `demo`.", "MODEL", names="model")
 ]
 Output = Annotated[Path, Option("Output folder; it is made whole or not at all.", "FOLDER", ("--output", "-o"))]
 DryRun = Annotated[bool, Option("Print what would happen, write nothing, and stop.")]
@@ -45,10 +43,11 @@ def convert(
     """
     console.first_word(f"reading {model}")
     from liftkit.checkpoint.folder import output_folder
-    from liftkit.conversion.plan import make_plan
 
     check(push, public)
     console.hold(output_folder(output, overwrite=options.overwrite))
+    from liftkit.conversion.plan import make_plan
+
     plan = make_plan(model, output, options)
     print_plan(plan)
     console.result(dry_run=dry_run)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from liftkit.cli import console
 from liftkit.cli.convert import Output
 from liftkit.cli.push import Public, Push, check, send
-from liftkit.options import ExportOptions
+from liftkit.options import Argument, ExportOptions
 
 
 def export(
     folder: Annotated[
         str,
-        typer.Argument(
-            metavar="FOLDER", help="Folder to export: an adapter of ours, or a converted model, finetuned or not."
+        Argument(
+            "Folder to export: an adapter of ours, or a converted model, finetuned or not.", "FOLDER", names="model"
         ),
     ],
     output: Output,
@@ -32,11 +30,12 @@ def export(
     """
     console.first_word(f"reading {folder}")
     from liftkit.checkpoint.folder import output_folder
-    from liftkit.formats.asymflow_limits import unknown_to_comfyui
-    from liftkit.formats.exporting import export_adapter
 
     check(push, public)
     console.hold(output_folder(output, overwrite=options.overwrite))
+    from liftkit.formats.asymflow_limits import unknown_to_comfyui
+    from liftkit.formats.exporting import export_adapter
+
     console.quiet_libraries()
     done = export_adapter(folder, output, **vars(options), observer=console.Bars())
     console.result(format=options.format_, output=output)

@@ -53,9 +53,7 @@ def finetune(
     console.first_word(f"reading {recipe or options.resume or 'the recipe'}")
     check(push, public)
     if options.memory is not None and not dry_run:
-        raise UsageError(
-            f"--memory {options.memory}: settings are looked for by --dry-run alone; add it, or leave --memory out"
-        )
+        raise UsageError("--memory: settings that fit are looked for by --dry-run alone; add it, or leave --memory out")
     chosen, resume = _recipe(recipe, overrides or [], options)
     console.quiet_libraries()
     console.result(dry_run=dry_run, output=chosen.output)
@@ -78,12 +76,13 @@ def finetune(
 def _recipe(recipe: str | None, overrides: list[str], options: FinetuneOptions) -> tuple[Recipe, str | None]:
     """The recipe, and the checkpoint to go on from, of what was given on the command line."""
     from liftkit.finetune.recipe_file import load_recipe
-    from liftkit.finetune.resume import open_run
 
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
         overrides = [recipe, *overrides]
         recipe = None
     if options.resume is not None:
+        from liftkit.finetune.resume import open_run
+
         return open_run(options.resume, recipe, overrides, options.output)
     if recipe is None:
         raise UsageError("no recipe: name one (liftkit recipes list has those that are shipped), or --resume a run")
@@ -172,12 +171,10 @@ def _next(recipe: Recipe, result: Path) -> str:
 
 def _dry_run(recipe: Recipe, resume: str | None, options: FinetuneOptions) -> None:
     from liftkit.finetune.dry_run import describe
-    from liftkit.finetune.proposals import parse_memory
 
-    memory = None if options.memory is None else parse_memory(options.memory)
     if options.show_recipe:
         console.out.print(recipe.to_yaml())
-    tables = describe(recipe, console.Bars(), resume, memory)
+    tables = describe(recipe, console.Bars(), resume, options.memory)
     console.result(recipe=recipe.model_dump(mode="json"), estimate={title: dict(rows) for title, rows in tables})
     for title, rows in tables:
         console.table(title, rows)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from liftkit.cli import console
 from liftkit.cli.convert import data_rows, lift_rows
-from liftkit.options import FitOptions, Option
+from liftkit.options import Argument, FitOptions, Option
 
 if TYPE_CHECKING:
     from liftkit.fit.job import FitJob
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 def fit(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL", help="Model: a diffusers folder or a Hub id; with --merge, files of moments."),
+        Argument("Model: a diffusers folder or a Hub id; with --merge, files of moments.", "MODEL", names="model"),
     ],
     output: Annotated[
         Path | None, Option("Lift to write (.safetensors).", "FILE", ("--output", "-o"), default="none")

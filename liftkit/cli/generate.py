@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+from liftkit.checkpoint.files import expanded
 from liftkit.cli import console
 from liftkit.cli.sample import Pipeline
 from liftkit.options import GenerateOptions, Option
@@ -20,6 +21,7 @@ def generate(
             "Text file of prompts, one in each line, which take turns; `demo` takes the embedded ones. With --layout, the "
             "benchmark's file or folder.",
             "FILE",
+            names="path",
         ),
     ],
     output: Annotated[
@@ -37,8 +39,14 @@ def generate(
     console.first_word(f"reading {folder}")
     from liftkit.checkpoint.model import find_model
     from liftkit.data.prompts import read_prompts
-    from liftkit.device import choose_device
     from liftkit.errors import UsageError
+
+    path = expanded(prompts)
+    if options.layout is None and prompts != "demo" and not path.is_file():
+        raise UsageError(f"--prompts {prompts}: no such file; give a text file, one prompt a line, or 'demo'")
+    texts = [] if options.layout is not None else read_prompts(None if prompts == "demo" else path)
+    model = find_model(folder)
+    from liftkit.device import choose_device
     from liftkit.evaluate.generate import generate as run
     from liftkit.evaluate.layouts import read_layout
     from liftkit.formats.adapters import open_adapter
@@ -46,14 +54,10 @@ def generate(
 
     console.quiet_libraries()
     console.resumable()
-    layout = None if options.layout is None else read_layout(options.layout, Path(prompts))
-    if layout is None and prompts != "demo" and not Path(prompts).is_file():
-        raise UsageError(f"--prompts {prompts}: no such file; give a text file, one prompt a line, or 'demo'")
+    layout = None if options.layout is None else read_layout(options.layout, path)
     if layout is not None and (summary := layout.tally.summary()):
         console.note(summary)
-    texts = [] if layout is not None else read_prompts(None if prompts == "demo" else Path(prompts))
     chosen, why = choose_device(options.device)
-    model = find_model(folder)
     check_pictures(model, options.pictures)
     adapter = None if options.adapter is None else open_adapter(options.adapter)
     first = first_process()

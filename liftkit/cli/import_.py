@@ -6,12 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from liftkit.checkpoint.files import expanded
 from liftkit.cli import console
 from liftkit.cli.push import Public, Push, check, send
-from liftkit.options import ImportOptions, Option
+from liftkit.options import Argument, ImportOptions, Option
 
 if TYPE_CHECKING:
     from liftkit.formats.kinds import Kind
@@ -21,10 +19,11 @@ if TYPE_CHECKING:
 def import_(
     source: Annotated[
         str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="Source: an adapter (our folder, the AsymFlow authors', or a Hub id), a LoRA (a file, or peft's folder), or a "
+        Argument(
+            "Source: an adapter (our folder, the AsymFlow authors', or a Hub id), a LoRA (a file, or peft's folder), or a "
             "checkpoint in the original layout (a file).",
+            "SOURCE",
+            names="model",
         ),
     ],
     output: Annotated[Path, Option("Output folder; for a LoRA, the file.", "FOLDER|FILE", ("--output", "-o"))],

@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 from typer.models import ParameterInfo
 
 from liftkit.checkpoint.files import expanded
+from liftkit.checkpoint.misplaced import check_named
 from liftkit.options import Argument, Option
 
 PICTURE = re.compile(r"\.[a-zA-Z]{3,5}$")
@@ -52,13 +53,21 @@ def _bounds(parameter: Any) -> str | None:
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose options objects are options of their own, and whose metavars are words."""
+    """A command whose options objects are options of their own, and whose metavars are words.
+
+    What its options name is looked for first: a command that names nothing is refused before it imports anything.
+    """
     own = signature(command, eval_str=True)
     objects = {name: each.annotation for name, each in own.parameters.items() if is_dataclass(each.annotation)}
+    options = named_options(command)
 
     @wraps(command)
     def run(**given: Any) -> Any:
         given = {name: _from_home(value) for name, value in given.items()}
+        for name, option in options.items():
+            _check_there(name, option, given[name])
+            if option.parse is not None and given[name] is not None:
+                given[name] = option.parse(given[name])
         for name, kind in objects.items():
             given[name] = _build(kind, given)
         return command(**given)
@@ -72,6 +81,28 @@ def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     vars(run)["__signature__"] = own.replace(parameters=parameters)
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
+
+
+def named_options(command: Callable[..., Any]) -> dict[str, Option]:
+    """The options of a command by parameter, those of its options objects among them."""
+    hints: dict[str, Any] = {}
+    for each in signature(command, eval_str=True).parameters.values():
+        own = is_dataclass(each.annotation)
+        hints |= {name: hint for name, _, hint in _fields(each.annotation)} if own else {each.name: each.annotation}
+    found = {name: get_args(hint)[1] for name, hint in hints.items() if get_origin(hint) is Annotated}
+    return {name: info for name, info in found.items() if isinstance(info, Option)}
+
+
+def _check_there(name: str, option: Option, value: Any) -> None:
+    """Raise unless what an option names is there."""
+    flag = "" if isinstance(option, Argument) else f"{_flags(name, option)[0]} "
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if each is not None and option.names is not None:
+            check_named(str(each), option.names, flag)
+
+
+def _flags(name: str, option: Option) -> tuple[str, ...]:
+    return option.flags or (f"--{name.replace('_', '-')}",)
 
 
 def _from_home(value: Any) -> Any:
@@ -126,14 +157,12 @@ def _typer(name: str, annotation: Any) -> Any:
     if isinstance(info, Argument):
         info = typer.Argument(help=info.help, metavar=info.metavar)
     elif isinstance(info, Option):
-        flags = info.flags or (f"--{name.replace('_', '-')}",)
+        flags = _flags(name, info)
         shown: Any = info.default or True
         bounds: Any = {"min": info.min, "max": info.max}
         if info.parse is not None:
             type_ = str | None
-        info = typer.Option(
-            *flags, help=info.help, metavar=info.metavar, show_default=shown, parser=info.parse, **bounds
-        )
+        info = typer.Option(*flags, help=info.help, metavar=info.metavar, show_default=shown, **bounds)
     if isinstance(info, ParameterInfo) and info.metavar is None:
         info.metavar = _word(type_)
     return Annotated[type_, info]

@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from liftkit.cli import console
 from liftkit.cli.convert import lift_rows
-from liftkit.options import ReportOptions
+from liftkit.options import Argument, ReportOptions
 
 if TYPE_CHECKING:
     from liftkit.report.data import Report
 
 
 def report(
-    path: Annotated[Path, typer.Argument(metavar="FOLDER", help="Converted folder, or a lift (.safetensors).")],
+    path: Annotated[Path, Argument("Converted folder, or a lift (.safetensors).", "FOLDER", names="path")],
     *,
     options: ReportOptions,
 ) -> None:
@@ -27,10 +25,10 @@ def report(
     Example: liftkit report klein-pixel --html report.html
     """
     console.first_word(f"reading {path}")
+    console.hold_report(options.html, options.json)
     from liftkit.report.data import read_report
     from liftkit.report.pages import alignment_page
 
-    console.hold_report(options.html, options.json)
     found = read_report(path)
     other = read_report(options.compare) if options.compare is not None else None
     console.result(report=found.to_dict(), other=other and other.to_dict(), angles=None)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
-import typer
-
 from liftkit.cli import console
-from liftkit.options import Option, SampleOptions
+from liftkit.options import Argument, Option, SampleOptions
 
 Pipeline = Annotated[
     str,
-    typer.Argument(metavar="FOLDER", help="Pipeline, latent or converted: a folder, a Hub id, or `demo`."),
+    Argument("Pipeline, latent or converted: a folder, a Hub id, or `demo`.", "FOLDER", names="model"),
 ]
 
 
@@ -45,19 +43,20 @@ def sample(
     """
     console.first_word(f"reading {folder}")
     from liftkit.checkpoint.model import find_model
+    from liftkit.report.saving import held_output, save_images
+
+    output = os.path.expanduser(output)
+    console.hold(held_output(output))
+    model = find_model(folder)
     from liftkit.device import choose_device
     from liftkit.formats.adapters import open_adapter
     from liftkit.models.editing import check_pictures
     from liftkit.models.loaded import load_pipeline
     from liftkit.models.sampling import check_options
     from liftkit.models.sampling import sample as run
-    from liftkit.report.saving import held_output, save_images
 
     console.quiet_libraries()
-    output = os.path.expanduser(output)
-    console.hold(held_output(output))
     chosen, why = choose_device(options.device)
-    model = find_model(folder)
     check_pictures(model, options.pictures)
     adapter = None if options.adapter is None else open_adapter(options.adapter)
     pipeline = load_pipeline(model, chosen, adapter=adapter, offload=options.offload)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from liftkit.checkpoint.files import expanded
 from liftkit.cli import console
-from liftkit.options import Device, Option
+from liftkit.options import Argument, Device, Option
 
 
 def try_(
     folders: Annotated[
         list[str],
-        typer.Argument(
-            metavar="FOLDER",
-            help="Models to try: latent or converted folders, adapters, Hub ids, or `demo`.",
-        ),
+        Argument("Models to try: latent or converted folders, adapters, Hub ids, or `demo`.", "FOLDER", names="model"),
     ],
     base: Annotated[
-        str, Option("Latent model that adapters among the folders apply to: a folder, a Hub id, or `demo`.", "MODEL")
+        str,
+        Option(
+            "Latent model that adapters among the folders apply to: a folder, a Hub id, or `demo`.",
+            "MODEL",
+            names="model",
+        ),
     ] = "demo",
     port: Annotated[
         int | None, Option("Port on this machine.", min=1, max=65_535, default="the first free one from 7860")

@@ -7,17 +7,18 @@ from typing import Annotated
 import typer
 
 from liftkit.cli import console
-from liftkit.options import Option
+from liftkit.options import Argument, Option
 
 
 def verify(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Folder that liftkit convert made.")],
+    folder: Annotated[str, Argument("Folder that liftkit convert made.", "FOLDER", names="folder")],
     source: Annotated[
         str | None,
         Option(
             "Model that the folder was made from; every unchanged tensor is compared with its own, byte for byte.",
             "FOLDER",
             default="not compared",
+            names="model",
         ),
     ] = None,
 ) -> None:

@@ -48,6 +48,8 @@ def describe(
     Raises:
         UsageError: whatever else the run itself would complain about before training.
     """
+    if (idle := recipe.in_vain()) is not None:
+        observer.note(idle)
     folder = RunFolder(recipe.output)
     resume = folder.resumed(resume, observer.note)
     folder.check(resuming=resume is not None)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from liftkit.errors import UsageError
 from liftkit.finetune.estimates import Estimate
 from liftkit.finetune.needs import Needs, Rows
 from liftkit.finetune.recipe import Recipe
@@ -24,19 +22,6 @@ CHANGES: tuple[tuple[Keys, Keys], ...] = (
 )
 """Keys to set, and those that must be so before: first what changes nothing but speed, then how exact the frozen weights and the
 optimizer are, then what is slow."""
-UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of a size such as ``24GB`` or ``80GiB``.
-
-    Raises:
-        UsageError: saying what is expected.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MG]I?B)\s*", text.upper(), re.ASCII)
-    if found is None or not float(found[1]):
-        raise UsageError(f"--memory {text}: expected a size such as 24GB, 11.5GB or 80GiB")
-    return int(float(found[1]) * UNITS[found[2]])
 
 
 def propose(needs: Needs, budget: int, observer: Observer) -> Rows:

@@ -17,9 +17,10 @@ from liftkit.checkpoint.files import expanded, reason
 from liftkit.checkpoint.misplaced import near
 from liftkit.checkpoint.source import open_regular
 from liftkit.errors import UsageError
-from liftkit.finetune.recipe import Recipe, broken_rules
+from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.recipe_paths import missing_paths
 from liftkit.finetune.recipe_problems import Problem, Source, report, spot
+from liftkit.finetune.recipe_rules import broken_rules
 from liftkit.finetune.recipe_schema import explain, is_table, location_of
 from liftkit.finetune.recipe_yaml import BAD, CORE, Location, Plain, YamlError, compose
 from liftkit.finetune.shipped import shipped_recipe, shipped_recipes

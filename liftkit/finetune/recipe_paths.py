@@ -11,8 +11,7 @@ from typing import Any, TypeGuard
 from yaml.nodes import ScalarNode
 
 from liftkit.checkpoint.files import expanded
-from liftkit.checkpoint.misplaced import misplaced, near
-from liftkit.checkpoint.model import is_hub_id
+from liftkit.checkpoint.misplaced import is_hub_id, misplaced, near
 from liftkit.embedded import MODELS, VAES
 from liftkit.finetune.recipe_network import NEW
 from liftkit.finetune.recipe_schema import dotted

@@ -34,7 +34,7 @@ def learned_adapter(recipe: Recipe, trainee: Trainee, values: dict[str, Tensor],
         weight = key.replace(LORA_A, ".weight").replace(LORA_B, ".weight")
         stored = weights.read(weight)
         tensors[key] = compact(value, value.dtype if stored is None else stored.dtype).contiguous()
-    record = base_record(trainee.folder)
+    record = read_record(trainee.folder.path)
     return Adapter(
         tensors=tensors,
         alpha=recipe.trainable.alpha or float(recipe.trainable.rank),
@@ -80,11 +80,6 @@ def sampling_of(folder: ModelFolder) -> dict[str, Any]:
     return {"sampling": {"solver": solver, **choices}}
 
 
-def base_record(folder: ModelFolder) -> dict[str, Any]:
-    """``liftkit.json`` of a converted folder; empty for others."""
-    return read_record(folder.path)
-
-
 def write_model(adapter: Adapter, folder: ModelFolder, target: Path, observer: Observer) -> None:
     """The folder that training began from with what was learned merged in; unchanged tensors are copied file to file.
 
@@ -95,7 +90,7 @@ def write_model(adapter: Adapter, folder: ModelFolder, target: Path, observer: O
     with atomic_folder(target, overwrite=True) as building:
         write_merged(adapter, folder, building, observer)
         write_text(building / "README.md", card(adapter, folder, "model"))
-        record = {**base_record(folder), "finetune": adapter.provenance}
+        record = {**read_record(folder.path), "finetune": adapter.provenance}
         record.setdefault("format", "liftkit.finetune")
         record.setdefault("version", 1)
         write_record(building, record)

@@ -17,13 +17,13 @@ from liftkit.checkpoint.folder import manifest
 from liftkit.checkpoint.hashing import TABLE, hexadecimal, named_digests
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.record import like
+from liftkit.checkpoint.record import read_record as folder_record
 from liftkit.checkpoint.text import read_text
 from liftkit.embedded import MODELS
 from liftkit.errors import UsageError
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.recipe_paths import paths_from
-from liftkit.finetune.result import base_record
 from liftkit.finetune.run_folder import RunFolder, resume_command, run_record
 from liftkit.finetune.state import RECORD, find_checkpoint, read_record
 
@@ -148,7 +148,7 @@ def model_record(folder: ModelFolder, before: Resumption | None = None) -> dict[
         folder: of the model.
         before: a run to compare with, whose checkpoint may have digests by the hash of an older version.
     """
-    digests = base_record(folder).get(TABLE) or {
+    digests = folder_record(folder.path).get(TABLE) or {
         f"transformer/{name}": digest for name, digest in manifest(folder.path / "transformer").items()
     }
     if before is not None:

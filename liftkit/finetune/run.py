@@ -67,6 +67,8 @@ def finetune(recipe: Recipe, *, resume: str | None = None, observer: Observer | 
 
 def _finetune(recipe: Recipe, resume: str | None, observer: Observer) -> Finetuned:
     folder = RunFolder(recipe.output)
+    if (idle := recipe.in_vain()) is not None:
+        observer.note(idle)
     folder.check(resuming=resume is not None)
     resume = folder.resumed(resume, observer.note)
     resumption = find_resumption(recipe, resume) if resume is not None else None

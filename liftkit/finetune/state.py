@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from liftkit.checkpoint.files import read_safetensors, reason, write_safetensors, write_text
 from liftkit.checkpoint.folder import atomic_folder
 from liftkit.checkpoint.leftovers import discard
 from liftkit.checkpoint.model import read_json
 from liftkit.errors import LiftkitError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 RECORD = "state.json"
 _NAME = re.compile(r"step-(\d+)")
@@ -146,6 +147,8 @@ def optimizer_tensors(
     optimizers: list[torch.optim.Optimizer], parameters: dict[str, nn.Parameter]
 ) -> dict[str, Tensor]:
     """The state of optimizers as ``parameter/entry``, whole even where parameters are sharded."""
+    import torch
+
     names = {id(parameter): name for name, parameter in parameters.items()}
     result = {}
     for optimizer in optimizers:
@@ -188,6 +191,8 @@ def load_parameters(targets: dict[str, Tensor], tensors: dict[str, Tensor], what
     Raises:
         UsageError: if names or shapes differ.
     """
+    import torch
+
     if set(targets) != set(tensors):
         odd = sorted(set(targets) ^ set(tensors))[0]
         raise UsageError(

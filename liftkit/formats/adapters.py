@@ -13,8 +13,8 @@ from liftkit.checkpoint.components import read_components
 from liftkit.checkpoint.files import expanded, write_text
 from liftkit.checkpoint.finite import check_files
 from liftkit.checkpoint.folder import RECORD, atomic_folder, check_space
-from liftkit.checkpoint.misplaced import lora_advice, lora_folder, misplaced
-from liftkit.checkpoint.model import ModelFolder, fetch, find_model, is_hub_id, read_json
+from liftkit.checkpoint.misplaced import is_hub_id, lora_advice, lora_folder, misplaced
+from liftkit.checkpoint.model import ModelFolder, fetch, find_model, read_json
 from liftkit.checkpoint.record import read_record, write_record
 from liftkit.conversion.card import adapter_card
 from liftkit.conversion.plan import check_apart

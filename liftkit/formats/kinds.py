@@ -7,8 +7,7 @@ from typing import Literal
 from liftkit.checkpoint.contents import FOLDED, cannot_fold, kinds_of_change, part_of
 from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.header import read_header
-from liftkit.checkpoint.misplaced import misplaced
-from liftkit.checkpoint.model import is_hub_id
+from liftkit.checkpoint.misplaced import is_hub_id, misplaced
 from liftkit.errors import UsageError
 from liftkit.formats.asymflow_adapter import is_asymflow_adapter
 from liftkit.formats.lora_read import lora_file

@@ -22,7 +22,7 @@ from liftkit.options.fit import (
     rank_or_auto,
 )
 from liftkit.options.formats import ExportOptions, ImportOptions
-from liftkit.options.option import LAST_SEED, Argument, Auto, Device, Option, Overwrite, Shards, ShardsOption
+from liftkit.options.option import LAST_SEED, Argument, Auto, Device, Named, Option, Overwrite, Shards, ShardsOption
 from liftkit.options.report import Html, ReportOptions
 from liftkit.options.sampling import (
     STRENGTH,

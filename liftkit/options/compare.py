@@ -14,13 +14,14 @@ from liftkit.options.sampling import Guidance
 class CompareOptions:
     """Choices of a comparison."""
 
-    base: Annotated[str, Argument("Latent model: a folder, a Hub id, or `demo`.", "MODEL")]
-    pixels: Annotated[tuple[str, ...], Argument("Pixel models: one or more converted folders.", "PIXEL")]
+    base: Annotated[str, Argument("Latent model: a folder, a Hub id, or `demo`.", "MODEL", names="model")]
+    pixels: Annotated[tuple[str, ...], Argument("Pixel models: one or more converted folders.", "PIXEL", names="model")]
     real: Annotated[
         str,
         Option(
             "Folder of real images, or `demo` for the embedded ones; an image without a caption takes the empty prompt.",
             "FOLDER",
+            names="folder",
         ),
     ] = "demo"
     count: Annotated[
@@ -58,6 +59,7 @@ class CompareOptions:
         Option(
             "Control: the latent base, trained on for as long on the same images.",
             "FOLDER",
+            names="model",
             default="without this control",
         ),
     ] = None
@@ -66,12 +68,18 @@ class CompareOptions:
         Option(
             "Control: the pixel network, trained from random weights by the same recipe.",
             "FOLDER",
+            names="model",
             default="without this control",
         ),
     ] = None
     prompts: Annotated[
         Path | None,
-        Option("Text file of prompts, one in each line, to use instead of captions.", "FILE", default="captions"),
+        Option(
+            "Text file of prompts, one in each line, to use instead of captions.",
+            "FILE",
+            default="captions",
+            names="file",
+        ),
     ] = None
     metrics: Annotated[
         str,

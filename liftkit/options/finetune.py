@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from liftkit.errors import UsageError
 from liftkit.options.option import Option
+
+UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+def memory_size(text: str) -> int:
+    """Bytes of a size such as ``24GB`` or ``80GiB``.
+
+    Raises:
+        UsageError: saying what is expected.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([MG]I?B)\s*", text.upper(), re.ASCII)
+    if found is None or not float(found[1]):
+        raise UsageError(f"--memory {text}: expected a size such as 24GB, 11.5GB or 80GiB")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +43,11 @@ class FinetuneOptions:
     ] = None
     show_recipe: Annotated[bool, Option("Print the whole recipe with its defaults too; only with --dry-run.")] = False
     memory: Annotated[
-        str | None,
+        int | None,
         Option(
             "Memory of the device, such as 24GB: find settings that fit; only with --dry-run.",
             "SIZE",
             default="not looked at",
+            parse=memory_size,
         ),
     ] = None

@@ -52,6 +52,7 @@ class FitOptions:
         Option(
             "Folder of images to fit on, nested and of any size; `demo` takes the embedded images.",
             "FOLDER",
+            names="folder",
             default="none",
         ),
     ] = None
@@ -101,7 +102,12 @@ class FitOptions:
     ] = "images"
     prompts: Annotated[
         Path | None,
-        Option("Text file of prompts for --latents model, one in each line.", "FILE", default="built-in prompts"),
+        Option(
+            "Text file of prompts for --latents model, one in each line.",
+            "FILE",
+            default="built-in prompts",
+            names="file",
+        ),
     ] = None
     color: Annotated[
         ColorChoice | None,
@@ -117,6 +123,7 @@ class FitOptions:
             "Folder of another VAE of the same latent space to fit through; `taef2`: the small one of FLUX.2's that comes "
             "with liftkit.",
             "FOLDER",
+            names="folder",
             default="the model's",
         ),
     ] = None
@@ -138,7 +145,8 @@ class ConvertOptions(FitOptions):
     space: Literal["pixel"] = "pixel"
     overwrite: Overwrite = False
     lift: Annotated[
-        Path | None, Option("Saved lift (.safetensors) to reuse instead of fitting one.", "FILE", default="none")
+        Path | None,
+        Option("Saved lift (.safetensors) to reuse instead of fitting one.", "FILE", default="none", names="file"),
     ] = None
     proof_steps: int = 8
     shards: ShardsOption = "copy"
@@ -171,6 +179,7 @@ class InitOptions:
             "Names of the classes: a text file with one in each line, a folder with one folder for each class, a number of "
             "nameless classes, or `demo` for the ten digits of the embedded data.",
             "FILE|FOLDER|INTEGER",
+            names="path",
         ),
     ] = "1000"
     vae: Annotated[
@@ -180,6 +189,7 @@ class InitOptions:
             "`taef2`.",
             "MODEL",
             default="none: pixels",
+            names="folder",
         ),
     ] = None
     patch: Annotated[
@@ -209,11 +219,14 @@ class InitOptions:
             "Lift with the leading directions, such as `liftkit fit --kind pca --rank 8` writes.",
             "FILE",
             default="fitted to --images",
+            names="file",
         ),
     ] = None
     images: Annotated[
         str | None,
-        Option("Folder of images whose leading directions are taken, or `demo`.", "FOLDER", default="none"),
+        Option(
+            "Folder of images whose leading directions are taken, or `demo`.", "FOLDER", default="none", names="folder"
+        ),
     ] = None
     num_images: Annotated[int, Option("Number of these images, at most.", min=1)] = 10_000
     color: Annotated[Literal["srgb", "oklab"], Option("Color space of the pixels: sRGB in [-1, 1], or Oklab.")] = "srgb"
@@ -224,6 +237,7 @@ class InitOptions:
             "patch and rank are then the file's.",
             "FILE",
             default="random",
+            names="file",
         ),
     ] = None
     seed: Annotated[int, Option("Seed of the weights, and of the order of the images.", min=0, max=LAST_SEED)] = 0

@@ -17,6 +17,7 @@ class ImportOptions:
         Option(
             "Model that the source is for. For an adapter: the latent model or its conversion; for a LoRA: the converted folder.",
             "FOLDER",
+            names="model",
             default="none",
         ),
     ] = None
@@ -25,6 +26,7 @@ class ImportOptions:
         Option(
             "Diffusers folder of the same model, for a checkpoint: all but the transformer's weights comes from it.",
             "FOLDER",
+            names="model",
             default="none",
         ),
     ] = None
@@ -51,6 +53,7 @@ class ExportOptions:
         Option(
             "Model that the folder came from; needed where only that shows what a finetune has changed.",
             "FOLDER",
+            names="model",
             default="as recorded",
         ),
     ] = None

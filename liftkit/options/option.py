@@ -10,6 +10,8 @@ LAST_SEED = 2**62
 """Of image 0; the others count up from it."""
 Auto = Literal["auto"]
 Shards = Literal["copy", "link"]
+Named = Literal["file", "folder", "path", "model"]
+"""What an option's value names: a file, a folder, either, or a model or an adapter, which the Hub may have too."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Option:
         min, max: bounds of a number, both allowed.
         default: what is taken where the option is left out, for people, where that is no constant.
         parse: text to value, where the type does not say it.
+        names: what has to be there, so that a command that names nothing is refused before any library loads.
     """
 
     help: str
@@ -32,6 +35,7 @@ class Option:
     max: float | None = None
     default: str | None = None
     parse: Callable[[str], Any] | None = None
+    names: Named | None = None
 
 
 @dataclass(frozen=True)

@@ -20,5 +20,5 @@ class ReportOptions:
         Path | None, Option("File for the figures; docs/report.md has the schema.", "FILE", default="none")
     ] = None
     compare: Annotated[
-        Path | None, Option("Another converted folder or lift to compare with.", "FOLDER", default="none")
+        Path | None, Option("Another converted folder or lift to compare with.", "FOLDER", default="none", names="path")
     ] = None

@@ -165,7 +165,7 @@ class Pictures:
 
     image: Annotated[
         Path | None,
-        Option("Picture to start from instead of noise alone.", "FILE", ("--image",), default="none"),
+        Option("Picture to start from instead of noise alone.", "FILE", ("--image",), default="none", names="file"),
     ] = None
     strength: Annotated[
         float | None,
@@ -182,6 +182,7 @@ class Pictures:
             "FILE...",
             ("--reference",),
             default="none",
+            names="file",
         ),
     ] = ()
 
@@ -221,6 +222,7 @@ class SampleOptions:
             "Adapter to apply: a folder of liftkit finetune with save: adapter, or of the AsymFlow authors.",
             "FOLDER",
             default="none",
+            names="model",
         ),
     ] = None
     height: Annotated[
