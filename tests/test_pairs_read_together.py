@@ -135,6 +135,37 @@ def test_embeddings_are_kept_by_prompt_and_picture(tmp_path: Path) -> None:
     assert len(asked) == 11, "nothing is read twice"
 
 
+@pytest.mark.parametrize("every", [False, True])
+def test_references_that_go_away_before_they_are_embedded_are_left_out(tmp_path: Path, every: bool) -> None:
+    """Their latents are cached by then: images that are made from them are counted as lost, and the run is that of the others."""
+    folder = pairs(tmp_path / "data", 6)
+
+    def read_pair(prompt: str, images: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"encoder_hidden_states": torch.full((len(prompt) + 4, 4), images[0].float().mean().item())}
+
+    def make_after_loss() -> Any:
+        for file in (folder / "before").glob("*" if every else "2.png"):
+            file.unlink()
+        return read_pair
+
+    def prepared(cache: str, make_pair_encoder: Callable[[], Any]) -> TrainingData:
+        data = training(CaptionedFolder(folder, "reference"), cache=tmp_path / cache, ready=False, batch_size=2)
+        encoders = Encoders()
+        data.prepare(encoders.image, "vae", encoders.prompt, "text", None, ["more"], make_pair_encoder)
+        return data
+
+    if every:
+        with pytest.raises(UsageError, match=r"none of its 6 images can be read .*made from pictures"):
+            prepared("cache", make_after_loss)
+        return
+    data = prepared("cache", make_after_loss)
+    assert data.tally.used == 5
+    assert data.tally.left_out["made from pictures that cannot be read"] == {"after/2.png": None}
+    seen = {caption for step in range(20) for caption in data.batch(step).captions}
+    assert seen - {""} == {f"edit {index}" for index in (0, 1, 3, 4, 5)}
+    assert prepared("anew", lambda: read_pair).digest == data.digest
+
+
 def batch_mean(data: TrainingData, step: int | None) -> torch.Tensor:
     """Of the first reference of a step, as often as a token has numbers."""
     references = data.batch(step or 0).references

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from liftkit.data.cache import TensorCache
-from liftkit.data.usable import Picture
+from liftkit.data.picture_errors import PictureError
+from liftkit.data.usable import Broken, Picture
 from liftkit.errors import LiftkitError
 from liftkit.progress import Observer
 
@@ -45,26 +46,30 @@ class Embeddings:
         found = self.cache.get(self._key(prompt, references))
         return {name: _extended(value, self._longest.get(name, 0)) for name, value in found.items()}
 
-    def fill(self, wanted: Iterable[Prompt], image: Callable[[Picture], Tensor], observer: Observer) -> None:
-        """Make what is missing.
+    def fill(self, wanted: Iterable[Prompt], image: Callable[[Picture], Tensor], observer: Observer) -> Broken:
+        """Make what is missing; of pictures that cannot be read, nothing.
 
         Args:
             wanted: prompts, with the pictures that their images were made from.
-            image: loads one of these.
+            image: loads one of these, or raises :class:`PictureError`.
             observer: shows it.
 
+        Returns:
+            What is wrong with the pictures that cannot be read, by their places. :meth:`get` works once there are none.
+
         Raises:
-            LiftkitError: if embeddings of prompts alone are not of one shape, or a picture went away.
+            LiftkitError: if embeddings of prompts alone are not of one shape.
         """
         every = {self._key(*each): each for each in wanted}
         pairs = {key: each for key, each in every.items() if self._make_pair_encoder is not None and each[1]}
         alone = {key: prompt for key, (prompt, _) in every.items() if key not in pairs}
         if alone or not pairs:
             self._fill_alone({prompt_key(""): "", **alone}, observer)
-        self._fill_pairs({key: pairs[key] for key in self.cache.missing(pairs)}, image, observer)
-        for key in every if pairs else ():
+        broken = self._fill_pairs({key: pairs[key] for key in self.cache.missing(pairs)}, image, observer)
+        for key in every if pairs and not broken else ():
             for name, length in self.cache.lengths(key).items():
                 self._longest[name] = max(length, self._longest.get(name, 0))
+        return broken
 
     def _key(self, prompt: str, references: tuple[Picture, ...]) -> str:
         return prompt_key(prompt, references if self._make_pair_encoder is not None else ())
@@ -87,17 +92,26 @@ class Embeddings:
             finally:
                 self.cache.flush()
 
-    def _fill_pairs(self, new: dict[str, Prompt], image: Callable[[Picture], Tensor], observer: Observer) -> None:
+    def _fill_pairs(self, new: dict[str, Prompt], image: Callable[[Picture], Tensor], observer: Observer) -> Broken:
+        broken: Broken = {}
         if not new or self._make_pair_encoder is None:
-            return
+            return broken
         encoder = self._make_pair_encoder()
         with observer.stage("cache: embeddings of prompts with pictures", len(new), "prompts") as advance:
             try:
                 for key, (prompt, references) in new.items():
-                    self.cache.add({key: encoder(prompt, [image(each) for each in references])})
+                    images = []
+                    for each in references:
+                        try:
+                            images.append(image(each))
+                        except PictureError as error:
+                            broken[each.place] = error
+                    if len(images) == len(references):
+                        self.cache.add({key: encoder(prompt, images)})
                     advance(1)
             finally:
                 self.cache.flush()
+        return broken
 
 
 def prompt_key(prompt: str, references: tuple[Picture, ...] = ()) -> str:

@@ -14,7 +14,7 @@ from liftkit.data.cache import Facts, FactsTable, TensorCache
 from liftkit.data.images import prefetch
 from liftkit.data.picture_errors import PictureError
 from liftkit.data.source import CaptionedSource, Size
-from liftkit.data.usable import Picture, give_sizes, is_new, load, of_reference
+from liftkit.data.usable import Broken, Picture, give_sizes, is_new, load, of_reference
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.progress import Observer
 from liftkit.tally import Tally
@@ -119,15 +119,15 @@ class Filling:
                 broken = self._decode([p for p in every if is_new(p, latents)], latents, make_encoder)
                 if not broken:
                     return pictures
-                pictures = self._whole(pictures, broken)
+                pictures = self.without(pictures, broken)
         finally:
             # Interrupted work is kept.
             if latents is not None:
                 latents.flush()
             self.table.save()
 
-    def _whole(self, pictures: list[Picture], broken: dict[tuple[int, int, bool], PictureError]) -> list[Picture]:
-        """The pictures that are not broken, and not made from broken ones."""
+    def without(self, pictures: list[Picture], broken: Broken) -> list[Picture]:
+        """The pictures that are not broken, and not made from broken ones; these are counted as left out."""
         kept = []
         for picture in pictures:
             errors = [broken[each.place] for each in picture.references if each.place in broken]
@@ -136,6 +136,39 @@ class Filling:
             elif picture.place not in broken:
                 kept.append(picture)
         return kept
+
+    def check(self, pictures: Sequence[Picture]) -> None:
+        """Raise unless each source has images and captions that were meant for them.
+
+        Args:
+            pictures: those that are used.
+
+        Raises:
+            UsageError: naming the source.
+        """
+        for number, source in enumerate(self.sources):
+            own = [picture for picture in pictures if picture.source == number]
+            if not own:
+                raise UsageError(f"{source.name}: none of its {len(source)} images can be read ({self.reasons[number]})")
+            check_captions(source, [picture.caption for picture in own])
+
+    def note(self, pictures: Sequence[Picture]) -> None:
+        """Show what is odd about the pictures of each source."""
+        for number, source in enumerate(self.sources):
+            own = [picture for picture in pictures if picture.source == number]
+            silent = sum(not picture.caption for picture in own)
+            if silent:
+                self.observer.note(f"{source.name}: {silent} of {len(own)} images have no caption")
+            if source.references is not None:
+                alone = sum(not picture.references for picture in own)
+                self.observer.note(
+                    f"{source.name}: {len(own) - alone} images are made from others, {alone} from prompts alone"
+                )
+            small = sum(p.facts.height < p.size[0] or p.facts.width < p.size[1] for p in own)
+            if small:
+                self.observer.note(
+                    f"{source.name}: {small} of {len(own)} images are smaller than in training, and are enlarged"
+                )
 
     def images(self, pictures: Sequence[Picture]) -> Tally:
         """The account of the sources' images.
@@ -172,9 +205,9 @@ class Filling:
 
     def _decode(
         self, pictures: list[Picture], latents: TensorCache | None, make_encoder: Callable[[], ImageEncoder] | None
-    ) -> dict[tuple[int, int, bool], PictureError]:
+    ) -> Broken:
         """Decode pictures, encode them; what is wrong with those that are broken, by their places."""
-        broken: dict[tuple[int, int, bool], PictureError] = {}
+        broken: Broken = {}
         if not pictures:
             return broken
         waiting: dict[Size, dict[str, Tensor]] = {}

@@ -21,7 +21,7 @@ from liftkit.data.batch import Batch, Row
 from liftkit.data.buckets import bucket_sizes, square
 from liftkit.data.cache import FactsTable, TensorCache
 from liftkit.data.embeddings import Embeddings, PairEncoder, Prompt, PromptEncoder
-from liftkit.data.filling import Filling, ImageEncoder, check_captions
+from liftkit.data.filling import Filling, ImageEncoder
 from liftkit.data.images import prefetch
 from liftkit.data.order import DROPOUT, MIRROR, Order, chances
 from liftkit.data.picture_errors import PictureError
@@ -132,19 +132,32 @@ class TrainingData:
         prompts = TensorCache(self.cache / "prompts", prompt_fingerprint)
         self._embeddings = Embeddings(prompts, make_prompt_encoder, make_pair_encoder)
         self._latents = TensorCache(self.cache / "latents", image_fingerprint) if make_image_encoder else None
-        pictures = filling.encode(filling.inspect(), self.sizes, self.batch_size, self._latents, make_image_encoder)
-        self._check(pictures, filling.reasons, observer)
+        for damaged in (cache.damaged for cache in (self._latents, prompts) if cache is not None):
+            if damaged:
+                observer.note(f"damaged parts of the cache were made anew: {', '.join(damaged)}")
+        pictures, broken = filling.inspect(), None
+        # Without an image that went away others may have another size.
+        while broken is None or broken:
+            pictures = filling.without(pictures, broken or {})
+            pictures = filling.encode(pictures, self.sizes, self.batch_size, self._latents, make_image_encoder)
+            filling.check(pictures)
+            if broken is None:
+                filling.note(pictures)
+            self._arrange(pictures)
+            broken = self._embeddings.fill(
+                self._spoken(pictures, extra_prompts), lambda each: load(self.sources[each.source], each), observer
+            )
+        self.tally = filling.images(pictures)
+        self.digest = self._digest()
+        return self.tally
+
+    def _arrange(self, pictures: Sequence[Picture]) -> None:
+        """Fix the order of the pictures that are used."""
         self._pictures = {(picture.source, picture.index): picture for picture in pictures}
         groups: dict[tuple[int, ...], dict[int, list[int]]] = {}
         for picture in pictures:
             groups.setdefault(picture.group, {}).setdefault(picture.source, []).append(picture.index)
         self._order = Order(groups, self.weights, self.batch_size, self.seed)
-        self._embeddings.fill(
-            self._spoken(pictures, extra_prompts), lambda each: load(self.sources[each.source], each), observer
-        )
-        self.tally = filling.images(pictures)
-        self.digest = self._digest()
-        return self.tally
 
     def batch(self, step: int, part: slice = ALL) -> Batch:
         """The batch of a step.
@@ -233,30 +246,6 @@ class TrainingData:
             facts = (source, picture.facts.key, picture.size, picture.caption, *([made_from] if made_from else []))
             digest.update(repr(facts).encode())
         return digest.hexdigest()
-
-    def _check(self, pictures: list[Picture], reasons: dict[int, str], observer: Observer) -> None:
-        """Raise unless each source has images and captions that were meant for them; and note what is odd."""
-        for damaged in (cache.damaged for cache in (self._latents, self._embeddings.cache) if cache is not None):
-            if damaged:
-                observer.note(f"damaged parts of the cache were made anew: {', '.join(damaged)}")
-        for number, source in enumerate(self.sources):
-            own = [picture for picture in pictures if picture.source == number]
-            if not own:
-                raise UsageError(f"{source.name}: none of its {len(source)} images can be read ({reasons[number]})")
-            check_captions(source, [picture.caption for picture in own])
-            silent = sum(not picture.caption for picture in own)
-            if silent:
-                observer.note(f"{source.name}: {silent} of {len(own)} images have no caption")
-            if source.references is not None:
-                alone = sum(not picture.references for picture in own)
-                observer.note(
-                    f"{source.name}: {len(own) - alone} images are made from others, {alone} from prompts alone"
-                )
-            small = sum(p.facts.height < p.size[0] or p.facts.width < p.size[1] for p in own)
-            if small:
-                observer.note(
-                    f"{source.name}: {small} of {len(own)} images are smaller than in training, and are enlarged"
-                )
 
     def tallies(self) -> list[Tally]:
         """The accounts of images, of lines of metadata and of caption files; without those that counted nothing."""

@@ -52,6 +52,10 @@ class Picture:
         return f"{self.facts.key}/{self.size[0]}x{self.size[1]}"
 
 
+Broken = dict[tuple[int, int, bool], PictureError]
+"""What is wrong with pictures that cannot be read, by their places."""
+
+
 def load(source: CaptionedSource, picture: Picture) -> Tensor:
     """The image of a picture of a source or of its references, uint8 (3, height, width).
 
