@@ -149,7 +149,9 @@ class Filling:
         for number, source in enumerate(self.sources):
             own = [picture for picture in pictures if picture.source == number]
             if not own:
-                raise UsageError(f"{source.name}: none of its {len(source)} images can be read ({self.reasons[number]})")
+                raise UsageError(
+                    f"{source.name}: none of its {len(source)} images can be read ({self.reasons[number]})"
+                )
             check_captions(source, [picture.caption for picture in own])
 
     def note(self, pictures: Sequence[Picture]) -> None:
