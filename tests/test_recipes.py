@@ -76,6 +76,7 @@ def allowed(data: dict[str, Any]) -> dict[str, Any]:
     data.get("objective", {}).pop("perceptual", None)
     data.get("objective", {}).pop("terms", None)
     data.get("objective", {}).pop("repa", None)
+    data.get("objective", {}).pop("reference_precision", None)
     if data.get("base", {}).get("offload") == "blocks":
         data["base"]["quantize"] = "none"
         data |= {"gradient_checkpointing": True, "compile": False}
