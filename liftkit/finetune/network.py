@@ -126,12 +126,12 @@ class LatentView:
 def _empty(live: Any, *, latent: bool) -> Any:
     """A model of a twin's config without memory, as the latent or the pixel one."""
     import diffusers
-    from accelerate import init_empty_weights
 
     spec, config = live.architecture, dict(live.config)
     kind = getattr(diffusers, spec.name) if latent else type(live)
     channels = channels_for(spec, config, latent=latent)
-    with init_empty_weights():
+    # Not accelerate's way to the meta device, which makes parameters of what may have no memory already.
+    with torch.device("meta"):
         return kind.from_config({key: value for key, value in channels.items() if not (latent and key in ADDED_KEYS)})
 
 
