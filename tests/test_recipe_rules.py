@@ -19,10 +19,6 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BROKEN = {
-    ("objective.reference_precision", "objective.loss", "base.quantize"): (
-        ("objective.reference_precision=float8", "base.quantize=int8"),
-        "float8",
-    ),
     ("base.quantize", "trainable.mode"): (("base.quantize=int8", "trainable.mode=full"), "int8"),
     ("objective.reference_precision", "objective.loss", "base.quantize"): (
         ("objective.reference_precision=float8", "base.quantize=int8"),
