@@ -105,8 +105,8 @@ def _load(part: Component, dtype: torch.dtype | None, device: str | None = None)
     more: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     if device is not None:
         more["device_map"] = device
-    if device == "meta" and part.library == "diffusers":
-        # To another dtype diffusers converts every weight, and reads it for that, before it lets go of it.
+    if device == "meta" and dtype is None and part.library == "diffusers":
+        # Without one it is float32, to which diffusers converts every weight, and reads it for that, before it lets go of it.
         more["dtype"] = _stored_dtype(part.weights)
     model, found = made.from_pretrained(
         part.path, variant=part.weights.variant, use_safetensors=True, output_loading_info=True, **more
