@@ -16,8 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from liftkit.data import demo
+from liftkit.finetune.recipe import Recipe
+from liftkit.finetune.recipe_file import load_recipe
 from tests import tiny
 from tests.alignment import misalign_weights
+from tests.training import TEXT
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -152,3 +156,36 @@ def room(tmp_path: Path) -> Path:
     """A folder that holds outputs alone."""
     (tmp_path / "room").mkdir()
     return tmp_path / "room"
+
+
+@pytest.fixture(scope="session")
+def run_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoded once for all runs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def make(pixel_klein: Path, run_cache: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """Recipes of a few steps; overrides as on the command line."""
+
+    def recipe(name: str, *overrides: str) -> Recipe:
+        file = tmp_path / f"{name}.yaml"
+        threads = torch.get_num_threads()
+        file.write_text(TEXT.format(model=pixel_klein, output=tmp_path / name, cache=run_cache, threads=threads))
+        return load_recipe(file, overrides)
+
+    return recipe
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve demo images in a folder, two of them unreadable."""
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(12):
+        Image.fromarray(demo.image_at(index)[0]).save(folder / f"{index:02d}.png")
+    (folder / "03.png").write_bytes(b"no picture")
+    (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:200])
+    return folder

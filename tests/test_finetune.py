@@ -1,16 +1,11 @@
-"""Training runs: exact resumption, what they leave, how they stop and how they fail."""
+"""Training runs: what they begin with, what they leave, and what is named before they begin."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
@@ -20,153 +15,16 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from liftkit.checkpoint.model import find_model
-from liftkit.data import demo
 from liftkit.embedded import TINY_KLEIN
-from liftkit.errors import LiftkitError, UsageError
+from liftkit.errors import UsageError
 from liftkit.finetune.encoders import text_fingerprint
-from liftkit.finetune.learner import Learner
 from liftkit.finetune.network import Network, connect
-from liftkit.finetune.recipe import Recipe
-from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
-from liftkit.finetune.state import checkpoints
 from liftkit.finetune.trainee import open_trainee
 from liftkit.models.adapted import load_pixel_pipeline
 from liftkit.models.adapter import Adapter
-from liftkit.progress import Silent
-from tests.alignment import liftkit_command
 from tests.test_hub import FakeHub
-
-TEXT = """
-model: {model}
-output: {output}
-data:
-  sources: [{{kind: demo, count: 24}}]
-  cache: {cache}
-  workers: 1
-steps: 6
-batch_size: 4
-precision: "no"
-threads: {threads}
-trainable: {{rank: 4, dropout: 0.1}}
-optimizer: {{name: muon, learning_rate: 2e-3, warmup: 2, multipliers: {{proj_out: 3}}}}
-noise: {{shift: 1.0}}
-objective: {{adversarial: 0.1}}
-ema: {{start: 1}}
-checkpoints: {{every: 3}}
-previews: {{every: 3, count: 2, steps: 2}}
-validation: {{every: 3, images: 4, quantiles: 2}}
-"""
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Encoded once for all runs."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def make(pixel_klein: Path, cache: Path, tmp_path: Path):
-    """Recipes of a few steps; overrides as on the command line."""
-
-    def recipe(name: str, *overrides: str) -> Recipe:
-        file = tmp_path / f"{name}.yaml"
-        threads = torch.get_num_threads()
-        file.write_text(TEXT.format(model=pixel_klein, output=tmp_path / name, cache=cache, threads=threads))
-        return load_recipe(file, overrides)
-
-    return recipe
-
-
-class Watch(Silent):
-    """Calls a function after each step; keeps what it is told."""
-
-    def __init__(self, after: Any = lambda step: None) -> None:
-        self.after, self.steps = after, 0
-        self.notes: list[str] = []
-        self.text = ""
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def status(self, text: str) -> None:
-        self.steps, self.text = self.steps + 1, text
-        self.after(self.steps)
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """Weights, running mean, optimizer, discriminators, losses, validation and previews, to the last bit."""
-    assert rows(a) == rows(b)
-    (step, last), (_, other) = checkpoints(a / "checkpoints")[-1], checkpoints(b / "checkpoints")[-1]
-    assert step == 6
-    for stem in ("parameters", "average", "optimizer", "adversary"):
-        mine, theirs = load_file(last / f"{stem}.safetensors"), load_file(other / f"{stem}.safetensors")
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[name], theirs[name]) for name in mine), stem
-    previews = sorted((a / "previews").iterdir())
-    assert previews
-    assert all(path.read_bytes() == (b / "previews" / path.name).read_bytes() for path in previews)
-
-
-def test_a_run_killed_and_resumed_equals_one_that_was_not(make, tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    """To the last bit, across processes: the same machine, as many threads, and weights that lie in memory as they did."""
-    whole = finetune(make("whole"))
-    assert whole.outcome.step == 6
-    recipe = make("killed")
-    process = subprocess.Popen(
-        [*liftkit_command(pytestconfig.getoption("--misaligned")), "finetune", str(tmp_path / "killed.yaml")],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        cwd=Path(__file__).parents[1],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    log = recipe.output / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and '"step": 4' in log.read_text()) and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert [step for step, _ in checkpoints(recipe.output / "checkpoints")] == [3]
-    finetune(recipe, resume="latest")
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    results = [
-        (tmp_path / name / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
-        for name in ("whole", "killed")
-    ]
-    assert results[0].read_bytes() == results[1].read_bytes()
-
-
-def test_ctrl_c_and_stop_files_save_first_and_lose_nothing(make, tmp_path: Path) -> None:
-    finetune(make("whole"))
-    first = make("parts")
-    stopped = finetune(first, observer=Watch(lambda step: signal.raise_signal(signal.SIGINT) if step == 2 else None))
-    assert stopped.outcome.stopped
-    assert stopped.outcome.step == 2
-    assert stopped.result is None
-
-    def touch(step: int) -> None:
-        if step == 2:
-            (first.output / "stop").touch()
-
-    assert finetune(first, resume="latest", observer=Watch(touch)).outcome.step == 4
-    assert not (first.output / "stop").exists()
-    assert finetune(first, resume=str(first.output / "checkpoints" / "step-0000004")).outcome.step == 6
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_a_touched_save_file_writes_a_checkpoint_and_rotation_keeps_the_newest(make) -> None:
-    recipe = make(
-        "saved", "checkpoints.every=1", "checkpoints.keep=2", "previews.every=0", "steps=4", "validation.every=0"
-    )
-    finetune(recipe, observer=Watch(lambda step: (recipe.output / "save").touch()))
-    assert [step for step, _ in checkpoints(recipe.output / "checkpoints")] == [3, 4]
-    assert not (recipe.output / "save").exists() or recipe.steps == 4
+from tests.training import Watch, rows
 
 
 def test_micro_batches_add_up_to_the_whole_batch(make) -> None:
@@ -219,87 +77,6 @@ def test_controls_and_full_training_run(make, overrides: tuple[str, ...], learns
     assert type(done.trainer.trainee.transformer).__name__ == learns
     assert done.result is not None
     assert DiffusionPipeline.from_pretrained(done.result).transformer is not None
-
-
-def test_resuming_from_nothing_or_in_another_run_is_an_error(make, cli, tmp_path: Path) -> None:
-    recipe = make("nothing")
-    with pytest.raises(UsageError, match="no complete checkpoint"):
-        finetune(recipe, resume="latest")
-    with pytest.raises(UsageError, match="no complete checkpoint"):
-        finetune(recipe, resume=str(tmp_path))
-    recipe.output.mkdir()
-    (recipe.output / "log.jsonl").write_text("")
-    code, _, stderr = cli("finetune", tmp_path / "nothing.yaml")
-    assert code == 2
-    assert "holds a run already" in stderr
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(make) -> None:
-    recipe = make(
-        "diverges", "checkpoints.every=1", "previews.every=0", "validation.every=0", "objective.adversarial=0"
-    )
-
-    def spoil(step: int) -> None:
-        if step == 2:
-            for parameter in watched["trainer"].learner.parameters.values():
-                parameter.data.fill_(float("nan"))
-
-    from liftkit.finetune import run
-
-    watched: dict[str, Any] = {}
-    prepare = run.prepare
-
-    def remember(*arguments: Any) -> Any:
-        watched["trainer"] = prepare(*arguments)
-        return watched["trainer"]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "prepare", remember)
-        with pytest.raises(LiftkitError, match=r"step 3: the loss is nan; the last good checkpoint is .*step-0000002"):
-            finetune(recipe, observer=Watch(spoil))
-
-
-def test_gradients_that_are_not_finite_stop_the_run_before_the_weights_change(
-    make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = make("overflows", "checkpoints.every=1", "previews.every=0", "validation.every=0")
-    clip = Learner.clip
-
-    def spoiled(learner: Learner, step: int) -> torch.Tensor:
-        return clip(learner, step) if step < 2 else torch.tensor(float("inf"))
-
-    monkeypatch.setattr(Learner, "clip", spoiled)
-    with pytest.raises(
-        LiftkitError, match=r"step 3: the gradient's norm is inf; the last good checkpoint is .*step-0000002"
-    ):
-        finetune(recipe)
-    assert [step for step, _ in checkpoints(recipe.output / "checkpoints")] == [1, 2]
-
-
-def test_going_back_sets_later_checkpoints_aside_and_rotation_keeps_the_new_ones(make) -> None:
-    overrides = ("checkpoints={every: 1, keep: 2}", "previews.every=0", "validation.every=0")
-    finetune(make("back", *overrides, "steps=3", "checkpoints.keep=3"))
-    place = make("back").output / "checkpoints"
-    watch = Watch()
-    finetune(make("back", *overrides, "steps=2"), resume=str(place / "step-0000001"), observer=watch)
-    assert [step for step, _ in checkpoints(place)] == [1, 2]
-    assert sorted(path.name for path in place.glob("*.abandoned")) == [
-        "step-0000002.abandoned",
-        "step-0000003.abandoned",
-    ]
-
-
-def test_a_checkpoint_that_is_refused_leaves_the_record_of_the_run(make) -> None:
-    recipe = make("kept", "steps=1", "checkpoints.every=1", "previews.every=0", "validation.every=0")
-    finetune(recipe)
-    before = (recipe.output / "recipe.yaml").read_text()
-    other = make("kept", "trainable.rank=2", "steps=2", "previews.every=0", "validation.every=0")
-    with pytest.raises(UsageError):
-        finetune(other, resume="latest")
-    assert (recipe.output / "recipe.yaml").read_text() == before
-    (recipe.output / "checkpoints" / "step-0000001" / "state.json").write_text("{")
-    with pytest.raises(UsageError, match=r"state\.json"):
-        finetune(recipe, resume="latest")
 
 
 def test_the_reference_stays_as_it_is_whatever_learns(make) -> None:
@@ -414,20 +191,6 @@ def test_a_result_is_pushed_only_when_asked_and_nothing_begins_that_could_not_be
     assert {"README.md", "liftkit.json", "adapter.safetensors"} <= fake.calls[-1][2]
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Twelve demo images in a folder, two of them unreadable."""
-    from PIL import Image
-
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index in range(12):
-        Image.fromarray(demo.image_at(index)[0]).save(folder / f"{index:02d}.png")
-    (folder / "03.png").write_bytes(b"no picture")
-    (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:200])
-    return folder
-
-
 def test_images_left_out_are_counted_and_named_from_the_beginning_to_the_end(make, photos: Path) -> None:
     quick = ("steps=3", "batch_size=10", "previews.every=0", "validation.every=0", "objective.adversarial=0")
     recipe = make("skips", f"data.sources=[{{kind: folder, path: {photos}}}]", "data.workers=0", *quick)
@@ -444,26 +207,6 @@ def test_images_left_out_are_counted_and_named_from_the_beginning_to_the_end(mak
     (lost,) = [row for row in rows(recipe.output) if "left_out" in row]
     assert (lost["step"], [each["examples"] for each in lost["left_out"]]) == (2, [["05.png"]])
     assert "step 2: images that can no longer be used: 1 gone (05.png)" in watch.notes
-
-
-def test_resuming_with_other_data_or_another_recipe_says_so(make, photos: Path) -> None:
-    quick = ("batch_size=2", "previews.every=0", "validation.every=0", "objective.adversarial=0")
-    source = f"data.sources=[{{kind: folder, path: {photos}}}]"
-    recipe = make("others", source, "steps=1", *quick)
-    finetune(recipe)
-    same, other = Watch(), Watch()
-    finetune(make("others", source, "steps=2", *quick), resume="latest", observer=same)
-    (photos / "00.txt").write_text("another caption")
-    finetune(make("others", source, "steps=3", *quick), resume="latest", observer=other)
-    told = [[note for note in watch.notes if "not those that it was trained on" in note] for watch in (same, other)]
-    assert told[0] == []
-    (text,) = told[1]
-    assert "step-0000002" in text
-    assert [row["note"] for row in rows(recipe.output) if "note" in row] == [
-        "steps was 1, it is 2 now",
-        "images or captions are not those that it was trained on",
-        "steps was 2, it is 3 now",
-    ]
 
 
 class Recorder(torch.nn.Module):

@@ -16,7 +16,10 @@ from safetensors.torch import load_file, save_file
 
 import liftkit
 from liftkit.checkpoint.header import read_header
-from liftkit.conversion.audit import Audit, audit
+from liftkit.checkpoint.record import read_record
+from liftkit.conversion.audit import Audit, Check, audit
+from liftkit.conversion.manifest import compared
+from liftkit.progress import Silent
 from tests import tiny
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -117,12 +120,7 @@ def test_a_flipped_bit_is_found_by_file_and_tensor(folder: Path) -> None:
 
 def audit_manifest(folder: Path) -> Audit:
     """The first check alone: it looks at bytes, and needs no model."""
-    from liftkit.conversion.audit import Check, _Auditor
-    from liftkit.progress import Silent
-
-    check = Check("manifest")
-    _Auditor(folder, None, Silent())._manifest(check)
-    return Audit(folder, [check])
+    return Audit(folder, [Check("manifest", *compared(folder, read_record(folder), Silent()))])
 
 
 def test_many_tensors_and_a_header_that_changed(folder: Path) -> None:

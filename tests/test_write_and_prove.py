@@ -20,7 +20,7 @@ from liftkit.checkpoint.header import Header
 from liftkit.checkpoint.model import STEM, Weights, find_model
 from liftkit.conversion import verify
 from liftkit.conversion.card import model_card
-from liftkit.conversion.plan import copied_files
+from liftkit.conversion.inputs import copied_files
 from liftkit.conversion.proof import Proof
 from liftkit.conversion.verify import full_precision, prove
 from liftkit.conversion.write import write_components, write_transformer

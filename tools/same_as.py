@@ -20,6 +20,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,88 +31,32 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 16
-FIT = ["--num-images", "32", "--seed", "3", "--device", "cpu"]
-FINETUNE = [f"steps={STEPS}", "batch_size=4", "threads=1", "precision=no", "data.workers=0", "validation.every=8"]
-FINETUNE += ["previews.every=0", "checkpoints.every=8", "trackers=[]", "optimizer.warmup=2", "ema.start=1"]
-COMMANDS: dict[str, list[str]] = {
-    "convert klein": ["convert", "KLEIN", "--images", "demo", *FIT, "-o", "klein"],
-    "convert klein, adapter": [
-        "convert",
-        "KLEIN",
-        "--lift",
-        "klein/lift.safetensors",
-        "--save",
-        "adapter",
-        "-o",
-        "adapter",
-    ],
-    "convert klein, authors' colors": [
-        *[
-            "convert",
-            "KLEIN",
-            "--latents",
-            "normal",
-            "--color",
-            "oklab-paper",
-            "--proof",
-            "projections",
-            *FIT,
-            "-o",
-            "paper",
-        ]
-    ],
-    "convert sd3": ["convert", "SD3", "--images", "IMAGES", "--dtype", "bfloat16", *FIT, "-o", "sd3"],
-    "fit": ["fit", "KLEIN", "--images", "demo", "--scale", "lsq", *FIT, "-o", "lift.safetensors"],
-    "fit, jacobian": ["fit", "KLEIN", "--images", "demo", "--kind", "jacobian", *FIT, "-o", "jacobian.safetensors"],
-    "verify": ["verify", "klein", "--source", "KLEIN"],
-    "verify sd3": ["verify", "sd3", "--source", "SD3"],
-    "report": ["report", "klein"],
-    "finetune": ["finetune", "RECIPE", "model=klein", *FINETUNE, "-o", "run"],
-    "finetune, lora": [
-        "finetune",
-        "RECIPE",
-        "model=klein",
-        *FINETUNE,
-        "trainable.mode=lora",
-        "save=adapter",
-        "-o",
-        "lora",
-    ],
-    "finetune, dry run": ["finetune", "RECIPE", "model=klein", *FINETUNE, "-o", "dry", "--dry-run"],
-    "sample": [
-        "sample",
-        "run/model",
-        "-p",
-        "a red 3",
-        "-n",
-        "2",
-        "--steps",
-        "4",
-        "--seed",
-        "1",
-        "--device",
-        "cpu",
-        "-o",
-        "a.png",
-    ],
-    "sample, adapter": [
-        "sample",
-        "KLEIN",
-        "--adapter",
-        "lora/adapter",
-        "-p",
-        "a 7",
-        "--steps",
-        "4",
-        "--device",
-        "cpu",
-        "-o",
-        "b.png",
-    ],
-    "export": ["export", "paper", "--format", "asymflow-adapter", "--base", "KLEIN", "-o", "exported"],
-    "import": ["import", "exported", "--base", "KLEIN", "-o", "imported"],
-    "clean": ["clean", "run", "--dry-run"],
+FIT = "--num-images 32 --seed 3 --device cpu"
+FINETUNE = (
+    f"finetune RECIPE model=klein steps={STEPS} batch_size=4 threads=1 precision=no data.workers=0 validation.every=8 "
+    "previews.every=0 checkpoints.every=8 trackers=[] optimizer.warmup=2 ema.start=1"
+)
+LINES = {
+    "convert klein": f"convert KLEIN --images demo {FIT} -o klein",
+    "convert klein, adapter": "convert KLEIN --lift klein/lift.safetensors --save adapter -o adapter",
+    "convert klein, authors' colors": "convert KLEIN --latents normal --color oklab-paper --proof projections "
+    f"{FIT} -o paper",
+    "convert sd3": f"convert SD3 --images IMAGES --dtype bfloat16 {FIT} -o sd3",
+    "fit": f"fit KLEIN --images demo --scale lsq {FIT} -o lift.safetensors",
+    "fit, jacobian": f"fit KLEIN --images demo --kind jacobian {FIT} -o jacobian.safetensors",
+    "verify": "verify klein --source KLEIN",
+    "verify sd3": "verify sd3 --source SD3",
+    "report": "report klein",
+    "finetune": f"{FINETUNE} -o run",
+    "finetune, lora": f"{FINETUNE} trainable.mode=lora save=adapter -o lora",
+    "finetune, dry run": f"{FINETUNE} -o dry --dry-run",
+    "sample": "sample run/model -p 'a red 3' -n 2 --steps 4 --seed 1 --device cpu -o a.png",
+    "sample, adapter": "sample KLEIN --adapter lora/adapter -p 'a 7' --steps 4 --device cpu -o b.png",
+    "export": "export paper --format asymflow-adapter --base KLEIN -o exported",
+    "import": "import exported --base KLEIN -o imported",
+    "clean": "clean run --dry-run",
 }
+COMMANDS = {name: shlex.split(line) for name, line in LINES.items()}
 
 
 def main() -> int:

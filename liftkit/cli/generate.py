@@ -47,8 +47,8 @@ def generate(
     texts = [] if options.layout is not None else read_prompts(None if prompts == "demo" else path)
     model = find_model(folder)
     from liftkit.device import choose_device
+    from liftkit.evaluate.benchmarks import read_layout
     from liftkit.evaluate.generate import generate as run
-    from liftkit.evaluate.layouts import read_layout
     from liftkit.formats.adapters import open_adapter
     from liftkit.models.editing import check_pictures
 

@@ -13,14 +13,12 @@ from torch import Tensor
 from liftkit.checkpoint.components import LATENT_VAE
 from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.folder import RECORD
-from liftkit.checkpoint.follow import Digest, digest_files
-from liftkit.checkpoint.hashing import NAMES, TABLE, algorithm_of
 from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.misplaced import misplaced
-from liftkit.checkpoint.model import ModelFolder, Weights, find_model, read_json, read_weights
+from liftkit.checkpoint.model import Weights, find_model, read_json, read_weights
 from liftkit.checkpoint.record import BEGUN, read_record
 from liftkit.checkpoint.rewrite import read_tensor
-from liftkit.checkpoint.source import list_files
+from liftkit.conversion.manifest import compared, own_files
 from liftkit.conversion.proof import Pair, Proof, worst
 from liftkit.conversion.standin import on_projections
 from liftkit.conversion.verify import check_copied, mismatch
@@ -34,8 +32,6 @@ from liftkit.models.spec import Architecture
 from liftkit.models.surgery import BASIS, check_lift, free_basis, lifted_names
 from liftkit.progress import Observer, Silent
 
-# What git and the Hub's client put into a folder.
-FOREIGN = (".git", ".gitattributes", ".gitignore", ".cache")
 # Another machine adds the terms of a product in another order.
 SLACK, STEPS = 2.0**-44, 8
 
@@ -126,33 +122,12 @@ class _Auditor:
     def _manifest(self, check: Check) -> None:
         """Missing, added and changed files; of changed weights the tensors."""
         self.record = read_record(self.folder)
-        expected, sums = self.record.get(TABLE), self.record.get("tensors", {})
-        if not expected:
-            raise UsageError(f"{self.folder / RECORD}: it holds no manifest; convert again")
-        files = {path.relative_to(self.folder).as_posix(): path for path in self._files()}
-        check.problems += [f"{name}: missing" for name in sorted(expected.keys() - files.keys())]
-        check.problems += [f"{name}: not in the manifest" for name in sorted(files.keys() - expected.keys())]
-        common = sorted(expected.keys() & files.keys())
-        total = sum(files[name].stat().st_size for name in common)
-        with self.observer.stage("verify: checksums", total, "bytes") as advance:
-            found = digest_files({name: (files[name], algorithm_of(expected[name])) for name in common}, advance)
-            for name, digest in found.items():
-                if digest.value != expected[name]:
-                    check.problems.append(f"{name}: changed{_where(digest, sums.get(expected[name]))}")
-                if digest.not_finite:
-                    check.problems.append(f"{name}: tensor {digest.not_finite[0]!r} holds NaN or infinite numbers")
-        hashes = sorted({NAMES[algorithm_of(expected[name])] for name in common})
-        check.detail = f"{len(common)} files, {total} bytes, by {' and '.join(hashes)}"
-
-    def _files(self) -> list[Path]:
-        home = ModelFolder(self.folder, str(self.folder), {}).home
-        found = list_files(self.folder, home)
-        return [path for path in found if path.relative_to(self.folder).parts[0] not in (*FOREIGN, RECORD)]
+        check.detail, check.problems = compared(self.folder, self.record, self.observer)
 
     def _weights(self, check: Check) -> None:
         """Headers of all weight files; names and shapes of the transformer against its class."""
         count = 0
-        for path in self._files():
+        for path in own_files(self.folder):
             if path.suffix == ".safetensors":
                 try:
                     count += len(read_header(path).tensors)
@@ -278,17 +253,6 @@ class _Auditor:
         if wrong:
             raise UsageError(f"{file}: {wrong[0]} is missing or no number")
         return architecture(name), config, read_weights(self.folder / component)
-
-
-def _where(found: Digest, sums: Any) -> str:
-    """Which tensors of a changed file have other bytes, as far as their sums tell."""
-    if not found.tensors or not isinstance(sums, dict):
-        return ""
-    names = sorted(name for name in found.tensors.keys() | sums.keys() if found.tensors.get(name) != sums.get(name))
-    if not names:
-        return ": its header, or the order of its bytes"
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f": tensor {', '.join(map(repr, names[:3]))}{more}"
 
 
 def _shapes(spec: Architecture, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from liftkit.checkpoint.components import LATENT_VAE, Component
-from liftkit.checkpoint.files import expanded
 from liftkit.checkpoint.finite import check_files
 from liftkit.checkpoint.folder import check_space, check_target
 from liftkit.checkpoint.header import Header, TensorEntry, read_header, tensor_bytes
-from liftkit.checkpoint.model import ModelFolder, Weights
+from liftkit.checkpoint.model import Weights
 from liftkit.checkpoint.rewrite import casts, rewritten_size
-from liftkit.checkpoint.source import Stamp, check_at_home, stamps
+from liftkit.checkpoint.source import Stamp, stamps
 from liftkit.color import ColorSpace
+from liftkit.conversion.inputs import check_apart, copied_files
 from liftkit.conversion.memory import choose_proof
-from liftkit.embedded import MODELS
 from liftkit.errors import UsageError
 from liftkit.fit.engine import DEFAULT_COLOR, PUBLISHED
 from liftkit.fit.gallery import ROWS, SHOWN, SHOWN_SIDE
@@ -223,53 +220,6 @@ def _report_size(plan: Plan) -> int:
     side = min(SHOWN_SIDE, plan.options.resolution or SHOWN_SIDE)
     pictures = len(ROWS) * SHOWN * 3 * side**2
     return 8 * plan.dim * plan.rank + pictures + pictures * 4 // 3 + REPORT_BYTES
-
-
-def copied_files(
-    model: ModelFolder, parts: list[Component], companions: Container[str] = ()
-) -> tuple[dict[str, Path], dict[str, str], Tally]:
-    """What comes along of a source: every component that is not made anew, the original VAE beside the new model, and the
-    license.
-
-    Returns:
-        Files by their path in the output, texts of those that are written anew (indexes of shards whose names change), and
-        what was left out.
-
-    Raises:
-        UsageError: naming a license that is a link out of the model.
-    """
-    files: dict[str, Path] = {}
-    texts: dict[str, str] = {}
-    tally = Tally("files")
-    for part in parts:
-        tally += part.left_out
-        if part.name not in ("transformer", "scheduler") and part.name not in companions:
-            place = LATENT_VAE if part.name == "vae" else part.name
-            files |= {f"{place}/{name}": path for name, path in part.files.items()}
-            texts |= {f"{place}/{name}": text for name, text in part.index.items()}
-    licenses = [path for path in sorted(model.path.glob("LICENSE*")) if path.is_file()]
-    for path in licenses:
-        check_at_home(path, model.home)
-    files |= {path.name: path for path in licenses}
-    tally.use(len(files) + len(texts))
-    return files, texts, tally
-
-
-def check_apart(output: Path, inputs: dict[str, Path | str | None]) -> None:
-    """Raise unless the output is none of the inputs, holds none and lies in no model: an input stays as it is.
-
-    Raises:
-        UsageError: naming the input.
-    """
-    target = Path(os.path.realpath(output))
-    for name, path in inputs.items():
-        if path is None or path in MODELS:
-            continue
-        source = Path(os.path.realpath(expanded(path)))
-        if source == target or target in source.parents:
-            raise UsageError(f"{output}: holds {name} ({path}); choose another output")
-        if source in target.parents and (source / "model_index.json").is_file():
-            raise UsageError(f"{output}: inside of {name} ({path}), which stays as it is; choose another output")
 
 
 def _size_of(plan: Plan, modules: tuple[str, ...]) -> int:

@@ -17,7 +17,7 @@ from liftkit.checkpoint.misplaced import is_hub_id, lora_advice, lora_folder, mi
 from liftkit.checkpoint.model import ModelFolder, fetch, find_model, read_json
 from liftkit.checkpoint.record import read_record, write_record
 from liftkit.conversion.card import adapter_card
-from liftkit.conversion.plan import check_apart
+from liftkit.conversion.inputs import check_apart
 from liftkit.errors import UsageError
 from liftkit.formats.asymflow_adapter import is_asymflow_adapter, read_asymflow_adapter
 from liftkit.formats.card import fused_card

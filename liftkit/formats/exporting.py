@@ -15,7 +15,7 @@ from liftkit.checkpoint.model import ModelFolder, Weights, find_model
 from liftkit.checkpoint.record import read_record
 from liftkit.checkpoint.weights import read_known
 from liftkit.conversion.card import adapter_card
-from liftkit.conversion.plan import check_apart
+from liftkit.conversion.inputs import check_apart
 from liftkit.errors import UsageError
 from liftkit.formats.adapters import base_name
 from liftkit.formats.asymflow_adapter import write_asymflow_adapter

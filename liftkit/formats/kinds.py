@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from liftkit.checkpoint.contents import FOLDED, cannot_fold, kinds_of_change, part_of
@@ -10,7 +11,7 @@ from liftkit.checkpoint.header import read_header
 from liftkit.checkpoint.misplaced import is_hub_id, misplaced
 from liftkit.errors import UsageError
 from liftkit.formats.asymflow_adapter import is_asymflow_adapter
-from liftkit.formats.lora_read import lora_file
+from liftkit.formats.lora_strength import CONFIG, PICKLED, WEIGHTS
 from liftkit.formats.single_file import own_tensors
 from liftkit.models.adapter import is_adapter
 
@@ -44,3 +45,24 @@ def kind_of(source: str) -> Kind:
         if part is not None and part.kind not in FOLDED:
             raise UsageError(f"{source}: {cannot_fold(part.kind, key)}")
     return "lora"
+
+
+def lora_file(path: Path) -> Path | None:
+    """The LoRA file that a path means: the file itself, or the one in a folder of peft's or diffusers'; None if there is none.
+
+    Raises:
+        UsageError: if the folder holds a pickled LoRA, or several.
+    """
+    if path.is_file():
+        return path
+    if (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    if (path / CONFIG).is_file():
+        what = f"only {PICKLED}, a pickle, which liftkit never opens" if (path / PICKLED).is_file() else f"no {WEIGHTS}"
+        raise UsageError(f"{path}: peft's {CONFIG} and {what}; save it with safe_serialization=True")
+    found = sorted(path.glob("*.safetensors"))
+    # An adapter of a pixel model has its projections beside its LoRA.
+    loras = [each for each in found if all(map(part_of, read_header(each).tensors))]
+    if len(loras) > 1 and len(loras) == len(found):
+        raise UsageError(f"{path}: {len(loras)} LoRA files, such as {loras[0].name}; give the file that is meant")
+    return loras[0] if len(loras) == len(found) == 1 else None

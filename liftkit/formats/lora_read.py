@@ -12,16 +12,16 @@ from torch import Tensor
 
 from liftkit.checkpoint.contents import ALPHA, DIFF_B, FOLDED, MAGNITUDE, Part, cannot_fold, part_of
 from liftkit.checkpoint.files import read_safetensors
-from liftkit.checkpoint.header import read_header, shown
+from liftkit.checkpoint.header import shown
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.checkpoint.text import printable
 from liftkit.errors import UsageError
+from liftkit.formats.kinds import lora_file
 from liftkit.formats.lora_fold import Change, folded
 from liftkit.formats.lora_names import ModuleNames, Place, of_embedding, of_text, seems_for
 from liftkit.formats.lora_strength import (
     CONFIG,
     METADATA,
-    PICKLED,
     WEIGHTS,
     Strength,
     folder_strength,
@@ -57,27 +57,6 @@ class Lora:
     kinds: list[str]
     tally: Tally
     notes: list[str]
-
-
-def lora_file(path: Path) -> Path | None:
-    """The LoRA file that a path means: the file itself, or the one in a folder of peft's or diffusers'; None if there is none.
-
-    Raises:
-        UsageError: if the folder holds a pickled LoRA, or several.
-    """
-    if path.is_file():
-        return path
-    if (path / WEIGHTS).is_file():
-        return path / WEIGHTS
-    if (path / CONFIG).is_file():
-        what = f"only {PICKLED}, a pickle, which liftkit never opens" if (path / PICKLED).is_file() else f"no {WEIGHTS}"
-        raise UsageError(f"{path}: peft's {CONFIG} and {what}; save it with safe_serialization=True")
-    found = sorted(path.glob("*.safetensors"))
-    # An adapter of a pixel model has its projections beside its LoRA.
-    loras = [each for each in found if all(map(part_of, read_header(each).tensors))]
-    if len(loras) > 1 and len(loras) == len(found):
-        raise UsageError(f"{path}: {len(loras)} LoRA files, such as {loras[0].name}; give the file that is meant")
-    return loras[0] if len(loras) == len(found) == 1 else None
 
 
 def read_lora(path: Path, spec: Architecture, shapes: Mapping[str, tuple[int, ...]], folder: ModelFolder) -> Lora:

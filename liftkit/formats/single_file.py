@@ -27,7 +27,7 @@ from liftkit.checkpoint.record import versions, write_record
 from liftkit.checkpoint.rewrite import rewrite_file
 from liftkit.checkpoint.source import PICKLES, list_files
 from liftkit.checkpoint.text import printable
-from liftkit.conversion.plan import check_apart
+from liftkit.conversion.inputs import check_apart
 from liftkit.conversion.write import FileCopier
 from liftkit.errors import UsageError
 from liftkit.formats.lora_names import seems_for
