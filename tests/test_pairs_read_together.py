@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor
 
 import liftkit
+from liftkit.checkpoint.model import ModelFolder
 from liftkit.data import demo
 from liftkit.data.captioned import CaptionedFolder
 from liftkit.data.training import TrainingData
@@ -21,7 +23,9 @@ from liftkit.errors import UsageError
 from liftkit.finetune import encoders
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
+from liftkit.finetune.sketch import text_tokens_of_pictures
 from liftkit.finetune.step import Objective
+from liftkit.models.registry import architecture
 from tests.training import few_steps
 from tests.training_data import Encoders, digits_from_digits, pairs, training
 from tests.zoo import ZOO
@@ -164,6 +168,48 @@ def test_references_that_go_away_before_they_are_embedded_are_left_out(tmp_path:
     seen = {caption for step in range(20) for caption in data.batch(step).captions}
     assert seen - {""} == {f"edit {index}" for index in (0, 1, 3, 4, 5)}
     assert prepared("anew", lambda: read_pair).digest == data.digest
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "patch", "most", "size", "references", "expected"),
+    [
+        ("QwenImageEditPipeline", 14, 12845056, (1024, 1024), 1, 1369),  # 37 x 37 squares of 28 pixels
+        ("QwenImageEditPipeline", 14, 12845056, (64, 64), 1, 1369),  # enlarged to a megapixel
+        ("QwenImageEditPipeline", 14, 12845056, (512, 1024), 1, 26 * 51),
+        ("QwenImageEditPipeline", 14, 784 * 100, (1024, 1024), 1, 100),
+        ("QwenImageEditPlusPipeline", 14, 12845056, (1024, 1024), 3, 3 * 14 * 14),
+        ("QwenImagePipeline", 14, 12845056, (1024, 1024), 1, 0),  # reads prompts alone
+        ("JoyImageEditPipeline", 16, 16777216, (1024, 1024), 1, 1024),
+    ],
+)
+def test_a_dry_run_counts_the_tokens_of_pictures_that_are_read_with_prompts(
+    tmp_path: Path, pipeline: str, patch: int, most: int, size: tuple[int, int], references: int, expected: int
+) -> None:
+    """As many as the processor makes of what the encoder is shown."""
+    name = JOY if pipeline.startswith("Joy") else EDIT.removesuffix("-edit")
+    (tmp_path / "processor").mkdir()
+    kept = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": patch, "merge_size": 2}
+    (tmp_path / "processor" / "preprocessor_config.json").write_text(
+        json.dumps({**kept, "min_pixels": 3136, "max_pixels": most})
+    )
+    index = {
+        "_class_name": pipeline,
+        "transformer": ["diffusers", name],
+        "processor": ["transformers", "Qwen2_5_VLProcessor"],
+    }
+    folder, spec = ModelFolder(tmp_path, "here", index), architecture(name)
+    sizes = {(size, references), ((32, 32), 0)}
+    assert text_tokens_of_pictures(folder, spec, sizes) == expected
+    if expected:
+        reader = AutoImageProcessor.from_pretrained(tmp_path / "processor")
+        height, width = spec.shown_beside(pipeline, *size)
+        grid = reader(images=[Image.new("RGB", (width, height))] * references, return_tensors="pt")["image_grid_thw"]
+        assert grid.prod(dim=1).sum() // 4 == expected
+
+
+def test_without_a_processor_a_dry_run_counts_no_pictures(tmp_path: Path) -> None:
+    folder = ModelFolder(tmp_path, "here", {"_class_name": "QwenImageEditPipeline"})
+    assert text_tokens_of_pictures(folder, architecture(EDIT.removesuffix("-edit")), {((64, 64), 1)}) == 0
 
 
 def batch_mean(data: TrainingData, step: int | None) -> torch.Tensor:

@@ -27,6 +27,7 @@ from liftkit.models.absent import check_text_side
 from liftkit.models.broken import broken
 from liftkit.models.latents import LatentSpace
 from liftkit.models.registry import architecture
+from liftkit.models.spec import Architecture
 from liftkit.progress import Observer
 
 
@@ -35,11 +36,16 @@ def load_vae(folder: ModelFolder) -> Any:
     return load.load_latent_vae(folder).requires_grad_(False)
 
 
+def read_together(folder: ModelFolder, spec: Architecture) -> bool:
+    """Whether the model's text encoder reads each prompt together with the reference images."""
+    return spec.prompts_beside is not None and folder.index["_class_name"] in spec.references
+
+
 def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], observer: Observer, device: str) -> None:
     """Encode what is not cached yet: latents where the loss needs them, and prompts. Encoders leave the memory after."""
     folder, spec, choice = trainee.folder, trainee.spec, recipe.previews
     needs_latents = recipe.space == "latent" or recipe.objective.loss == "asymflow"
-    read_together = spec.prompts_beside is not None and folder.index["_class_name"] in spec.references
+    together = read_together(folder, spec)
     image_print = LatentSpace(load_vae(folder), spec.latent_statistics).fingerprint() if needs_latents else ""
     text_print = text_fingerprint(folder, device)
     extra = [choice.prompts[index % len(choice.prompts)] for index in range(choice.count)] if choice.prompts else []
@@ -52,7 +58,7 @@ def fill_caches(recipe: Recipe, trainee: Trainee, parts: list[TrainingData], obs
                 text_print,
                 observer,
                 extra,
-                partial(_pair_encoder, trainee, device) if read_together else None,
+                partial(_pair_encoder, trainee, device) if together else None,
             )
             gc.collect()
 

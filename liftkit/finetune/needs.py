@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,7 +49,7 @@ class Needs:
         self, recipe: Recipe, sketch: Sketch, trainee: Trainee, data: TrainingData, pictures: list[Picture]
     ) -> None:
         self.recipe, self.trainee, self.data, self.count = recipe, trainee, data, len(pictures)
-        self.sketch = replace(sketch, references=max(len(each.references) for each in pictures))
+        self.sketch = sketch.beside({(each.size, len(each.references)) for each in pictures})
         self.side = token_side(trainee)
         self.largest = max((each.size for each in pictures), key=math.prod)
         self.libraries = CONTEXT if self.on_gpu else resident_memory()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
@@ -21,13 +21,15 @@ from liftkit.checkpoint.files import read_safetensors
 from liftkit.checkpoint.model import LONG_PROMPT, ModelFolder
 from liftkit.color import constant
 from liftkit.data.batch import Batch
+from liftkit.data.source import Size
 from liftkit.finetune.bands import dct_matrix
+from liftkit.finetune.encoders import read_together
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.stand_ins import fused_rms_norm
 from liftkit.finetune.trainee import COMPUTE, Trainee, check_space, make_trainee
 from liftkit.lift import Lift
 from liftkit.models.jit import positions, rotations
-from liftkit.models.load import load_component
+from liftkit.models.load import load_component, load_transformers
 from liftkit.models.registry import architecture
 from liftkit.models.spec import Architecture
 
@@ -42,7 +44,7 @@ class Sketch:
         load: the transformer in a dtype, on the meta device; another one each time.
         lift: A and s; None in latent space.
         tensors: the source's projections and output norm by name; for the loss asymflow.
-        text: tokens of a prompt.
+        text: tokens of a prompt, with those of the pictures that are read together with it.
         references: pictures that each image was made from.
     """
 
@@ -72,6 +74,15 @@ class Sketch:
             read_safetensors(original)[0] if recipe.objective.loss == "asymflow" else {},
             text_tokens(folder),
         )
+
+    def beside(self, shown: Collection[tuple[Size, int]]) -> Sketch:
+        """The same with reference images.
+
+        Args:
+            shown: sizes of images, and how many references of that size each one has.
+        """
+        pictures = text_tokens_of_pictures(self.folder, self.spec, shown)
+        return replace(self, references=max(count for _, count in shown), text=self.text + pictures)
 
     def transformer(self, recipe: Recipe) -> Any:
         """That of a recipe, on the meta device."""
@@ -204,6 +215,27 @@ def text_tokens(folder: ModelFolder) -> int:
     known = inspect.signature(kind.__call__).parameters if kind is not None else {}
     default = known["max_sequence_length"].default if "max_sequence_length" in known else LONG_PROMPT
     return min(filter(None, (folder.text_length(), default if isinstance(default, int) else LONG_PROMPT)))
+
+
+def text_tokens_of_pictures(folder: ModelFolder, spec: Architecture, shown: Collection[tuple[Size, int]]) -> int:
+    """Tokens that reference images add to a prompt, at most, where a folder's text encoder reads them together with it; else none.
+
+    Args:
+        shown: sizes of images, and how many references of that size each one has.
+    """
+    at = spec.shown_beside
+    if at is None or not read_together(folder, spec) or folder.class_of("processor") is None:
+        return 0
+    processor, name = (
+        load_transformers(folder.path / "processor", "Qwen2VLImageProcessor"),
+        str(folder.index["_class_name"]),
+    )
+
+    def tokens(size: Size) -> int:
+        patches: int = processor.get_number_of_image_patches(*at(name, *size))
+        return patches // processor.merge_size**2
+
+    return max(count * tokens(size) for size, count in shown)
 
 
 def _of_length(prompts: dict[str, Tensor], text: int) -> dict[str, Tensor]:

@@ -86,12 +86,13 @@ def load_vae(path: Path) -> Any:
 
 
 def load_transformers(path: Path, class_name: str) -> Any:
-    """A model of transformers, in float32, or a tokenizer, from a folder of its own.
+    """A model of transformers, in float32, or a tokenizer or processor, from a folder of its own.
 
     Raises:
         UsageError: if it is incomplete, or transformers cannot load it.
     """
-    weights = None if "Tokenizer" in class_name else read_weights(path, "transformers")
+    plain = "Tokenizer" in class_name or "Processor" in class_name
+    weights = None if plain else read_weights(path, "transformers")
     with _explained(str(path)), _quiet():
         return _load(Component(path.name, "transformers", class_name, path, weights, {}), torch.float32)
 

@@ -212,6 +212,8 @@ class Architecture:
             tensors (B, ...) whose shapes do not depend on the texts, with masks.
         prompts_beside: ``(pipeline, prompt, PIL pictures) -> conditioning`` (L, ...) of one prompt, where stock pipelines of
             ``references`` read it together with the reference images.
+        shown_beside: ``(pipeline's class, height, width of a reference) -> height, width`` at which these show it to their text
+            encoder, one of Qwen's that see.
         labels: what ``forward`` is given for class labels (B,), ``(config, labels) -> conditioning``, in models that are made from
             nothing (``liftkit init``); None where none are made.
     """
@@ -257,6 +259,7 @@ class Architecture:
     encoders: tuple[str, ...] = ("text_encoder", "tokenizer")
     prompts: Callable[[Any, list[str], int | None], dict[str, Tensor]] = _no_prompts
     prompts_beside: Callable[[Any, str, list[Any]], dict[str, Tensor]] | None = None
+    shown_beside: Callable[[str, int, int], tuple[int, int]] | None = None
     labels: Callable[[Config, Tensor], dict[str, Tensor]] | None = None
 
     @property

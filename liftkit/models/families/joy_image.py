@@ -45,6 +45,14 @@ def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str,
     return {"encoder_hidden_states": text, "text_mask": mask}
 
 
+def _shown_beside(pipeline: str, height: int, width: int) -> tuple[int, int]:
+    """What the VAE is shown: the nearest of the pipeline's own sizes."""
+    from diffusers.pipelines.joyimage.image_processor import JoyImageEditImageProcessor
+
+    found: tuple[int, int] = JoyImageEditImageProcessor().get_default_height_width(None, height, width)
+    return found
+
+
 def _prompts_beside(pipeline: Any, prompt: str, pictures: list[Any]) -> dict[str, Tensor]:
     """The encoder is shown what the VAE is: the picture at the nearest of the pipeline's own sizes."""
     processor = pipeline.vae_image_processor
@@ -74,4 +82,5 @@ JOY_IMAGE = Architecture(
     encoders=("text_encoder", "tokenizer", "processor"),
     prompts=_prompts,
     prompts_beside=_prompts_beside,
+    shown_beside=_shown_beside,
 )

@@ -20,6 +20,7 @@ LENGTH = 512
 """Tokens of a prompt where the model's folder names no other number."""
 SEEN = 1024 * 1024
 """Pixels at which Edit's text encoder is shown the picture."""
+SEVERAL = "QwenImageEditPlusPipeline"
 
 
 def _arguments(grid: Grid, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,16 +69,19 @@ def _prompts(pipeline: Any, prompts: list[str], length: int | None) -> dict[str,
     return {"encoder_hidden_states": text, "encoder_hidden_states_mask": mask}
 
 
-def _prompts_beside(pipeline: Any, prompt: str, pictures: list[Any]) -> dict[str, Tensor]:
+def _shown_beside(pipeline: str, height: int, width: int) -> tuple[int, int]:
     """Edit's encoder is shown its one picture at about a megapixel, as its VAE is; Edit-Plus' sees each one small."""
-    several = type(pipeline).__name__ == "QwenImageEditPlusPipeline"
+    several = pipeline == SEVERAL
     stock = import_module(f"diffusers.pipelines.qwenimage.pipeline_qwenimage_edit{'_plus' if several else ''}")
-    area = stock.CONDITION_IMAGE_SIZE if several else SEEN
-    seen = []
-    for picture in pictures:
-        width, height = stock.calculate_dimensions(area, picture.width / picture.height)[:2]
-        seen.append(pipeline.image_processor.resize(picture, height, width))
-    text, _ = pipeline.encode_prompt([prompt], image=seen if several else seen[0], device=pipeline._execution_device)
+    width, height = stock.calculate_dimensions(stock.CONDITION_IMAGE_SIZE if several else SEEN, width / height)[:2]
+    return height, width
+
+
+def _prompts_beside(pipeline: Any, prompt: str, pictures: list[Any]) -> dict[str, Tensor]:
+    name = type(pipeline).__name__
+    seen = [pipeline.image_processor.resize(each, *_shown_beside(name, each.height, each.width)) for each in pictures]
+    shown = seen if name == SEVERAL else seen[0]
+    text, _ = pipeline.encode_prompt([prompt], image=shown, device=pipeline._execution_device)
     return {
         "encoder_hidden_states": text[0],
         "encoder_hidden_states_mask": torch.ones(text.shape[1], dtype=torch.bool),
@@ -94,7 +98,7 @@ QWEN_IMAGE = Architecture(
     clean_tokens=_references,
     beside=_beside,
     token_grid=_token_grid,
-    references={"QwenImageEditPipeline": range(1, 2), "QwenImageEditPlusPipeline": range(1, 4)},
+    references={"QwenImageEditPipeline": range(1, 2), SEVERAL: range(1, 4)},
     several=frozenset({"QwenImageLayeredPipeline"}),
     reference=("norm_out",),
     adapters=(
@@ -106,4 +110,5 @@ QWEN_IMAGE = Architecture(
     rescale=_rescale,
     prompts=_prompts,
     prompts_beside=_prompts_beside,
+    shown_beside=_shown_beside,
 )
