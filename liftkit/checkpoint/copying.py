@@ -110,7 +110,7 @@ def writing(
     source: Path, stamp: Stamp | None, target: Path, size: int, parts: list[Part], ledger: Ledger | None
 ) -> Iterator[tuple[IO[bytes], IO[bytes], Callable[[int], None]]]:
     """The source, a new file, and what is called with how far that is written."""
-    with open_regular(source, stamp) as original, atomic_file(target, sync=ledger is None) as file:
+    with open_regular(source, stamp) as original, atomic_file(target) as file:
         follower = None
         if ledger is not None:
             follower = Follower(target, size, parts, (source, stamp), under=Path(str(file.name)), sync=True)

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 from liftkit.checkpoint.header import encode_header, laid_out, read_header
 from liftkit.checkpoint.leftovers import sweep
-from liftkit.checkpoint.lock import claim, claimed_file
+from liftkit.checkpoint.lock import claim, claimed_file, in_the_making
 from liftkit.errors import LiftkitError, UsageError
 
 if TYPE_CHECKING:
@@ -25,14 +25,11 @@ def expanded(path: str | Path) -> Path:
 
 
 @contextmanager
-def atomic_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary sibling for writing; it takes ``path``'s place when the block ends well, and goes otherwise.
 
-    Where ``path`` is a link, the file behind it is replaced and the link stays.
-
-    Args:
-        path: of the file.
-        sync: wait until the disk has it; not needed within a folder that is synced whole.
+    Where ``path`` is a link, the file behind it is replaced and the link stays. It waits until the disk has the file, but for one
+    in a folder in the making: that is synced whole at its end, and each wait for a small file would be one for the large ones too.
 
     Raises:
         UsageError: if something other than a file is there, such as a device.
@@ -40,15 +37,16 @@ def atomic_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """
     place = Path(os.path.realpath(path))
     _check_replaceable(path, place)
+    durable = not in_the_making(place)
     try:
         with claimed_file(place) as file:
             yield file
             file.flush()
-            if sync:
+            if durable:
                 os.fsync(file.fileno())
             os.replace(file.name, place)
-        if sync:
-            sync_folder(place.parent)
+        if durable:
+            sync(place.parent)
     except OSError as error:
         raise LiftkitError(f"{path}: cannot be written ({reason(error)}); nothing was left behind") from error
 
@@ -58,9 +56,9 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -6,10 +6,11 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from liftkit.checkpoint.files import reason, sync_folder
+from liftkit.checkpoint.files import reason, sync
 from liftkit.checkpoint.follow import Digest, digest_file, digest_files
 from liftkit.checkpoint.hashing import CHOSEN, OLDER, hexadecimal
 from liftkit.checkpoint.leftovers import backup_path, finish_swap, sweep
@@ -30,6 +31,8 @@ __all__ = [
 ]
 RECORD = "liftkit.json"
 """The manifest in every folder that a conversion makes: what tells it from a user's own."""
+SYNCING = 8
+"""Files that are waited for at once."""
 
 
 @contextmanager
@@ -94,7 +97,7 @@ def atomic_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             # Again: much can have happened since the work began.
             _check_free(target, overwrite)
             _replace(target, place, building)
-            sync_folder(place.parent)
+            sync(place.parent)
     except OSError as error:
         raise LiftkitError(f"{error.filename or target}: {reason(error)}; nothing was left behind") from error
 
@@ -156,13 +159,11 @@ def manifest(
 
 
 def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)
+    """Wait until the disk has all of a folder: for many files at once, so that it can write them together."""
+    paths = list(folder.rglob("*"))
+    with ThreadPoolExecutor(max_workers=SYNCING) as pool:
+        list(pool.map(sync, [path for path in paths if not path.is_dir()]))
+        list(pool.map(sync, [*(path for path in paths if path.is_dir()), folder]))
 
 
 def _place(target: Path) -> Path:

@@ -181,6 +181,11 @@ def claimed(place: Path) -> Iterator[Path]:
         _begun.pop(building, None)
 
 
+def in_the_making(path: Path) -> bool:
+    """Whether a path lies in a folder that this run has claimed and not finished."""
+    return any(parent in _begun for parent in path.parents)
+
+
 @contextmanager
 def claimed_file(place: Path) -> Iterator[IO[bytes]]:
     """A new file beside ``place``, open for writing and held by this run; if it keeps its name until the end, it goes."""
