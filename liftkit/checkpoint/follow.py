@@ -14,13 +14,12 @@ costs a fifth of a digest. It tells *where* a file was spoiled; *that* it was is
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Condition, Lock, get_native_id
+from threading import Condition, Lock
 from types import TracebackType
 
 from liftkit.checkpoint.hashing import CHOSEN, new_hash, word
@@ -31,7 +30,6 @@ from liftkit.errors import UsageError
 
 EDGE = 4096
 MOST_HASHING = 8
-HASHING_NICENESS = 10
 
 
 @dataclass(frozen=True)
@@ -168,9 +166,7 @@ class Ledger:
 
     def __init__(self, folder: Path, most: int = 64) -> None:
         self.folder, self.most = folder, most
-        self._hashing = ThreadPoolExecutor(
-            max_workers=min(MOST_HASHING, max(1, _processors() - 1)), initializer=_step_back
-        )
+        self._hashing = ThreadPoolExecutor(max_workers=min(MOST_HASHING, max(1, _processors() - 1)))
         self._syncing = ThreadPoolExecutor(max_workers=1)
         self._running: dict[str, _Entry] = {}
         self._done: dict[str, Digest] = {}
@@ -259,13 +255,6 @@ def digest_files(
 
     with ThreadPoolExecutor(max_workers=min(MOST_HASHING, _processors())) as pool:
         return dict(zip(files, pool.map(lambda each: digest_file(each[0], read, each[1]), files.values())))
-
-
-def _step_back() -> None:
-    """Let the kernel's writing to the disk, which bounds the whole, go before this thread; Linux only."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, get_native_id(), HASHING_NICENESS)
 
 
 def _processors() -> int:
