@@ -75,7 +75,7 @@ class Part(CaptionedSource):
 
     def describe(self) -> dict[str, Any]:
         """See :class:`CaptionedSource`."""
-        return {**self.source.describe(), "part": len(self.indices)}
+        return {**self.source.describe(), "name": self.name, "part": len(self.indices)}
 
 
 def split(sources: Weighted, count: int | None, seed: int) -> tuple[Weighted, Weighted, list[str]]:

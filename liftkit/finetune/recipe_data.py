@@ -34,6 +34,13 @@ class FolderSource(_Source):
             description="Where captions come from: files beside the images, or the names of the folders that they are in."
         ),
     ] = "files"
+    repeats: Annotated[
+        bool,
+        Field(
+            description="Whether folders right below it begin with how often an image is seen an epoch, as `10_name`; the name is "
+            "the caption of those that have none, and images elsewhere are left out."
+        ),
+    ] = False
     reference_column: Annotated[
         Text | None,
         Field(

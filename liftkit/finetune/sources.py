@@ -7,7 +7,9 @@ from typing import Any
 
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.data.captioned import CaptionedFolder, DemoCaptioned
+from liftkit.data.heldout import Weighted, split
 from liftkit.data.picture_errors import PictureError
+from liftkit.data.repeats import concepts, looks_repeated
 from liftkit.data.source import CaptionedSource, EncodedSource
 from liftkit.data.training import TrainingData
 from liftkit.embedded import MODELS
@@ -77,6 +79,21 @@ def make_source(source: Source, crop: str = "lanczos") -> CaptionedSource:
     return made
 
 
+def weighted(source: Source, made: CaptionedSource, observer: Observer) -> Weighted:
+    """A source with its weight, or its folders of repeats, among which they share it."""
+    if isinstance(made, CaptionedFolder) and isinstance(source, FolderSource):
+        if source.repeats:
+            parts = concepts(made)
+            total = sum(seen for _, seen in parts)
+            return [(part, source.weight * seen / total) for part, seen in parts]
+        example = looks_repeated(made)
+        if example:
+            observer.note(
+                f"{made.name}: every image counts once; with repeats: true, those in {example} as its name says"
+            )
+    return [(made, source.weight)]
+
+
 def _check_references(key: str, trainee: Trainee, source: CaptionedSource, flip: float) -> None:
     """Raise unless a model can be trained on pairs that are mirrored so often, and its pipeline shown as many references
     afterwards.
@@ -109,18 +126,18 @@ def training_data(
     recipe: Recipe, trainee: Trainee, output: Path, observer: Observer
 ) -> tuple[TrainingData, TrainingData | None]:
     """Training data and, where the recipe validates and there are enough images, held-out data; not prepared yet."""
-    from liftkit.data.heldout import split
-
     if open_flow(trainee.transformer).channels_beside:
         observer.note(
             f"{trainee.folder.name} takes a picture beside the noise, to fill or to follow, and the data has none: it is trained "
             "with empty ones, and may forget what it did with others"
         )
     choice = recipe.data
-    sources = [(make_source(each, choice.crop), each.weight) for each in choice.sources]
-    for number, (each, _) in enumerate(sources):
-        if each.references is not None:
-            _check_references(f"data.sources.{number}.reference_column", trainee, each, choice.flip)
+    sources: Weighted = []
+    for number, each in enumerate(choice.sources):
+        made = make_source(each, choice.crop)
+        if made.references is not None:
+            _check_references(f"data.sources.{number}.reference_column", trainee, made, choice.flip)
+        sources += weighted(each, made, observer)
     common: dict[str, Any] = {
         "resolution": choice.resolution or trainee.folder.image_size(),
         "multiple": token_side(trainee),
