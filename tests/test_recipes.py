@@ -193,6 +193,7 @@ def test_overrides() -> None:
         "weight": 2.0,
         "path": Path("photos"),
         "captions": "files",
+        "repeats": False,
         "reference_column": None,
     }
 

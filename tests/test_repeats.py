@@ -35,7 +35,9 @@ def opened(path: Path, notes: Notes | None = None, **keys: Any) -> list[tuple[An
 def test_images_are_seen_as_often_as_their_folders_say(tmp_path: Path) -> None:
     """Three of ten repeats and ten of one: an epoch of 40 has each of the former ten times, and each of the latter once."""
     photos(tmp_path / "photos", **{"10_red cup": 3, "1_cup": 10})
-    data = training(*opened(tmp_path / "photos", repeats=True), cache=tmp_path / "cache", batch_size=4, prompt_dropout=0.0)
+    data = training(
+        *opened(tmp_path / "photos", repeats=True), cache=tmp_path / "cache", batch_size=4, prompt_dropout=0.0
+    )
     seen: Counter[str] = Counter()
     for step in range(10):
         batch = data.batch(step)
