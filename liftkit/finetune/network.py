@@ -187,9 +187,8 @@ def blocks_of(transformer: Any) -> list[nn.Module]:
 def compile_for_training(transformer: Any, device: torch.device, **options: Any) -> None:
     """Compile a transformer's blocks for a run: each shape of a batch by itself, without cuDNN's attention.
 
-    On an H100 a compiled step at 1024 x 1024 once read memory that was not its own. Eager steps and compiled sampling did not, nor
-    did compiled steps of few blocks without cuDNN's attention, whose backward pass is particular about strides, which a compiler
-    chooses. That this is the cause was not verified on a GPU.
+    On an H100 a compiled step at 1024 x 1024 once read memory that was not its own. Compiled so, on an H200, it does not. The backward
+    pass of cuDNN's attention is particular about strides, which a compiler chooses; that it is the cause is a guess.
 
     Args:
         transformer: of diffusers.

@@ -17,7 +17,7 @@ from liftkit.checkpoint.files import read_safetensors
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.errors import UsageError
 from liftkit.finetune.float8 import give_float8
-from liftkit.finetune.network import Network, adapters_of, original_modules
+from liftkit.finetune.network import Network, original_modules
 from liftkit.finetune.opening import opening_columns
 from liftkit.finetune.quantize import quantize_base
 from liftkit.finetune.recipe import Recipe
@@ -277,9 +277,6 @@ def add_lora(transformer: Any, targets: list[str], rank: int, alpha: float, drop
     exact = "|".join(re.escape(name) for name in targets)
     torch.manual_seed(seed)
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=f"({exact})"))
-    for layer in adapters_of(transformer):
-        # Autocast brings states to the precision of products; on the way to it they need not be float32 first.
-        layer.cast_input_dtype_enabled = False
 
 
 def _near(name: str, names: Any) -> str:
