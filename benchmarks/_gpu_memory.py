@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from _gpu_model import (
     timed,
     without_weights,
 )
-from _gpu_report import Row, recorded
+from _gpu_report import Add, Row, recorded
 
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.finetune.estimates import estimate
@@ -55,7 +54,7 @@ CARD_BYTES, CONTEXT = 24_000_000_000, 700_000_000
 STEPS, BOUND = 3, 0.15
 
 
-def memory(scale: Scale, end: float, add: Callable[[Row], None]) -> None:
+def memory(scale: Scale, end: float, add: Add) -> None:
     """Steps of one image at the largest side with gradient checkpointing: milliseconds, the peak, and how far the estimate is off.
 
     Args:
@@ -67,7 +66,7 @@ def memory(scale: Scale, end: float, add: Callable[[Row], None]) -> None:
     _rows("memory", scale, latent, BASES, end, add)
 
 
-def memory_9b(scale: Scale, end: float, add: Callable[[Row], None]) -> None:
+def memory_9b(scale: Scale, end: float, add: Add) -> None:
     """Steps of a model of klein 9B's shape in memory limited to 24 GB, by its recipe, but for a batch of four.
 
     LPIPS has random weights, which takes no other memory.
@@ -94,9 +93,7 @@ class _LpipsOn(LpipsShaped):
         self.stages = [[layer.to(where) for layer in stage] for stage in self.stages]
 
 
-def _rows(
-    section: str, scale: Scale, latent: Any, ways: dict[str, Keys], end: float, add: Callable[[Row], None]
-) -> None:
+def _rows(section: str, scale: Scale, latent: Any, ways: dict[str, Keys], end: float, add: Add) -> None:
     side, took = max(scale.resolutions), 0.0
     for name, keys in ways.items():
         what = f"step at {side}, base {name}"

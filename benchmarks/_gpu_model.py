@@ -18,6 +18,7 @@ from liftkit.checkpoint.model import ModelFolder
 from liftkit.data.batch import Batch
 from liftkit.data.captioned import DemoCaptioned
 from liftkit.data.training import TrainingData
+from liftkit.finetune.memory import peak_memory
 from liftkit.finetune.recipe import Recipe
 from liftkit.finetune.run import make_accelerator
 from liftkit.finetune.run_folder import RunFolder
@@ -121,6 +122,23 @@ def device() -> torch.device:
 def peak_of(name: str) -> float | None:
     """TFLOP/s that a device of this name could reach; None where it is not in the table."""
     return next((peak for part, peak in PEAKS if part in name), None)
+
+
+def rate(flops: float, seconds: float) -> dict[str, float | None]:
+    """TFLOP/s and utilization."""
+    tflops = flops / seconds / 1e12
+    peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return {"tflops": tflops, "mfu": tflops / peak if peak else None}
+
+
+def compile_options() -> dict[str, Any]:
+    """On a CPU, where only the program is tried, without code for it: that takes minutes."""
+    return {} if torch.cuda.is_available() else {"backend": "aot_eager"}
+
+
+def peak_gb() -> float:
+    """The most memory in use so far: of the GPU since :func:`fresh`, or of the process."""
+    return peak_memory(device()) / 1e9
 
 
 def timed(work: Callable[[], object]) -> float:

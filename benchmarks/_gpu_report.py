@@ -54,6 +54,8 @@ class Row:
     note: str = ""
 
 
+Add = Callable[[Row], None]
+
 COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "section": ("<", lambda row: row.section),
     "what": ("<", lambda row: row.what),

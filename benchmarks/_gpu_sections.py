@@ -8,8 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +16,32 @@ import convert
 import torch
 from _gpu_memory import memory, memory_9b
 from _gpu_model import (
-    Flops,
     Scale,
-    batches,
     call_arguments,
+    compile_options,
     count_flops,
     device,
     fresh,
     latent_transformer,
-    make_recipe,
-    make_trainer,
-    peak_of,
+    peak_gb,
     random_lift,
+    rate,
     timed,
 )
-from _gpu_report import ROOT, Row, one_line, recorded
-from finetune import floor, whole
+from _gpu_report import ROOT, Add, Row, one_line, recorded
+from _gpu_steps import VARIANTS, finetuning
 from torch import Tensor
 
 from liftkit.color import to_signed
 from liftkit.data.images import batches as image_batches
-from liftkit.finetune.memory import peak_memory
-from liftkit.finetune.network import compile_blocks, compile_for_training
+from liftkit.finetune.network import compile_blocks
 from liftkit.fit.pairs import EncodedImages
 from liftkit.fit.stream import Pass, collect
 from liftkit.models.latents import LatentSpace
 from liftkit.models.surgery import convert_transformer
 from liftkit.tally import Tally
 
-Add = Callable[[Row], None]
-SAMPLING_GOAL, STEP_GOAL, MFU_GOAL = 1.02, 1.02, 0.40
+SAMPLING_GOAL = 1.02
 
 
 def run(section: str, scale: Scale, seconds: float, add: Add) -> None:
@@ -67,23 +62,6 @@ def run(section: str, scale: Scale, seconds: float, add: Add) -> None:
         (memory_9b if side == "9b" else memory)(scale, end, add)
     else:
         {"tests": gpu_tests, "sampling": sampling, "fit": fit, "convert": conversion}[section](scale, end, add)
-
-
-def rate(flops: float, seconds: float) -> dict[str, float | None]:
-    """TFLOP/s and utilization."""
-    tflops = flops / seconds / 1e12
-    peak = peak_of(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-    return {"tflops": tflops, "mfu": tflops / peak if peak else None}
-
-
-def compile_options() -> dict[str, Any]:
-    """On a CPU, where only the program is tried, without code for it: that takes minutes."""
-    return {} if torch.cuda.is_available() else {"backend": "aot_eager"}
-
-
-def peak_gb() -> float:
-    """The most memory in use so far: of the GPU since :func:`fresh`, or of the process."""
-    return peak_memory(device()) / 1e9
 
 
 def in_turns(rounds: int, one: Callable[[], object], other: Callable[[], object]) -> tuple[float, float, float]:
@@ -169,120 +147,7 @@ def _product(scale: Scale) -> Row:
     return Row("sampling", f"product of {side} x {side}, bf16", ms=1000 * seconds, **rate(2.0 * side**3, seconds))
 
 
-# ------------------------------------------------------------------------------------------------ 3: finetuning
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to take steps.
-
-    Args:
-        compiled: the blocks are.
-        checkpointing: of gradients.
-        float8: the reference's products are in float8.
-    """
-
-    compiled: bool = False
-    checkpointing: bool = False
-    float8: bool = False
-
-    def title(self, side: int) -> str:
-        words = {"checkpointing": self.checkpointing, "compiled": self.compiled, "float8 reference": self.float8}
-        return ", ".join([f"step at {side}", *(word for word, holds in words.items() if holds)])
-
-    def changes(self) -> dict[str, Any]:
-        """Of the recipe."""
-        objective = {"objective": {"reference_precision": "float8"}} if self.float8 else {}
-        return {"gradient_checkpointing": self.checkpointing, **objective}
-
-
-VARIANTS = {
-    "finetune": (Variant(), Variant(checkpointing=True)),
-    "compiled": (
-        Variant(compiled=True),
-        Variant(compiled=True, float8=True),
-        Variant(compiled=True, checkpointing=True),
-    ),
-}
-
-
-def finetuning(section: str, scale: Scale, side: int, end: float, add: Add, variants: Sequence[Variant]) -> None:
-    """Steps of a run beside the bare networks."""
-    flops = count_flops(scale, side)
-    latent = latent_transformer(scale, device())
-    took = 0.0
-    for variant in variants:
-        if time.monotonic() + took > end:
-            add(Row(section, variant.title(side), note="left out: no time"))
-            continue
-        begun = time.monotonic()
-        with recorded(section, variant.title(side), add):
-            _largest_batch(section, scale, side, latent, flops, variant, add)
-        took = time.monotonic() - begun
-
-
-def _largest_batch(
-    section: str, scale: Scale, side: int, latent: Any, flops: Flops, variant: Variant, add: Add
-) -> None:
-    """Measure at the largest batch that fits, halving it where memory ends."""
-    batch = scale.resolutions[side]
-    while True:
-        fresh()
-        try:
-            bare, eager, ours, ratio, peak, first = _steps(scale, side, batch, latent, variant)
-        except torch.cuda.OutOfMemoryError:
-            if batch == 1:
-                raise
-            batch //= 2
-            continue
-        except RuntimeError as error:
-            raise RuntimeError(f"batch {batch}: {error}") from error
-        break
-    work, note, title = batch * flops.step, f"batch {batch}", variant.title(side)
-    add(
-        Row(
-            section, f"floor of: {title}", ms=1000 * bare, images_per_second=batch / bare, **rate(work, bare), note=note
-        )
-    )
-    measured: dict[str, Any] = {"ms": 1000 * ours, "images_per_second": batch / ours, "peak_gb": peak, "ratio": ratio}
-    speed = rate(work, ours)
-    met, goal = ratio <= STEP_GOAL, f"at most {STEP_GOAL}"
-    if speed["mfu"] is not None:
-        met, goal = met and speed["mfu"] >= MFU_GOAL, f"{goal}, MFU {MFU_GOAL:.0%}"
-    note += (
-        f"; first steps {first:.0f} s; {flops.step / 1e12:.3g} TFLOP an image, 6 N D would be {flops.rule / 1e12:.3g}"
-    )
-    if eager is not None:
-        note += f"; {ours / eager:.3f} of the three passes as they are without compiling, {1000 * eager:.0f} ms"
-    add(Row(section, title, **measured, **speed, goal=goal, met=met, note=note))
-
-
-def _steps(
-    scale: Scale, side: int, batch: int, latent: Any, variant: Variant
-) -> tuple[float, float | None, float, float, float, float]:
-    """Seconds of the floor, of the passes without compiling (None where there is no compiling) and of a step, the ratio of a step
-    to the floor, the peak in GB, and seconds of the first steps."""
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = make_trainer(scale, latent, make_recipe(scale, Path(scratch) / "run", batch, **variant.changes()))
-        trainer.learner.model.train()
-        given = trainer.ahead.each(batches(scale, side, batch), 0)
-        here = next(given).wait().batch
-        eager = None
-        if variant.compiled:
-            if not variant.float8:
-                eager = statistics.median(floor(trainer, here) for _ in range(3))
-            compile_for_training(trainer.trainee.transformer, torch.device(device()), **compile_options())
-        begun = time.monotonic()
-        for _ in range(2):
-            floor(trainer, here)
-            whole(trainer, given)
-        first = time.monotonic() - begun
-        pairs = [(floor(trainer, here), whole(trainer, given)) for _ in range(scale.rounds)]
-        bare, ours = (statistics.median(column) for column in zip(*pairs))
-        return bare, eager, ours, statistics.median(b / a for a, b in pairs), peak_gb(), first
-
-
-# ------------------------------------------------------------------------------------------------ 4: fit, conversion
+# ------------------------------------------------------------------------------------------------ 3: fit, conversion
 
 
 class RandomImages:

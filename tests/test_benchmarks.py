@@ -24,9 +24,10 @@ def gpu_benchmark(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     # Compilation takes as long as all else; the slow test has it.
     compiled: list[Any] = []
     names = {"main": "gpu", "sections": "_gpu_sections", "model": "_gpu_model", "report": "_gpu_report"}
+    names["steps"] = "_gpu_steps"
     found = SimpleNamespace(compiled=compiled, **{key: importlib.import_module(name) for key, name in names.items()})
     monkeypatch.setattr(found.sections, "compile_blocks", lambda model, **options: compiled.append(model))
-    monkeypatch.setattr(found.sections, "compile_for_training", lambda model, *_, **options: compiled.append(model))
+    monkeypatch.setattr(found.steps, "compile_for_training", lambda model, *_, **options: compiled.append(model))
     return found
 
 
@@ -46,9 +47,10 @@ def test_every_section_measures(section: str, gpu_benchmark: SimpleNamespace) ->
     json.dumps([asdict(row) for row in rows])
     ratios = [row for row in rows if row.ratio is not None]
     assert ratios
-    assert len(gpu_benchmark.compiled) == {"sampling": 2, "compiled-1024": 2}.get(section, 0)
+    assert len(gpu_benchmark.compiled) == {"sampling": 2, "compiled-1024": 3}.get(section, 0)
     if section.endswith("1024"):
-        assert len(ratios) == 2, "with and without checkpointing"
+        variants = gpu_benchmark.steps.VARIANTS[section.partition("-")[0]]
+        assert [row.what for row in ratios] == [variant.title(16) for variant in variants]
         assert all(row.met == (row.ratio <= 1.02) and row.tflops > 0 and row.images_per_second > 0 for row in ratios)
     if section == "sampling":
         assert [row.what.rpartition(", ")[2] for row in ratios] == ["eager: pixel twin", "compiled: pixel twin"]
@@ -56,8 +58,9 @@ def test_every_section_measures(section: str, gpu_benchmark: SimpleNamespace) ->
 
 def test_every_way_to_hold_the_base_has_its_row(gpu_benchmark: SimpleNamespace) -> None:
     rows = measured(gpu_benchmark, "memory")
-    assert [row.what.partition("base ")[2] for row in rows] == ["bfloat16", "int8", "nf4", "offload: blocks"]
-    for row in (rows[0], rows[3]):
+    names = [row.what.partition("base ")[2] for row in rows]
+    assert names[:4] == ["bfloat16", "int8", "nf4", "offload: blocks"]
+    for row in (rows[0], rows[3], rows[names.index("bfloat16, float8 reference")]):
         assert row.ms, row.note
         assert row.peak_gb
         assert "estimated" in row.note
@@ -81,7 +84,7 @@ def test_operations_are_those_of_the_products(gpu_benchmark: SimpleNamespace) ->
 
 def test_the_batch_is_halved_where_memory_ends(gpu_benchmark: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
-    steps = gpu_benchmark.sections._steps
+    steps = gpu_benchmark.steps._steps
 
     def full(scale: Any, side: int, batch: int, *more: Any) -> Any:
         tried.append(batch)
@@ -89,7 +92,7 @@ def test_the_batch_is_halved_where_memory_ends(gpu_benchmark: SimpleNamespace, m
             raise torch.cuda.OutOfMemoryError("full")
         return steps(scale, side, batch, *more)
 
-    monkeypatch.setattr(gpu_benchmark.sections, "_steps", full)
+    monkeypatch.setattr(gpu_benchmark.steps, "_steps", full)
     rows = [row for row in measured(gpu_benchmark, "finetune-512") if row.ratio is not None]
     assert tried == [2, 1] * 2
     assert all("batch 1" in row.note for row in rows)
@@ -101,7 +104,7 @@ def test_what_goes_wrong_is_a_row_and_what_has_no_time_is_left_out(
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("CUDA error:\nunspecified launch failure")
 
-    monkeypatch.setattr(gpu_benchmark.sections, "_steps", broken)
+    monkeypatch.setattr(gpu_benchmark.steps, "_steps", broken)
     rows = measured(gpu_benchmark, "finetune-512")
     assert [row.note for row in rows] == ["RuntimeError: batch 2: CUDA error: unspecified launch failure"] * 2
     assert [row.note for row in measured(gpu_benchmark, "finetune-512", seconds=-1)] == ["left out: no time"] * 2

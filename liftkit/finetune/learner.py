@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from liftkit.errors import LiftkitError
 from liftkit.finetune.adversary import Adversary
 from liftkit.finetune.ahead import Prepared
-from liftkit.finetune.network import Reference, adapters_of, compile_for_training, connect
+from liftkit.finetune.latent_view import adapters_of
+from liftkit.finetune.network import Reference, compile_for_training, connect
 from liftkit.finetune.offload import BlockOffload, offload_blocks
 from liftkit.finetune.optimizer import Average, make_optimizers, rate_factor, set_rate, step_scaled
 from liftkit.finetune.recipe import Recipe
@@ -58,8 +59,8 @@ class Learner:
         if recipe.compile:
             compile_for_training(trainee.transformer, accelerator.device)
         for layer in adapters_of(trainee.transformer):
-            # Autocast brings states to the precision of products, and on the way they need not be float32. A processor's dropout would
-            # round its factor to that precision.
+            # Autocast brings states to the precision of products, and on the way they need not be float32. A processor's dropout
+            # would round its factor to that precision.
             layer.cast_input_dtype_enabled = accelerator.device.type == "cpu"
         set_sharding(accelerator, trainee.transformer, COMPUTE[recipe.precision])
         self.head = list(trainee.head.parameters()) if trainee.head is not None else []
