@@ -73,7 +73,7 @@ PLAIN = ("previews.every=0", "validation.every=0", "objective.adversarial=0", "o
 
 def recipes_in(root: Path, model: Path) -> Callable[..., Recipe]:
     """Makes recipes of short runs of a model, ``(name, *overrides)``, which share a cache."""
-    from tests.test_finetune import TEXT
+    from tests.training import TEXT
 
     def recipe(name: str, *overrides: str) -> Recipe:
         file = root / f"{name}.yaml"

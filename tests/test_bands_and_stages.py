@@ -14,9 +14,9 @@ from liftkit.finetune.objective import flow_loss
 from liftkit.finetune.run import finetune
 from liftkit.finetune.stages import trunk_of
 from liftkit.finetune.state import checkpoints
-from tests.test_finetune import Watch, assert_same_run, cache, make, rows
+from tests.test_going_on import assert_same_run
+from tests.training import Watch, rows
 
-__all__ = ["cache", "make"]
 QUICK = ("steps=3", "previews.every=0", "validation.every=0", "objective.adversarial=0")
 SIGMA = torch.tensor([0.0, 0.1, 0.25, 0.5, 1.0])
 

@@ -56,6 +56,7 @@ def test_every_section_measures(section: str, gpu_benchmark: SimpleNamespace) ->
         assert [row.what.rpartition(", ")[2] for row in ratios] == ["eager: pixel twin", "compiled: pixel twin"]
 
 
+@pytest.mark.slow
 def test_every_way_to_hold_the_base_has_its_row(gpu_benchmark: SimpleNamespace) -> None:
     rows = measured(gpu_benchmark, "memory")
     names = [row.what.partition("base ")[2] for row in rows]
@@ -147,9 +148,11 @@ def test_the_whole_command_runs_tiny(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "gpu.json").read_text())
     wrong = [row for row in record["rows"] if row["ms"] is None or (row["goal"] == "passes" and row["met"] is False)]
-    assert not wrong
+    # Where torchao and bitsandbytes are missing, rows of memory say so.
+    assert not [row for row in wrong if "is not installed" not in row["note"]]
     assert {row["section"] for row in record["rows"]} == {
-        "tests", "sampling", "finetune-1024", "compiled-1024", "finetune-512", "compiled-512", "fit", "convert"
+        "tests", "sampling", "finetune-1024", "compiled-1024", "finetune-512", "compiled-512", "memory",
+        "memory-9b", "fit", "convert"
     }  # fmt: skip
     assert "| section" in done.stdout
 

@@ -12,9 +12,7 @@ from liftkit.finetune.borders import border_loss
 from liftkit.finetune.recipe_file import load_recipe
 from liftkit.finetune.run import finetune
 from tests.test_bands_and_stages import QUICK, learned
-from tests.test_finetune import cache, make, rows
-
-__all__ = ["cache", "make"]
+from tests.training import rows
 
 
 def test_steps_across_borders_count_and_what_is_inside_patches_does_not() -> None:

@@ -26,10 +26,10 @@ from liftkit.models.detail_head import HEAD, KEY, DetailHead, add_head, head_sha
 from liftkit.models.registry import architecture
 from liftkit.models.velocity import lifted_forward
 from tests.test_conformance import deviation, models, pixel_pipeline, run
-from tests.test_finetune import Watch, assert_same_run, cache, make, rows
+from tests.test_going_on import assert_same_run
+from tests.training import Watch, rows
 from tests.zoo import ZOO
 
-__all__ = ["cache", "make"]
 SMALL = "trainable.head={channels: 8, depth: 3}"
 QUICK = ("steps=2", "previews.every=0", "validation.every=0", "objective.adversarial=0")
 Cli = Callable[..., tuple[int, str, str]]

@@ -19,7 +19,7 @@ from liftkit.finetune.run import finetune
 from liftkit.finetune.state import checkpoints
 from liftkit.models.detail_head import add_head
 from tests import tiny
-from tests.test_finetune import TEXT, rows
+from tests.training import TEXT, rows
 
 pytestmark = pytest.mark.gpu
 FINETUNE = (

@@ -24,9 +24,8 @@ from liftkit.fit.folds import read_folds
 from liftkit.models.surgery import convert_transformer
 from tests import tiny
 from tests.processes import launch
-from tests.test_finetune import cache, make, rows
+from tests.training import rows
 
-__all__ = ["cache", "make"]
 Cli = Callable[..., tuple[int, str, str]]
 
 

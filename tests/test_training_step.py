@@ -21,7 +21,7 @@ from liftkit.finetune.run_folder import RunFolder
 from liftkit.finetune.step import draw
 from liftkit.finetune.trainer import Trainer
 from liftkit.progress import Silent
-from tests.test_finetune import TEXT
+from tests.training import TEXT
 
 PLAIN = ("previews.every=0", "validation.every=0", "checkpoints.every=0")
 
