@@ -90,6 +90,7 @@ def main(
     Example: liftkit doctor
     """
     console.settings.quiet, console.settings.json, console.settings.debug = quiet, json, debug
+    console.quiet_loggers()
 
 
 def run() -> None:

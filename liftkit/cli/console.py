@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
@@ -69,18 +70,23 @@ def hold(output: AbstractContextManager[None]) -> None:
     held.enter_context(output)
 
 
+def quiet_loggers() -> None:
+    """Packages that quantize name each part of theirs that does not suit this torch, when diffusers imports them: not here."""
+    if not settings.debug:
+        for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def quiet_libraries() -> None:
     """Our bars and lines say what matters: no notices, bars and warnings of the libraries below."""
     import warnings
-    from logging import getLogger
 
-    from diffusers.utils import logging
+    from diffusers.utils import logging as library
 
     if not settings.debug:
         warnings.simplefilter("ignore")
-        logging.set_verbosity_error()
-        getLogger("torchao").setLevel("ERROR")  # it names each library of its own that does not suit this torch
-    logging.disable_progress_bar()
+        library.set_verbosity_error()
+    library.disable_progress_bar()
 
 
 def first_word(text: str) -> None:
