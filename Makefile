@@ -20,6 +20,8 @@ test: lint types
 test-all: lint types
 	@echo "Running all tests: about 20 minutes on 2 cores"
 	$(RUN)/pytest -n 2
+	$(INSTALL) --no-deps --upgrade -c constraints.txt --target build/quantizers torchao bitsandbytes
+	PYTHONPATH=build/quantizers $(RUN)/pytest tests/test_quantize.py tests/test_precision.py
 	$(RUN)/python -m tests.cpus
 
 # The numeric tests with other kernels, threads and places of the weights in memory: one machine stands in for others.

@@ -9,7 +9,7 @@ printed at the end. A row that fails holds its error, and the others go on.
 Models are made of random numbers on the device, and nothing is downloaded. For a machine without network that has Python,
 torch >= 2.6 and transformers, fetch the other packages elsewhere, for its version of Python, and take the folder along:
 
-    grep -vE '^(torch|triton|nvidia|mypy|ast_serialize|librt|ruff|types)' constraints.txt > wheels.txt
+    grep -vE '^(torch=|triton|nvidia|mypy|ast_serialize|librt|ruff|types)' constraints.txt > wheels.txt
     pip download --no-deps --only-binary :all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d wheels -r wheels.txt
 
