@@ -281,6 +281,24 @@ def test_a_basis_that_was_rounded_is_kept_as_it_is_stored(
     assert audit(fuse(theirs, str(klein), tmp_path / "out").output).ok
 
 
+def test_without_an_output_norm_it_is_the_base_s_own(klein: Path, cli: Cli, tmp_path: Path) -> None:
+    """As of a training that left it alone; a merged folder has the base's, and goes out again with it."""
+    kept = {name: tensor for name, tensor in their_tensors().items() if not name.startswith("norm_out")}
+    source = write_theirs(tmp_path / "source", kept)
+    code, out, err = cli("import", source, "--base", klein, "-o", tmp_path / "merged")
+    assert code == 0, err
+    assert "the base's own" in out
+    base = load(klein).transformer.state_dict()["norm_out.linear.weight"]
+    assert torch.equal(load(tmp_path / "merged").transformer.state_dict()["norm_out.linear.weight"], base)
+    keep(source, str(klein), tmp_path / "kept")
+    with pytest.raises(UsageError, match=r"it holds norm_out.linear.weight, the adapter does not: give --base"):
+        export_adapter(str(tmp_path / "kept"), tmp_path / "out", "asymflow-adapter")
+    export_adapter(str(tmp_path / "kept"), tmp_path / "out", "asymflow-adapter", base=str(klein))
+    found = load_file(tmp_path / "out" / WEIGHTS)
+    assert found.keys() == their_tensors().keys()
+    assert torch.equal(found["norm_out.linear.weight"].float(), base.float())
+
+
 @pytest.mark.parametrize("form", ["basis_rank", "no config", "lone file", "prefixed"])
 def test_adapters_in_every_form_that_people_have(
     form: str, theirs: Path, klein: Path, cli: Cli, tmp_path: Path
@@ -334,7 +352,7 @@ def test_it_must_be_whole_and_fit(theirs: Path, klein: Path, cli: Cli, tmp_path:
     number = {"base_rank": "many"}
     cases: list[tuple[dict[str, np.ndarray | None], dict[str, Any], tuple[str, ...]]] = [
         ({"scale_buffer": None}, {}, ("tensor 'scale_buffer' is missing",)),
-        ({"norm_out.linear.weight": None}, {}, ("tensor 'norm_out.linear.weight' is missing",)),
+        ({"proj_out.weight": None}, {}, ("tensor 'proj_out.weight' is missing",)),
         ({"norm_out.linear.weight": wide}, {}, ("'norm_out.linear.weight'", "expected (64, 32), found (3, 3)")),
         ({"proj_buffer": tensors["proj_buffer"] * 1.01}, {}, ("'proj_buffer'", "not orthonormal")),
         ({"scale_buffer": np.array(-1.0, "<f4")}, {}, ("scale must be a positive number",)),

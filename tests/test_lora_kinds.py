@@ -129,6 +129,54 @@ def test_a_fused_matrix_is_split_and_alpha_goes_into_each(run: Run) -> None:
     assert torch.allclose(whole, 0.5 * up @ down, atol=1e-5)
 
 
+@pytest.mark.parametrize("alpha", [2.0, None])
+def test_a_fused_matrix_in_groups_of_rows_is_what_each_group_says(alpha: float | None, run: Run) -> None:
+    """By the rule of the trainer: rows of a group get alpha over the group's rank, times its own B A, and nothing of the others."""
+    name = f"lora_unet_{IMAGE.replace('.', '_')}"
+    pairs = [(rand(4, 32, seed=each), rand(32, 4, seed=10 + each)) for each in range(3)]
+    state = {f"{name}.lora_down.{each}.weight": down for each, (down, _) in enumerate(pairs)}
+    state |= {f"{name}.lora_up.{each}.weight": up for each, (_, up) in enumerate(pairs)}
+    found = run(state if alpha is None else {**state, f"{name}.alpha": torch.tensor(alpha).bfloat16()})
+    for each, (down, up) in zip("qkv", pairs):
+        module = f"transformer_blocks.0.attn.to_{each}"
+        assert torch.allclose(product(found, module), (alpha or 4.0) / 4.0 * up @ down, atol=1e-5)
+        assert len(found[f"transformer.{module}.lora_A.weight"]) == 4
+
+
+def test_groups_of_rows_are_all_counted(cli: Cli, converted: dict[str, Path], tmp_path: Path) -> None:
+    name = f"lora_unet_{IMAGE.replace('.', '_')}"
+    state = {f"{name}.lora_down.{each}.weight": rand(4, 32) for each in range(3)}
+    state |= {f"{name}.lora_up.{each}.weight": rand(32, 4) for each in range(3)}
+    save_file(state, tmp_path / "style.safetensors")
+    output = tmp_path / "out.safetensors"
+    code, out, err = cli("--json", "import", tmp_path / "style.safetensors", "--base", converted["flux2"], "-o", output)
+    assert code == 0, err
+    assert json.loads(out)["tally"]["used"] == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"lora_up.2": None}, "has groups lora_down 0, 1, 2 and lora_up 0, 1; each needs both"),
+        ({"lora_up.1": None, "lora_down.1": None}, "has groups lora_down 0, 2 and lora_up 0, 2; each needs both"),
+        ({"lora_up.1": rand(32, 8), "lora_down.1": rand(8, 32)}, "lora_down.1 is of shape (8, 32), which does not go"),
+        ({"lora_up.1": rand(32, 3)}, "lora_up.1 is of shape (32, 3), which does not go with lora_down.0, (4, 32)"),
+        ({"lora_down.0": rand(4), "lora_up.0": rand(4)}, "lora_down.0 is of shape (4,)"),
+        ({"lora_up.2": rand(16, 4)}, "expected to give 96 numbers, found 80"),
+    ],
+)
+def test_groups_of_rows_that_are_not_complete_are_named(
+    changes: dict[str, Tensor | None], expected: str, cli: Cli, converted: dict[str, Path], tmp_path: Path
+) -> None:
+    name = f"lora_unet_{IMAGE.replace('.', '_')}"
+    state: dict[str, Tensor | None] = {f"lora_down.{each}": rand(4, 32) for each in range(3)}
+    state |= {**{f"lora_up.{each}": rand(32, 4) for each in range(3)}, **changes}
+    whole = {f"{name}.{key}.weight": tensor for key, tensor in state.items() if tensor is not None}
+    save_file(whole, tmp_path / "style.safetensors")
+    base, output = converted["flux2"], tmp_path / "out.safetensors"
+    failed(cli("import", tmp_path / "style.safetensors", "--base", base, "-o", output), "style.safetensors", expected)
+
+
 def test_the_last_modulation_has_its_halves_the_other_way_round(run: Run) -> None:
     name, down, up = "diffusion_model.final_layer.adaLN_modulation.1", rand(2, 32), rand(64, 2)
     found = run({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up})

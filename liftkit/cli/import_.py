@@ -85,6 +85,7 @@ def _check_options(kind: Kind, source: str, options: ImportOptions, push: str | 
 
 def _adapter(source: str, output: Path, options: ImportOptions) -> None:
     from liftkit.formats.adapters import fuse, keep
+    from liftkit.formats.asymflow_limits import NORM
 
     base, overwrite = str(options.base), options.overwrite
     if options.keep_adapter:
@@ -104,6 +105,8 @@ def _adapter(source: str, output: Path, options: ImportOptions) -> None:
     rows.append(
         ("adapter", f"{len(adapter.full)} tensors in full, LoRA on {len(adapter.pairs)} modules, {console.size(size)}")
     )
+    if "imported" in adapter.provenance and NORM not in adapter.full:
+        rows.append(("output norm", "the base's own: the adapter holds none"))
     if adapter.lift is not None:
         rows.append(("lift", f"rank {adapter.lift.rank} of {adapter.lift.dim}, scale {adapter.lift.scale:.4f}"))
     console.table("Imported", [*rows, ("folder", str(output)), ("next", following)])

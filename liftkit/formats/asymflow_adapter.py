@@ -9,9 +9,10 @@ A folder of ``config.json`` and ``diffusion_pytorch_model.safetensors``, or the 
 Pixels of a patch are in (channel, row, column) order, in Oklab normalized by the paper's constants. Ours are folded
 (:func:`liftkit.tokens.token_order`), so that two tensors change the order of their columns or rows, and none its numbers.
 
-The tensors say all that is needed: P and r are in their shapes. The config is for the authors' loader, which builds the network
-from it: it holds the base transformer's own numbers (for those that it lacks, the loader takes FLUX.2 dev's), and the rank under
-the two names that it has had, ``base_rank`` until version 0.2.1 and ``basis_rank`` since.
+The tensors say all that is needed: P and r are in their shapes. What was not trained is the base's own and need not be
+there, but for the projections, which no base has. The config is for the authors' loader, which builds the network from it:
+it holds the base transformer's own numbers (for those that it lacks, the loader takes FLUX.2 dev's), and the rank under the
+two names that it has had, ``base_rank`` until version 0.2.1 and ``basis_rank`` since.
 """
 
 from __future__ import annotations
@@ -185,7 +186,7 @@ def their_config(lift: Lift, base_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_names(folder: Path, tensors: dict[str, Tensor]) -> None:
-    missing = [name for name in (*FULL, BASIS, SCALE) if name not in tensors]
+    missing = [name for name in (INPUT, OUTPUT, BASIS, SCALE) if name not in tensors]
     if missing:
         raise UsageError(f"{folder}: tensor {missing[0]!r} is missing; is the adapter complete?")
     known = (*FULL, BASIS, SCALE)
@@ -212,7 +213,7 @@ def _check_shapes(folder: Path, tensors: dict[str, Tensor], stated: Mapping[str,
         )
     wanted = {INPUT: (hidden, dim), OUTPUT: (dim, hidden), NORM: (2 * hidden, hidden)}
     for name, shape in wanted.items():
-        if tuple(tensors[name].shape) != shape:
+        if name in tensors and tuple(tensors[name].shape) != shape:
             raise UsageError(f"{folder}: tensor {name!r}: expected {shape}, found {tuple(tensors[name].shape)}")
     if tensors[SCALE].numel() != 1:
         raise UsageError(f"{folder}: tensor {SCALE!r}: expected one number, found {tuple(tensors[SCALE].shape)}")

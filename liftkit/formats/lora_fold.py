@@ -47,13 +47,17 @@ class Change:
     magnitude: Tensor | None = None
 
     def at(self, place: Place, sizes: list[int]) -> Change:
-        """The rows of one of the modules that share the matrix, which have ``sizes`` rows."""
+        """The rows of one of the modules that share the matrix, which have ``sizes`` rows; less what these rows take nothing of."""
         rest = {
             name: place.rows(tensor, sizes)
             for name, tensor in (("bias", self.bias), ("magnitude", self.magnitude))
             if tensor is not None
         }
-        return replace(self, up=place.rows(self.up, sizes), **rest)
+        up, down = place.rows(self.up, sizes), self.down
+        used = up.any(dim=0)
+        if down is not None and used.any():
+            up, down = up[:, used], down[used]
+        return replace(self, up=up, down=down, **rest)
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """A (rank, columns) and B (rows, rank)."""

@@ -19,6 +19,7 @@ from liftkit.errors import UsageError
 from liftkit.formats.kinds import lora_file
 from liftkit.formats.lora_fold import Change, folded
 from liftkit.formats.lora_names import ModuleNames, Place, of_embedding, of_text, seems_for
+from liftkit.formats.lora_splits import joined
 from liftkit.formats.lora_strength import (
     CONFIG,
     METADATA,
@@ -76,7 +77,10 @@ def read_lora(path: Path, spec: Architecture, shapes: Mapping[str, tuple[int, ..
         raise UsageError(f"{path}: no LoRA file in this folder; give the .safetensors file itself")
     tensors, metadata = read_safetensors(file)
     try:
-        return _Reader(file, tensors, metadata, ModuleNames(spec, shapes), folder).read()
+        whole = joined(tensors)
+        reader = _Reader(file, whole, metadata, ModuleNames(spec, shapes), folder)
+        reader.tally.use(len(tensors) - len(whole))
+        return reader.read()
     except UsageError as error:
         raise error if str(error).startswith(str(file.parent)) else UsageError(f"{file}: {error}") from error
 
