@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from liftkit.checkpoint.direct import PAGE, copy_direct
 from liftkit.checkpoint.files import atomic_file
 from liftkit.checkpoint.follow import Follower, Ledger
 from liftkit.checkpoint.header import Header, encode_header, laid_out
@@ -80,7 +81,7 @@ def extract_file(tensors: dict[str, Header], target: Path) -> None:
 def copy_range(
     source: IO[bytes], offset: int, size: int, target: IO[bytes], position: int, progress: Callable[[int, int], None]
 ) -> None:
-    """Copy bytes between files in the kernel where it can, else through a buffer.
+    """Copy bytes between files: many of them past the page cache where that can be, others in the kernel or through a buffer.
 
     Args:
         source: open for reading.
@@ -93,6 +94,16 @@ def copy_range(
     Raises:
         LiftkitError: if the source ends before.
     """
+    lead = min(size, -position % PAGE)
+    _copy_cached(source, offset, lead, target, position, progress)
+    done = lead + copy_direct(source, offset + lead, size - lead, target, position + lead, progress)
+    _copy_cached(source, offset + done, size - done, target, position + done, progress)
+
+
+def _copy_cached(
+    source: IO[bytes], offset: int, size: int, target: IO[bytes], position: int, progress: Callable[[int, int], None]
+) -> None:
+    """:func:`copy_range` through the page cache."""
     while size > 0:
         count = min(size, CHUNK)
         try:
