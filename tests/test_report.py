@@ -21,8 +21,10 @@ from liftkit.data.images import DemoImages
 from liftkit.embedded import TINY_KLEIN
 from liftkit.fit import engine, gallery
 from liftkit.fit.alignment import AffineMap
+from liftkit.fit.engine import fit_pass
 from liftkit.fit.pairs import EncodedImages
 from liftkit.models.latents import LatentSpace
+from liftkit.options import FitOptions
 from liftkit.report.data import picture_rows
 from liftkit.tokens import patchify
 from tests import tiny
@@ -107,7 +109,7 @@ def test_report_for_folders_and_lifts(cli: Cli, converted: dict[str, Path], tmp_
     code, _, err = cli("report", tmp_path / "bare.safetensors", "--html", tmp_path / "bare.html")
     assert code == 0
     assert "carries no figures" in err
-    for wrong, expected in ((tmp_path, "no converted folder"), (tmp_path / "none.safetensors", "cannot be read")):
+    for wrong, expected in ((tmp_path, "no converted folder"), (tmp_path / "none.safetensors", "no such file")):
         code, _, err = cli("report", wrong)
         assert code == 2
         assert expected in err
@@ -247,6 +249,32 @@ def test_lifts_of_earlier_versions_are_reported(cli: Cli, tmp_path: Path) -> Non
             assert text not in page.read_text()
             assert text not in out
     assert len(picture_rows(pictures)) == len(gallery.ROWS)
+
+
+@pytest.mark.parametrize(
+    ("r2", "words"),
+    [
+        ([0.9, 0.2, 0.5], "The lift carries lightness best, green-red worst"),
+        ([0.9, 0.2, 0.0], "The lift carries lightness best, blue-yellow not at all"),
+        ([-0.6, 0.1, -3.0], "The lift carries green-red best, blue-yellow not at all"),
+        ([0.0, -0.1, -0.2], "The lift carries no color channel"),
+    ],
+)
+def test_color_channels_that_a_lift_carries_or_does_not_are_named(r2: list[float], words: str) -> None:
+    from liftkit.report.pages import carried
+
+    assert carried(("lightness", "green-red", "blue-yellow"), r2) == words
+
+
+def test_the_page_says_which_channel_is_not_carried() -> None:
+    from liftkit.report.data import Report
+    from liftkit.report.pages import alignment_page
+
+    source = demo_source(16)
+    lift = engine.fit_collected(fit_pass(source, FitOptions(), 2), FitOptions(), 2)
+    assert lift.color.name == "oklab"
+    lift.figures["alignment"]["channels"] |= {"colors_lift": [0.9, -3.0, -0.6], "spread": {}}
+    assert "The lift carries lightness best, green-red not at all" in alignment_page(Report("lift", lift))
 
 
 def test_labels_make_no_formulas_and_no_markup() -> None:

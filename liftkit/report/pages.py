@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -87,11 +88,11 @@ def alignment_charts(report: Report) -> list[Markup]:
     latents = alignment["channels"]["latents"]
     # Lifts of earlier versions have no spread per channel.
     spread = alignment["channels"].get("spread")
-    least = "worst" if min(alignment["channels"]["colors_lift"]) > 0 else "not at all"
     colors = (
         ("lightness", "green-red", "blue-yellow") if report.lift.color.name == "oklab" else ("red", "green", "blue")
     )
-    by_lift = [max(value, -0.5) for value in alignment["channels"]["colors_lift"]]
+    by_lift = alignment["channels"]["colors_lift"]
+    shown_by_lift = [max(value, -0.5) for value in by_lift]
     return [
         line_chart(
             f"A holds {captured:.1%} of the pixels' energy",
@@ -118,18 +119,26 @@ def alignment_charts(report: Report) -> list[Markup]:
             _spread(spread, "latents"),
         ),
         bar_chart(
-            f"The lift carries {colors[by_lift.index(max(by_lift))]} best, {colors[by_lift.index(min(by_lift))]} {least}",
+            carried(colors, by_lift),
             colors,
             [
-                ("lift", by_lift),
+                ("lift", shown_by_lift),
                 ("unconstrained", alignment["channels"]["colors_linear"]),
             ],
-            Axis("R²", low=min(0.0, *by_lift), high=1.0),
+            Axis("R²", low=min(0.0, *shown_by_lift), high=1.0),
             "color channel",
             _spread(spread, "colors_lift", "colors_linear"),
         ),
         calibration_chart(report.lift.scale),
     ]
+
+
+def carried(names: Sequence[str], r2: Sequence[float]) -> str:
+    """In words, which color channels a lift carries, by their R²: one of 0 or less is carried no better than its mean."""
+    best, least = (names[r2.index(value)] for value in (max(r2), min(r2)))
+    if max(r2) <= 0:
+        return "The lift carries no color channel"
+    return f"The lift carries {best} best, {least} {'worst' if min(r2) > 0 else 'not at all'}"
 
 
 def _spread(spread: dict[str, list[float]] | None, *names: str) -> list[list[float]] | None:
