@@ -57,6 +57,8 @@ class ColorSpace:
     """
 
     name: str = ""
+    signed: bool = False
+    """Whether values before normalization are sRGB in [-1, 1] itself, so that uint8 may stand for them."""
 
     def __init_subclass__(cls) -> None:
         SPACES.setdefault(cls.name, cls)
@@ -157,7 +159,7 @@ class Oklab(ColorSpace):
 class SRGB(ColorSpace):
     """sRGB as it is, in [-1, 1]: the choice for training from scratch."""
 
-    name = "srgb"
+    name, signed = "srgb", True
 
     def __init__(self, mean: Sequence[float] = (0.0, 0.0, 0.0), std: float = 1.0) -> None:
         super().__init__(mean, std)

@@ -78,6 +78,20 @@ def test_moments_add_up_and_ignore_batches_and_dtype(tmp_path: Path) -> None:
     assert again.count == together.count
 
 
+@pytest.mark.parametrize("count", [1, 256, 257, 3000])
+def test_moments_of_eight_bits_are_exact(count: int) -> None:
+    """Products in float32 are rounded nowhere: with whole numbers in place of colors the sums agree to the last digit."""
+    x, z = torch.randint(0, 256, (1, count, 48), dtype=torch.uint8), torch.randn(1, count, 16)
+    x[:, :, 0], x[:, :, 1] = 255, 0
+    found = liftkit.TokenMoments(16, 48)
+    found.update(z, x)
+    odd, latents = 2 * x[0].numpy().astype(np.int64) - 255, z[0].double().numpy()
+    assert np.array_equal(np.rint(found.pixel_gram.numpy() * 255**2), odd.T @ odd)
+    np.testing.assert_allclose(found.pixel_gram.numpy(), odd.T @ odd / 255**2, rtol=1e-14, atol=0)
+    np.testing.assert_allclose(found.pixel_sum.numpy(), odd.sum(0) / 255, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.cross.numpy(), latents.T @ odd / 255, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(("rank", "dim"), [(1, 1), (1, 2), (3, 12), (16, 48)])
 def test_moments_equal_plain_sums(rank: int, dim: int) -> None:
     """Products are taken block by block; no block is lost."""

@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+LEVELS = 256
+"""Products of two numbers up to 255 whose sum is below 2^24."""
 
 
 class TokenMoments:
@@ -45,7 +49,7 @@ class TokenMoments:
 
         Args:
             latent_tokens: (B, N, r).
-            pixel_tokens: (B, N, D), token for token the same patches.
+            pixel_tokens: (B, N, D), token for token the same patches; uint8 stands for [-1, 1], without rounding.
 
         Raises:
             ValueError: if shapes disagree or a value is not finite (nothing is added then).
@@ -59,9 +63,13 @@ class TokenMoments:
                 f"moments: tokens of {latent_tokens.shape[-1]} and {pixel_tokens.shape[-1]} numbers; "
                 f"these moments are of {self.latent_dim} and {self.pixel_dim}"
             )
-        latents, pixels = (tokens.flatten(0, -2).to(self.cross) for tokens in (latent_tokens, pixel_tokens))
+        latents, pixels = latent_tokens.flatten(0, -2).to(self.cross), pixel_tokens.flatten(0, -2)
         if not len(latents):
             return
+        blocks = _level_blocks(pixels) if pixels.dtype == torch.uint8 else None
+        pixels = pixels.to(self.cross)
+        if blocks is not None:
+            pixels.mul_(2).sub_(255).div_(255)
         latent_sum, pixel_sum = latents.sum(dim=0), pixels.sum(dim=0)
         # A sum is finite where all its terms are.
         if not (torch.isfinite(latent_sum).all() and torch.isfinite(pixel_sum).all()):
@@ -72,7 +80,7 @@ class TokenMoments:
         self.pixel_sum += pixel_sum
         self.latent_gram.addmm_(latents.T, latents)
         self.cross.addmm_(latents.T, pixels)
-        _add_gram(self.pixel_gram, pixels)
+        _add_gram(self.pixel_gram, pixels, blocks)
 
     def __add__(self, other: TokenMoments) -> TokenMoments:
         """Moments of both streams together."""
@@ -167,9 +175,26 @@ class TokenMoments:
         return moments
 
 
-def _add_gram(gram: Tensor, tokens: Tensor) -> None:
-    """``G += T^T T`` of tokens T (n, d), block by block: only those on and above the diagonal have to be computed."""
+def _level_blocks(tokens: Tensor) -> Tensor:
+    """Tokens of eight bits (n, d) as odd numbers from -255 to 255 in float32, (n / LEVELS, LEVELS, d), with zeros behind."""
+    odd = tokens.float().mul_(2).sub_(255)
+    return F.pad(odd, (0, 0, 0, -len(odd) % LEVELS)).view(-1, LEVELS, odd.shape[1])
+
+
+def _add_gram(gram: Tensor, tokens: Tensor, blocks: Tensor | None) -> None:
+    """``G += T^T T`` of tokens T (n, d), block by block: only those on and above the diagonal have to be computed.
+
+    Args:
+        gram: G, (d, d).
+        tokens: T.
+        blocks: T by :func:`_level_blocks`, if it was of eight bits. Sums of so many products are whole numbers that float32 holds
+            exactly, and it takes half as long as float64; on GPUs of consumers 1/64.
+    """
     for columns in torch.arange(len(gram)).chunk(4):
         first, end = int(columns[0]), int(columns[-1]) + 1
-        gram[first:end, first:].addmm_(tokens[:, first:end].T, tokens[:, first:])
+        if blocks is None:
+            gram[first:end, first:].addmm_(tokens[:, first:end].T, tokens[:, first:])
+        else:
+            exact = torch.bmm(blocks[..., first:end].mT, blocks[..., first:]).sum(dim=0, dtype=gram.dtype)
+            gram[first:end, first:].add_(exact, alpha=255**-2)
         gram[end:, first:end] = gram[first:end, end:].T

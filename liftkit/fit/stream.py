@@ -195,12 +195,16 @@ def _add(work: Pass, collection: Collection, places: range, indices: Tensor, lat
     own = patchify(latents.index_select(0, order.to(latents.device)), work.latent_patch).to(device, torch.float64)
     patches = _patches(images.index_select(0, order.to(images.device)), work.side)
     for name, folds in collection.folds.items():
-        seen = SPACES[name].plain(patches.flatten(1, 2)[None]).to(device).view_as(patches)
-        parts = seen.split([size * own.shape[1] for size in sizes], dim=1)
+        space, seen = SPACES[name], patches
+        dtype = torch.uint8 if space.signed and patches.dtype == torch.uint8 else torch.float64
+        if dtype != torch.uint8:
+            seen = space.plain(patches.flatten(1, 2)[None]).view_as(patches)
+        parts = seen.to(device).split([size * own.shape[1] for size in sizes], dim=1)
         for which, latent_tokens, part in zip(groups, own.split(sizes), parts):
             # Token by token, and in the moments' precision, in one copy, which the products find in the cache.
-            tokens = part.transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format)
-            folds.update(latent_tokens, tokens.view(*latent_tokens.shape[:2], -1), indices[which])
+            tokens = torch.empty((*latent_tokens.shape[:2], 3 * work.side**2), dtype=dtype, device=device)
+            tokens.view(-1, 3, work.side, work.side).copy_(part.transpose(0, 1))
+            folds.update(latent_tokens, tokens, indices[which])
     collection.done = places.index(int(indices[-1])) + 1
     collection.whole = True
 
