@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import liftkit
 from liftkit.checkpoint import parts
 from liftkit.checkpoint.rewrite import torch_dtype
-from liftkit.errors import ProofError
+from liftkit.errors import ProofError, UsageError
 from liftkit.models import surgery
 from tests.big_models import Cli, convert, manifest, shards, spoil
 
@@ -101,6 +102,17 @@ def test_other_tensors_that_are_not_finite_are_found_on_the_way(
     code, _, err = cli("convert", shards, "--lift", lift_file, "-o", tmp_path / "out", "--proof", "projections")
     assert code == 2
     assert f"transformer/{where}: tensor '{name}' holds NaN or infinite numbers" in err
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_copying_finds_them_where_no_fit_comes_before_it(
+    shards: Path, lift_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liftkit.conversion.plan.check_files", lambda headers: pytest.fail("read twice"))
+    name = "transformer_blocks.0.ff.linear_in.weight"
+    where = spoil(shards, name, (-1, -1), float("nan"))
+    with pytest.raises(UsageError, match=f"transformer/{where}: tensor '{name}' holds NaN or infinite numbers"):
+        liftkit.convert(str(shards), tmp_path / "out", lift=lift_file, device="cpu", proof="projections")
     assert not list(tmp_path.glob("*out*"))
 
 

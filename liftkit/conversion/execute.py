@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +75,10 @@ def execute(plan: Plan, observer: Observer) -> Conversion:
             write_components(plan, lift, building, copier)
             for each in plan.transformers:
                 write_transformer(each, lift, building, observer, copier)
+            loads = _begin_loading(plan, building)
             proof = worst([_prove(each, lift, building, observer) for each in plan.transformers])
-            _check_loads(plan, building)
+            loads()
+            plan.trial.end()
             result = Conversion(plan, lift, proof, tallies)
             _write_report(result, building, ledger, observer)
         check_unchanged(plan.sources)
@@ -98,12 +102,28 @@ def _prove(plan: Plan, lift: Lift, building: Path, observer: Observer) -> Proof:
     )
 
 
-def _check_loads(plan: Plan, building: Path) -> None:
-    """Raise unless source and result are pipelines that load, or lack a package alone, which the plan said."""
+def _begin_loading(plan: Plan, building: Path) -> Callable[[], None]:
+    """Begin to build the result, once the source is a pipeline that loads, or lacks a package alone, as the plan said.
+
+    Returns:
+        A function that waits for it, and raises if it is not the same of the result.
+    """
     plan.lacks()
+    with _of_result(building):
+        answer = plan.trial.begin(find_model(str(building)))
+
+    def wait() -> None:
+        with _of_result(building):
+            answer()
+
+    return wait
+
+
+@contextmanager
+def _of_result(building: Path) -> Iterator[None]:
+    """What is amiss is the result, which the user has not seen and will not."""
     try:
-        plan.trial.begin(find_model(str(building)))()
-        plan.trial.end()
+        yield
     except UsageError as error:
         raise LiftkitError(
             f"the result would not load: {str(error).replace(str(building), '')}; the output was discarded"

@@ -118,7 +118,8 @@ def make_plan(model: str, output: Path, options: ConvertOptions, *, wait: bool =
         model: a diffusers folder or a Hub id.
         output: the target folder.
         options: of the conversion.
-        wait: until the source is built, which takes seconds; else that goes on, and who asks for the plan's limits waits.
+        wait: until the source is built and its weights are looked at, which takes seconds; else the one goes on, and who asks
+            for the plan's limits waits, and the other is left to the copying where no fit comes before that.
 
     Raises:
         UsageError: if the model, the options, the lift, the target or the disk will not do.
@@ -146,6 +147,8 @@ def make_plan(model: str, output: Path, options: ConvertOptions, *, wait: bool =
     for each in plan.transformers:
         _plan_tensors(each)
     _plan_files(plan)
+    if wait or plan.lift is None or chosen.save == "adapter":
+        _check_numbers(plan)
     plan.proof, plan.reasons["proof"] = choose_proof(chosen.proof, weights, chosen.device)
     if chosen.save == "adapter":
         if plan.companions:
@@ -197,8 +200,6 @@ def _plan_files(plan: Plan) -> None:
     plan.sources = stamps([*configs, *transformer, *plan.copied_files.values()])
     # Headers were read a moment ago: that file, not one that took its place since, is what was planned for.
     plan.sources |= {header.path: header.stamp for header in headers if header.stamp is not None}
-    weights = [path for path in plan.copied_files.values() if path.suffix == ".safetensors"]
-    check_files([*headers, *map(read_header, weights)])
     names = (*(projection.path for projection, _ in plan.spec.projections), *plan.spec.reference)
     copied = sum(plan.sources[path].size for path in plan.copied_files.values())
     reference = sum(_size_of(each, names) for each in plan.transformers)
@@ -213,6 +214,17 @@ def _plan_files(plan: Plan) -> None:
         linked += [plan.sources[header.path] for header in untouched]
         plan.parts["linked"] = -sum(stamp.size for stamp in linked if stamp.device == device)
         plan.needed_bytes += plan.parts["linked"]
+
+
+def _check_numbers(plan: Plan) -> None:
+    """Raise unless the weights are finite, as far as they are read before the work begins: copying looks at all of them.
+
+    Raises:
+        UsageError: naming the file and the tensor.
+    """
+    headers = [header for each in plan.transformers for header in each.weights.headers.values()]
+    copied = [path for path in plan.copied_files.values() if path.suffix == ".safetensors"]
+    check_files([*headers, *map(read_header, copied)])
 
 
 def _report_size(plan: Plan) -> int:
