@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 256
@@ -67,9 +66,9 @@ class TokenMoments:
         if not len(latents):
             return
         blocks = _level_blocks(pixels) if pixels.dtype == torch.uint8 else None
-        pixels = pixels.to(self.cross)
         if blocks is not None:
-            pixels.mul_(2).sub_(255).div_(255)
+            pixels = blocks.flatten(0, 1)[: len(pixels)].to(self.cross).div_(255)
+        pixels = pixels.to(self.cross)
         latent_sum, pixel_sum = latents.sum(dim=0), pixels.sum(dim=0)
         # A sum is finite where all its terms are.
         if not (torch.isfinite(latent_sum).all() and torch.isfinite(pixel_sum).all()):
@@ -177,8 +176,10 @@ class TokenMoments:
 
 def _level_blocks(tokens: Tensor) -> Tensor:
     """Tokens of eight bits (n, d) as odd numbers from -255 to 255 in float32, (n / LEVELS, LEVELS, d), with zeros behind."""
-    odd = tokens.float().mul_(2).sub_(255)
-    return F.pad(odd, (0, 0, 0, -len(odd) % LEVELS)).view(-1, LEVELS, odd.shape[1])
+    count, dim = tokens.shape
+    blocks = torch.zeros(-(-count // LEVELS), LEVELS, dim, device=tokens.device)
+    blocks.flatten(0, 1)[:count].copy_(tokens).mul_(2).sub_(255)
+    return blocks
 
 
 def _add_gram(gram: Tensor, tokens: Tensor, blocks: Tensor | None) -> None:
