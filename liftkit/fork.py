@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from typing import IO, NoReturn
 
@@ -27,6 +28,9 @@ class Fork:
     Args:
         work: called in the copy with the lines that are written to ``stdin``, and the file that ``stdout`` reads.
         errors: the file that what it prints goes to.
+
+    Raises:
+        OSError: if the machine has no room for one more process.
     """
 
     def __init__(self, work: Callable[[IO[str], IO[str]], object], errors: IO[str]) -> None:
@@ -34,7 +38,16 @@ class Fork:
         self.returncode: int | None = None
         # What a signal raises is for this process alone: the copy gets none before it has handlers of its own.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-        self.pid = os.fork()
+        try:
+            with warnings.catch_warnings():
+                # Newer Pythons warn of any thread; see may_fork.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.pid = os.fork()
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            for handle in (questions, ours, theirs, answers):
+                os.close(handle)
+            raise
         if self.pid == 0:
             os.close(ours)
             os.close(theirs)

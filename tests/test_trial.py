@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -164,3 +166,20 @@ def test_a_copy_can_be_killed() -> None:
         fork.kill()
         fork.stdin.close()
         fork.stdout.close()
+
+
+@linux
+def test_without_room_for_a_copy_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    before = len(os.listdir("/proc/self/fd"))
+    with tempfile.TemporaryFile("w+") as errors, pytest.raises(BlockingIOError):
+        Fork(shout, errors)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    monkeypatch.setattr(builder, "_start", lambda light, errors: light)
+    monkeypatch.setattr(builder, "may_fork", lambda: True)
+    with tempfile.TemporaryFile("w+") as errors:
+        assert builder._copy(errors) is True

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import IO, Any
 
+import torch
+
 from liftkit.checkpoint.components import LATENT_VAE, read_components
 from liftkit.checkpoint.model import ModelFolder, find_model
 from liftkit.errors import LiftkitError, UsageError
@@ -56,7 +58,7 @@ class Builder:
     def __init__(self, *, light: bool) -> None:
         self.light = light
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
-        self._process = Fork(_light, self._errors) if light and may_fork() else _start(light, self._errors)
+        self._process = _copy(self._errors) if light else _start(light, self._errors)
         self.end: Callable[[], object] = weakref.finalize(self, _end, self._process, self._errors)
         """Let go of the process; it goes with this object at the latest."""
 
@@ -88,6 +90,14 @@ class Builder:
         if "error" in answer:
             raise UsageError(answer["error"])
         return list(answer["lacks"])
+
+
+def _copy(errors: IO[str]) -> Fork | subprocess.Popen[str]:
+    """A light process: a copy of this one where that can be, and where it holds no device, which a copy may not use."""
+    with suppress(OSError):
+        if may_fork() and not torch.cuda.is_initialized():
+            return Fork(_light, errors)
+    return _start(True, errors)
 
 
 def _start(light: bool, errors: IO[str]) -> subprocess.Popen[str]:
