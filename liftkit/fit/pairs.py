@@ -76,7 +76,7 @@ class EncodedImages:
             short = size - len(part)
             filled = torch.cat([part, part[-1:].expand(short, -1, -1, -1)]) if short else part
             parts.append(self.space.encode(filled)[: len(part)])
-        return torch.cat(parts)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def describe(self) -> dict[str, Any]:
         """See :class:`PairSource`."""

@@ -40,7 +40,9 @@ class Collection:
     whole: bool = True
 
     def on(self, device: torch.device | str) -> Collection:
-        """The same with its moments on a device."""
+        """The same with its moments on a device; itself where they are there."""
+        if self.any.folds[0].cross.device == torch.device(device):
+            return self
         moved = {name: folds.map(lambda moments: moments.to(device)) for name, folds in self.folds.items()}
         return replace(self, folds=moved)
 
