@@ -153,7 +153,7 @@ def test_comparisons_and_the_demo(ask: Ask, conversion: Any, monkeypatch: pytest
     found = Comparison([], [], [], 8, {"reference": 16}, ["a note"], {"guidance": float("nan")})
     monkeypatch.setattr("liftkit.evaluate.plan.prepare", lambda options: None)
     monkeypatch.setattr("liftkit.evaluate.compare.execute", lambda plan, observer: found)
-    _, answer = ask("compare", "demo", "x")
+    _, answer = ask("compare", "demo", "demo")
     assert keys(answer) == documented("compare")
     assert answer["comparison"]["notes"] == ["a note"]
     # JSON has no word for it.
@@ -182,7 +182,7 @@ def test_pictures_and_self_generated_data(ask: Ask, monkeypatch: pytest.MonkeyPa
         "liftkit.models.sampling.sample", lambda pipeline, prompts, options, **more: torch.zeros(len(prompts), 3, 8, 8)
     )
     options = ("-n", 3, "--seed", 5, "--device", "cpu")
-    _, answer = ask("sample", "x", "-p", "a", "-p", "b", *options, "-o", tmp_path / "grid.png")
+    _, answer = ask("sample", "demo", "-p", "a", "-p", "b", *options, "-o", tmp_path / "grid.png")
     assert keys(answer) == documented("sample")
     assert (answer["prompts"], answer["seeds"], answer["count"]) == (["a", "b", "a"], [5, 6, 7], 3)
     assert (tmp_path / "grid.png").exists()
@@ -201,8 +201,8 @@ def test_imports_and_exports_and_where_they_were_pushed(
     monkeypatch.setattr("liftkit.formats.exporting.export_adapter", lambda *arguments, **choices: done)
     monkeypatch.setattr("liftkit.hub.check_push", lambda repo, private: None)
     monkeypatch.setattr("liftkit.hub.push", lambda folder, repo, private, observer: f"https://hub/{repo}")
-    options = ("x", "-o", tmp_path / "out", "--push", "me/it")
-    _, answer = ask("import", *options, "--base", "y")
+    options = (tmp_path, "-o", tmp_path / "out", "--push", "me/it")
+    _, answer = ask("import", *options, "--base", tmp_path)
     assert keys(answer) == documented("import", "tally")
     _, answer = ask("export", *options, "--format", "asymflow-adapter")
     assert keys(answer) == documented("export")
@@ -218,7 +218,7 @@ def test_imports_and_exports_and_where_they_were_pushed(
         (["recipes", "show", "--json", "a", "b"], "recipes show", 2, "unexpected extra argument"),
         (["--json", "convort"], None, 2, "Did you mean 'convert'?"),
         (["recipes", "show", "zzz", "--json"], "recipes show", 2, "zzz: no recipe of that name"),
-        (["--json", "report", "/none"], "report", 2, "/none: cannot be read"),
+        (["--json", "report", "/none"], "report", 2, "/none: no such file or folder"),
     ],
 )
 def test_errors_are_answers_too(arguments: list[str], command: str | None, code: int, error: str, cli: Cli) -> None:

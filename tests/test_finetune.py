@@ -160,12 +160,22 @@ def test_a_dry_run_names_the_packages_that_are_missing(
     monkeypatch.setattr("liftkit.finetune.run.available_trackers", list)
     monkeypatch.setattr("liftkit.finetune.quantize.find_spec", lambda name: None)
     wanted = ("trackers=[wandb]", "base.quantize=int8", "objective.perceptual=lpips")
-    code, stdout, stderr = cli("finetune", tmp_path / "dry.yaml", "--dry-run", *wanted)
+    code, stdout, stderr = cli("finetune", tmp_path / "dry.yaml", "--dry-run", "--json", *wanted)
     assert code == 0, stderr
-    shown = " ".join(stdout.split())
+    shown = json.loads(stdout)["estimate"]["Missing"]["before it can run"]
     assert "trackers: wandb: not installed; pip install wandb" in shown
     assert "base.quantize: int8: torchao is not installed; pip install torchao" in shown
     assert "lpips package is not installed" in shown
+
+
+def test_a_dry_run_looks_through_the_vae_without_its_weights(
+    make, cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("dry")
+    monkeypatch.setattr("liftkit.finetune.needs.MEASURED", 0)
+    code, stdout, stderr = cli("finetune", tmp_path / "dry.yaml", "--dry-run", "--json", "objective.perceptual=vae")
+    assert code == 0, stderr
+    assert "activations" in json.loads(stdout)["estimate"]["What it takes"]["peak memory"]
 
 
 def test_a_result_is_pushed_only_when_asked_and_nothing_begins_that_could_not_be(

@@ -272,9 +272,21 @@ def test_changes_of_a_recipe_are_those_of_its_keys(place: Path) -> None:
 def test_processes_go_on_as_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resume_command(Path("runs/a b")) == "liftkit finetune --resume 'runs/a b'"
     monkeypatch.setenv("WORLD_SIZE", "4")
-    for cpu, launch in ((False, "accelerate launch --num_processes 4 -m"), (True, "torchrun --nproc_per_node 4 -m")):
+    gpus = "accelerate launch --multi_gpu --num_processes 4 -m"
+    for cpu, launch in ((False, gpus), (True, "torchrun --nproc_per_node 4 -m")):
         monkeypatch.setattr("liftkit.finetune.run_folder.launched_on_cpu", lambda cpu=cpu: cpu)
         assert resume_command(Path("runs/a")) == f"{launch} liftkit finetune --resume runs/a"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for name, value in (
+        ("LOCAL_WORLD_SIZE", "2"),
+        ("GROUP_RANK", "1"),
+        ("MASTER_ADDR", "10.0.0.1"),
+        ("MASTER_PORT", "29500"),
+    ):
+        monkeypatch.setenv(name, value)
+    machines = "--num_machines 2 --machine_rank 1 --main_process_ip 10.0.0.1 --main_process_port 29500"
+    launch = f"accelerate launch --use_fsdp --fsdp_version 2 {machines} --num_processes 4 -m"
+    assert resume_command(Path("runs/a")) == f"{launch} liftkit finetune --resume runs/a"
 
 
 @pytest.mark.parametrize("place", [".", "transformer", "new/run"])

@@ -13,7 +13,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 MARK = "<!-- From here on made by python -m tools.recipe_reference -->\n"
 TYPES = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text", "null": "null"}
 IN_VAIN = (
-    "These keys have an effect with another one's value alone; a run and a dry run name those that are set in vain:"
+    "These keys have an effect with another one's value alone. A run and a dry run name those that are set in vain, unless what\n"
+    "they describe was switched off by hand:"
 )
 BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 

@@ -48,14 +48,12 @@ def demo(
     """
     if images is not None:
         console.first_word(f"drawing {images} images")
-    else:
-        console.first_word("converting the embedded model, then comparing what every model makes of the same noise")
+        _write_images(output, images, seed)
+        return
+    console.first_word("converting the embedded model, then comparing what every model makes of the same noise")
     from liftkit.cli.answers import conversion_data, plan_data
     from liftkit.demo import run
 
-    if images is not None:
-        _write_images(output, images, seed)
-        return
     console.quiet_libraries()
     result = run(output, seed=seed, observer=console.Bars(), quick=quick, model=model)
     console.result(plan=plan_data(result.conversion.plan), **conversion_data(result.conversion))

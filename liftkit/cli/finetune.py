@@ -175,6 +175,14 @@ def _dry_run(recipe: Recipe, resume: str | None, options: FinetuneOptions) -> No
     if options.show_recipe:
         console.out.print(recipe.to_yaml())
     tables = describe(recipe, console.Bars(), resume, options.memory)
-    console.result(recipe=recipe.model_dump(mode="json"), estimate={title: dict(rows) for title, rows in tables})
+    console.result(recipe=recipe.model_dump(mode="json"), estimate={title: _joined(rows) for title, rows in tables})
     for title, rows in tables:
         console.table(title, rows)
+
+
+def _joined(rows: list[tuple[str, str]]) -> dict[str, str]:
+    """Rows by their names; of several with one name, the texts follow one another."""
+    found: dict[str, list[str]] = {}
+    for name, text in rows:
+        found.setdefault(name, []).append(text)
+    return {name: "; ".join(texts) for name, texts in found.items()}

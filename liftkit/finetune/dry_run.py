@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,9 +70,10 @@ def describe(
         takes = [*needs.memory_rows(found), needs.disk_row(found)]
         fitting = [(f"To fit {_bytes(memory)}", propose(needs, memory, observer))] if memory is not None else []
         first = resumption.step if resumption else 0
-        time = needs.time(found, scratch, observer, first) if not missing else "not measured here: see below"
+        lacking = missing and needs.timed_here
+        time = "not measured here: see below" if lacking else needs.time(found, scratch, observer, first)
     takes.append(("time", time))
-    learns = _learns(recipe, trainee, data, needs)
+    learns = _learns(recipe, trainee, needs)
     learns.append(("noise", f"shift {with_shift_of(trainee.lift, recipe).noise.shift:.4g}"))
     tables = [("Images", images), ("What learns", learns), ("What it takes", takes), *fitting]
     if trainee.lift is not None:
@@ -135,7 +135,7 @@ def _images(
     return rows, own
 
 
-def _learns(recipe: Recipe, trainee: Trainee, data: TrainingData, needs: Needs) -> Rows:
+def _learns(recipe: Recipe, trainee: Trainee, needs: Needs) -> Rows:
     """Numbers that learn, by the module or the kind of module that they belong to, and how much they see."""
     counts: Counter[str] = Counter()
     for name, parameter in trainee.parameters.items():
@@ -151,7 +151,7 @@ def _learns(recipe: Recipe, trainee: Trainee, data: TrainingData, needs: Needs) 
     rows = [("model", f"{trainee.folder.name} ({type(trainee.transformer).__name__})")]
     rows.append(("numbers", f"{sum(counts.values()):,} learn ({parts}), {frozen:,} are frozen"))
     rows += [("LoRA on", f"{len(lora)} modules, {lora[0]} ... {lora[-1]}")] if lora else []
-    rows += _head_row(trainee, data, needs.tokens)
+    rows += _head_row(trainee, needs)
     seen = recipe.steps * recipe.batch_size
     tokens, count = needs.tokens, needs.count
     times = f"{seen / count:.0f}" if seen >= 10 * count else f"{seen / count:.1f}"
@@ -163,12 +163,12 @@ def _learns(recipe: Recipe, trainee: Trainee, data: TrainingData, needs: Needs) 
     return rows
 
 
-def _head_row(trainee: Trainee, data: TrainingData, tokens: int) -> Rows:
+def _head_row(trainee: Trainee, needs: Needs) -> Rows:
     """What a detail head adds to a forward of the network, both counted as products of weights."""
     head = trainee.head
     if head is None:
         return []
     numbers = sum(parameter.numel() for parameter in head.parameters())
     weights = sum(parameter.numel() for parameter in trainee.transformer.parameters()) - numbers
-    share = head.operations(math.prod(data.sizes[0])) / (2 * weights * tokens)
+    share = head.operations(needs.tokens * needs.side**2) / (2 * weights * needs.tokens)
     return [("detail head", f"{numbers:,} numbers, {100 * share:.2g} % of a forward's operations")]

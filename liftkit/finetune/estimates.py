@@ -90,8 +90,14 @@ def estimate(recipe: Recipe, sketch: Sketch, size: tuple[int, int], side: int, *
     # A detail head finds its images by the values of position ids, of which there are none here: they are all tokens.
     grid = 1, size[0] // side, size[1] // side
     transformer.architecture = replace(sketch.spec, token_grid=lambda _: grid, clean_tokens=lambda _: None)
+    # Where tensors have no memory, not even one of the meta device can be read from a file.
+    vae = (
+        load_component(sketch.folder, LATENT_VAE, torch.float32, "meta")
+        if recipe.objective.perceptual == "vae"
+        else None
+    )
     with without_memory(gpu), seen:
-        learner = _learner(recipe, sketch, transformer, seen)
+        learner = _learner(recipe, sketch, transformer, seen, vae)
         config = learner.trainee.transformer.config
         with seen.part(BATCHES):
             batch = sketch.batch(recipe, config, size, side)
@@ -165,7 +171,7 @@ def _staying(learner: Learner, seen: Allocations, optimizer: str) -> dict[str, i
     return dict.fromkeys(PARTS, 0) | parts | {OPTIMIZER: _state(learner, seen, optimizer)}
 
 
-def _learner(recipe: Recipe, sketch: Sketch, transformer: Any, seen: Allocations) -> Learner:
+def _learner(recipe: Recipe, sketch: Sketch, transformer: Any, seen: Allocations, vae: Any) -> Learner:
     """A run's own around tensors without memory."""
     from liftkit.finetune.learner import Learner
     from liftkit.finetune.run import make_accelerator
@@ -185,7 +191,7 @@ def _learner(recipe: Recipe, sketch: Sketch, transformer: Any, seen: Allocations
     with seen.part(WEIGHTS):
         trainee = sketch.trainee(known, transformer)
         learner = Learner(known, trainee, None, accelerator)
-        learner.objective.perceptual = _perceptual(recipe.objective.perceptual, sketch)
+        learner.objective.perceptual = _perceptual(recipe.objective.perceptual, vae)
         if learner.objective.adversary is not None:
             learner.objective.adversary = JudgesAll(learner.objective.adversary)
     gc.collect()
@@ -210,12 +216,11 @@ def _learner(recipe: Recipe, sketch: Sketch, transformer: Any, seen: Allocations
     return learner
 
 
-def _perceptual(name: str, sketch: Sketch) -> Any:
+def _perceptual(name: str, vae: Any) -> Any:
     """What compares images, without its weights."""
     if name == "lpips":
         return LpipsShaped()
-    vae = placed(load_component(sketch.folder, LATENT_VAE, torch.float32, "meta")) if name == "vae" else None
-    return make_perceptual(name, vae, "cpu")
+    return make_perceptual(name, None if vae is None else placed(vae), "cpu")
 
 
 def _eight_bits(parameter: Tensor) -> int:

@@ -51,14 +51,10 @@ class Needs:
         self.recipe, self.trainee, self.data, self.count = recipe, trainee, data, len(pictures)
         self.sketch = sketch.beside({(each.size, len(each.references)) for each in pictures})
         self.side = token_side(trainee)
+        areas = [math.prod(each.size) for each in pictures]
+        self.tokens = round(sum(areas) / len(areas) / self.side**2)
         self.largest = max((each.size for each in pictures), key=math.prod)
         self.libraries = CONTEXT if self.on_gpu else resident_memory()
-
-    @property
-    def tokens(self) -> int:
-        """Of an image of the first size."""
-        height, width = self.data.sizes[0]
-        return height // self.side * (width // self.side)
 
     @property
     def on_gpu(self) -> bool:
@@ -73,6 +69,11 @@ class Needs:
         passes = 6 if self.recipe.trainable.mode == "full" else 4
         passes += 2 if self.recipe.objective.loss == "asymflow" else 0
         return float(passes * weights * self.recipe.batch_size * self.tokens)
+
+    @property
+    def timed_here(self) -> bool:
+        """Whether steps are timed on this machine, which takes all packages of the run; else their time is estimated."""
+        return torch.cuda.is_available() or not self.on_gpu
 
     def estimate(self, recipe: Recipe) -> Estimate:
         """What steps of a recipe take, this run's or another one of the same model and data, with images of the largest size."""
@@ -114,7 +115,7 @@ class Needs:
         """How long the steps from ``first`` on take: by timing two of them here, or by a stated estimate."""
         steps = max(0, self.recipe.steps - first)
         operations = found.operations if found.complete else self._operations
-        if not torch.cuda.is_available() and self.on_gpu:
+        if not self.timed_here:
             return (
                 f"not measured on this CPU; estimated at {operations / 1e12:,.0f} TFLOP a step, "
                 f"{span(steps * operations / GPU)} on one GPU at an assumed {GPU / 1e12:.0f} TFLOPS"

@@ -137,7 +137,11 @@ class Recipe(Section):
             section, *rest = key.split(".")
             return reduce(getattr, rest, type(self).model_fields[section].default)
 
-        found = "; ".join(idle_keys(self.value, default))
+        def written(key: str) -> bool:
+            section, name = key.split(".")
+            return name in getattr(self, section).model_fields_set
+
+        found = "; ".join(idle_keys(self.value, default, written))
         return f"without effect: {found}" if found else None
 
     def to_yaml(self) -> str:

@@ -193,12 +193,14 @@ class Idle:
         used: whether the keys have an effect at a value of it.
         when: at which values they have, in words that follow the key.
         keys: that have none otherwise.
+        switch: whether the other values switch off what the keys describe: who writes one knows that they do nothing.
     """
 
     key: str
     used: Callable[[Any], bool]
     when: str
     keys: tuple[str, ...]
+    switch: bool = False
 
 
 def _all(section: str, names: str) -> tuple[str, ...]:
@@ -212,27 +214,37 @@ IDLE = (
     ),
     Idle("trainable.mode", lambda mode: mode != "head", "lora or full", ("optimizer.trunk",)),
     Idle("objective.loss", lambda loss: loss == "asymflow", "asymflow", _all("objective", "kappa reference_below")),
-    Idle("objective.perceptual", lambda distance: distance != "none", "a distance", ("objective.perceptual_weight",)),
-    Idle("objective.repa", lambda weight: weight > 0, "above 0", _all("objective", "repa_block repa_encoder")),
-    Idle("optimizer.decay", lambda decay: decay != "constant", "linear or cosine", ("optimizer.decay_from",)),
+    Idle(
+        "objective.perceptual",
+        lambda distance: distance != "none",
+        "a distance",
+        ("objective.perceptual_weight",),
+        True,
+    ),
+    Idle("objective.repa", lambda weight: weight > 0, "above 0", _all("objective", "repa_block repa_encoder"), True),
+    Idle("optimizer.decay", lambda decay: decay != "constant", "linear or cosine", ("optimizer.decay_from",), True),
     Idle("noise.latent_shift", lambda shift: shift is None, "null", ("noise.shift",)),
-    Idle("ema.enabled", bool, "true", _all("ema", "kind gamma decay start")),
     Idle("ema.kind", lambda kind: kind == "karras", "karras", ("ema.gamma",)),
     Idle("ema.kind", lambda kind: kind == "constant", "constant", ("ema.decay",)),
-    Idle("previews.every", bool, "above 0", _all("previews", "prompts count steps guidance seed")),
-    Idle("validation.every", bool, "above 0", _all("validation", "images quantiles")),
+    Idle("previews.every", bool, "above 0", _all("previews", "prompts count steps guidance seed"), True),
+    Idle("validation.every", bool, "above 0", _all("validation", "images quantiles"), True),
 )
 
 
-def idle_keys(value: Callable[[str], Any], default: Callable[[str], Any]) -> Iterator[str]:
+def idle_keys(
+    value: Callable[[str], Any], default: Callable[[str], Any], written: Callable[[str], bool]
+) -> Iterator[str]:
     """In words, what a recipe sets in vain: keys that are not at their defaults and have no effect.
 
-    They are no mistake: an override may switch off what a recipe goes on to describe.
+    They are no mistake: an override may choose another way than the one that a recipe goes on to describe.
 
     Args:
         value, default: of a dotted key.
+        written: whether it was given, though it may be the default.
     """
     for each in IDLE:
+        if each.switch and written(each.key):
+            continue
         idle = [key for key in each.keys if value(key) != default(key)]
         if idle and not each.used(value(each.key)):
             found = json.dumps(value(each.key)).strip('"')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -154,10 +154,25 @@ class RunFolder:
 
 def resume_command(run: Path) -> str:
     """The command that goes on with a run, as it can be pasted into a shell."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    launcher = "torchrun --nproc_per_node" if launched_on_cpu() else "accelerate launch --num_processes"
-    launch = f"{launcher} {processes} -m " if processes > 1 else ""
-    return f"{launch}liftkit finetune --resume {shlex.quote(str(run))}"
+    return f"{_launcher(os.environ)}liftkit finetune --resume {shlex.quote(str(run))}"
+
+
+def _launcher(environment: Mapping[str, str]) -> str:
+    """What starts as many processes as there are, on as many machines; of each of these its own line."""
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    here = int(environment.get("LOCAL_WORLD_SIZE", processes))
+    if processes == 1:
+        return ""
+    if launched_on_cpu() and here == processes:
+        return f"torchrun --nproc_per_node {processes} -m "
+    words = ["accelerate launch"]
+    sharded = environment.get("ACCELERATE_USE_FSDP") == "true"
+    words.append(f"--use_fsdp --fsdp_version {environment.get('FSDP_VERSION', '2')}" if sharded else "--multi_gpu")
+    if here < processes:
+        words.append(f"--num_machines {processes // here} --machine_rank {environment.get('GROUP_RANK', '0')}")
+        words.append(f"--main_process_ip {environment.get('MASTER_ADDR', 'ADDRESS')}")
+        words.append(f"--main_process_port {environment.get('MASTER_PORT', '29500')}")
+    return " ".join([*words, f"--num_processes {processes} -m "])
 
 
 def run_record(run: Path) -> dict[str, Any]:
