@@ -1,8 +1,8 @@
 """Copies past the page cache, which holds the source already: straight from its pages to the disk.
 
 That takes a tenth of the processor time of a copy through the cache (a third where source and target do not lie alike within their
-pages), begins to write at once, and leaves the cache to other files. It is for file systems that cannot share a file's bytes with its copy: where they can, :func:`os.copy_file_range` has them do
-that, which is faster than any copying.
+pages), begins to write at once, and leaves the cache to other files. It is for file systems that cannot share a file's bytes with
+its copy: where they can, :func:`os.copy_file_range` has them do that, which is faster than any copying.
 """
 
 from __future__ import annotations
