@@ -67,24 +67,25 @@ def test_whole_pages_go_past_the_cache_where_the_disk_allows(source: Path) -> No
 def test_what_the_disk_will_not_take_directly_goes_through_the_cache(
     source: Path, code: int, offset: int, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, calls = direct._Direct.write, iter(range(100))
+    honest, calls = direct._write, iter(range(100))
 
-    def write(*given: object) -> int:
+    def write(handle: int, block: memoryview, position: int) -> int:
         if next(calls) >= after:
             raise OSError(code, os.strerror(code))
-        return honest(*given)  # type: ignore[arg-type]
+        return honest(handle, block, position)
 
-    monkeypatch.setattr(direct._Direct, "write", write)
+    monkeypatch.setattr(direct, "_write", write)
     assert copied(source, offset, 9 * PAGE, 0)[0] == source.read_bytes()[offset : offset + 9 * PAGE]
 
 
-def test_a_write_that_ends_within_a_page_is_gone_on_with(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(self: direct._Direct, original: object, offset: int, count: int, position: int) -> int:
-        with source.open("rb") as file, source.with_name("target").open("r+b") as target:
-            return os.pwrite(target.fileno(), os.pread(file.fileno(), count - 512, offset), position)
+@pytest.mark.parametrize("offset", [0, 8])
+def test_a_write_that_ends_early_is_gone_on_with(source: Path, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(handle: int, block: memoryview, position: int) -> int:
+        with source.with_name("target").open("r+b") as target:
+            return os.pwrite(target.fileno(), bytes(block[: len(block) - 512]), position)
 
-    monkeypatch.setattr(direct._Direct, "write", write)
-    assert copied(source, 0, 9 * PAGE, 0)[0] == source.read_bytes()[: 9 * PAGE]
+    monkeypatch.setattr(direct, "_write", write)
+    assert copied(source, offset, 9 * PAGE, 0)[0] == source.read_bytes()[offset : offset + 9 * PAGE]
 
 
 @pytest.mark.parametrize("offset", [0, 8])
@@ -95,5 +96,5 @@ def test_a_source_that_is_too_short_is_named(source: Path, offset: int) -> None:
 
 def test_other_file_systems_are_left_to_share_bytes(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct, "_file_system", lambda device: "btrfs")
-    monkeypatch.setattr(direct, "_Direct", lambda target: pytest.fail("opened"))
+    monkeypatch.setattr(direct, "_opened", lambda target: pytest.fail("opened"))
     assert copied(source, 0, 9 * PAGE, 0)[0] == source.read_bytes()[: 9 * PAGE]

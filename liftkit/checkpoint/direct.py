@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -47,38 +48,55 @@ def copy_direct(
     """
     if size < FROM_BYTES or position % PAGE or _file_system(os.fstat(target.fileno()).st_dev) not in FILE_SYSTEMS:
         return 0
-    done, mapped = 0, offset % PAGE == 0
-    with suppress(OSError, ValueError), closing(_Direct(target)) as direct:
-        while size - done >= PAGE:
-            count = min(MAPPED if mapped else BUFFERED, size - done) // PAGE * PAGE
-            written = direct.write(source, offset + done, count, position + done)
+    blocks, done = _mapped if offset % PAGE == 0 else _read_ahead, 0
+    with suppress(OSError, ValueError), _opened(target) as handle:
+        for block in blocks(source, offset, size // PAGE * PAGE):
+            written = _write(handle, block, position + done)
             done += written
             progress(written, position + done)
-            if written % PAGE:
+            if written < len(block):
                 break
     return done
 
 
-class _Direct:
-    """The same file as another that is open for writing, for writing past the cache."""
+@contextmanager
+def _opened(target: IO[bytes]) -> Iterator[int]:
+    """The same file, for writing past the cache."""
+    handle = os.open(f"/proc/self/fd/{target.fileno()}", os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
-    def __init__(self, target: IO[bytes]) -> None:
-        self.handle = os.open(f"/proc/self/fd/{target.fileno()}", os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
-        self.buffer: mmap.mmap | None = None
 
-    def write(self, source: IO[bytes], offset: int, count: int, position: int) -> int:
-        """Write some pages, out of the source's own where they are pages there as well."""
-        os.posix_fadvise(source.fileno(), offset + count, count, os.POSIX_FADV_WILLNEED)
-        if offset % PAGE == 0:
-            with mmap.mmap(source.fileno(), count, prot=mmap.PROT_READ, offset=offset) as pages:
-                return os.pwrite(self.handle, pages, position)
-        self.buffer = self.buffer or mmap.mmap(-1, BUFFERED)
-        with memoryview(self.buffer)[:count] as block:
-            read_exactly(source.fileno(), offset, block, Path(str(source.name)))
-            return os.pwrite(self.handle, block, position)
+def _write(handle: int, block: mmap.mmap | memoryview, position: int) -> int:
+    return os.pwrite(handle, block, position)
 
-    def close(self) -> None:
-        os.close(self.handle)
+
+def _mapped(source: IO[bytes], offset: int, size: int) -> Iterator[mmap.mmap]:
+    """Pages of a file, as they are in the cache."""
+    for at in range(offset, offset + size, MAPPED):
+        os.posix_fadvise(source.fileno(), at + MAPPED, MAPPED, os.POSIX_FADV_WILLNEED)
+        with mmap.mmap(source.fileno(), min(MAPPED, offset + size - at), prot=mmap.PROT_READ, offset=at) as pages:
+            yield pages
+
+
+def _read_ahead(source: IO[bytes], offset: int, size: int) -> Iterator[memoryview]:
+    """Bytes of a file in pages of their own, the next of which are read while the last are in use."""
+    buffers = [memoryview(mmap.mmap(-1, BUFFERED)) for _ in range(2)]
+
+    def read(at: int) -> memoryview:
+        block = buffers[(at - offset) // BUFFERED % 2][: min(BUFFERED, offset + size - at)]
+        read_exactly(source.fileno(), at, block, Path(str(source.name)))
+        return block
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(read, offset)
+        for at in range(offset, offset + size, BUFFERED):
+            block = coming.result()
+            if at + BUFFERED < offset + size:
+                coming = pool.submit(read, at + BUFFERED)
+            yield block
 
 
 @cache
