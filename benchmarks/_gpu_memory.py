@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from _gpu_model import (
-    KLEIN_9B,
     Scale,
     batches,
     device,
@@ -24,6 +23,7 @@ from _gpu_model import (
     without_weights,
 )
 from _gpu_report import Add, Row, recorded
+from convert import KLEIN_9B
 
 from liftkit.checkpoint.model import ModelFolder
 from liftkit.finetune.estimates import estimate

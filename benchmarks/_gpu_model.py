@@ -45,13 +45,6 @@ PEAKS = (
     ("RTX 4090", 165.2),
     ("RTX 3090", 71.0),
 )
-KLEIN_9B = {
-    **KLEIN_4B,
-    "num_layers": 8,
-    "num_single_layers": 24,
-    "num_attention_heads": 32,
-    "joint_attention_dim": 12288,
-}
 
 
 @dataclass(frozen=True)

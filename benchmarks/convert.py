@@ -52,6 +52,13 @@ KLEIN_4B: dict[str, Any] = {
     "rope_theta": 2000,
     "guidance_embeds": False,
 }
+KLEIN_9B = {
+    **KLEIN_4B,
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
 
 
 # ------------------------------------------------------------------------------------------- the checkpoint

@@ -61,13 +61,6 @@ QWEN = {
     "joint_attention_dim": 1024,
     "axes_dims_rope": (16, 56, 56),
 }
-KLEIN_9B = {
-    **KLEIN_4B,
-    "num_layers": 8,
-    "num_single_layers": 24,
-    "num_attention_heads": 32,
-    "joint_attention_dim": 12288,
-}
 
 
 @dataclass(frozen=True)
