@@ -109,7 +109,8 @@ def estimate(recipe: Recipe, sketch: Sketch, size: tuple[int, int], side: int, *
         complete = True
         try:
             parts = _step(learner, prepared, seen, recipe.optimizer.name, micro < asked)
-        except (DataDependentOutputException, DynamicOutputShapeException):
+        except (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError):
+            # The last is of older versions of torch, for tables that a network has on the meta device.
             complete, parts = False, _staying(learner, seen, recipe.optimizer.name)
         parts[BATCHES], waiting = seen.live[BATCHES], seen.live[HOST]
         # One is made ready while another is learned from; whole on the device, unless a step takes its rows in parts.

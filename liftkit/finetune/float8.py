@@ -95,16 +95,23 @@ def give_float8(transformer: Any) -> list[Float8Linear]:
 
 
 def check_float8(device: torch.device) -> None:
-    """Raise unless a device multiplies in float8. A processor does, though not sooner.
+    """Raise unless a device multiplies in float8. A processor does, though not sooner, from torch 2.7 on.
 
     Raises:
         UsageError: saying what it lacks.
     """
+    key = "objective.reference_precision: float8"
     if device.type == "cpu":
-        return
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        try:
+            (eight, scale), other = rounded(torch.zeros(MULTIPLE, MULTIPLE)), torch.ones(())
+            torch._scaled_mm(eight, eight.t(), scale, other, out_dtype=torch.bfloat16)
+        except NotImplementedError as error:
+            raise UsageError(
+                f"{key}: torch {torch.__version__} has no such products on a processor; install torch >= 2.7, or set it to same"
+            ) from error
+    elif device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         raise UsageError(
-            f"objective.reference_precision: float8: {name} has no products in float8, which need a GPU of compute capability 8.9 "
-            "(RTX 40, L40, H100) or later; set it to same"
+            f"{key}: {name} has no products in float8, which need a GPU of compute capability 8.9 (RTX 40, L40, H100) or later; "
+            "set it to same"
         )

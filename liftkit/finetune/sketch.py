@@ -95,7 +95,9 @@ class Sketch:
             UsageError: if the recipe names modules that are not there.
         """
         placed(transformer)
-        return make_trainee(recipe, self.folder, self.spec, transformer, self.lift, self.tensors, sketch=True)
+        # Older versions of torch copy nothing from the meta device, not even to tensors without memory.
+        tensors = {name: torch.empty_like(each, device="cpu") for name, each in self.tensors.items()}
+        return make_trainee(recipe, self.folder, self.spec, transformer, self.lift, tensors, sketch=True)
 
     def batch(self, recipe: Recipe, config: Mapping[str, Any], size: tuple[int, int], side: int) -> Batch:
         """A batch of noise in the shapes of a run's own.
