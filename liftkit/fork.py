@@ -8,7 +8,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import IO, NoReturn
 
 from liftkit.interrupt import ENDING
@@ -49,9 +50,7 @@ class Fork:
                 os.close(handle)
             raise
         if self.pid == 0:
-            os.close(ours)
-            os.close(theirs)
-            _run(lambda: work(os.fdopen(questions), os.fdopen(answers, "w")), before, errors)
+            _run(work, questions, answers, before, errors)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(questions)
         os.close(answers)
@@ -60,33 +59,52 @@ class Fork:
     def kill(self) -> None:
         """End it now."""
         if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
         """Wait for its end.
 
         Returns:
-            Its exit code, or the negative number of the signal that ended it.
+            Its exit code, or the negative number of the signal that ended it; 0 if that is not known, for somebody else waited.
         """
         if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            try:
+                self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            except ChildProcessError:  # The kernel, where SIGCHLD is ignored, as some that start programs leave it.
+                self.returncode = 0
         return self.returncode
 
 
-def _run(work: Callable[[], object], mask: Iterable[int], errors: IO[str]) -> NoReturn:
+def _run(
+    work: Callable[[IO[str], IO[str]], object], questions: int, answers: int, mask: Iterable[int], errors: IO[str]
+) -> NoReturn:
     """The copy: it ends here, whatever happens, for all that is below on the stack is the work of the other."""
     code = 1
     try:
         for number in ENDING:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _let_go({questions, answers, errors.fileno()})
         for output in (1, 2):
             os.dup2(errors.fileno(), output)
         sys.stdout = sys.stderr = errors  # type: ignore[assignment]
-        work()
+        work(os.fdopen(questions), os.fdopen(answers, "w"))
         code = 0
     finally:
         if code:
             traceback.print_exc(file=errors)
             errors.flush()
         os._exit(code)
+
+
+def _let_go(kept: Collection[int]) -> None:
+    """Let go of all that this process has open but some, above all of locks, which would outlive the other in the copy.
+
+    The numbers stay taken, so that whatever still writes to one of them writes to nothing, and not to another file.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number not in (nothing, *kept):
+            os.dup2(nothing, number, inheritable=False)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import torch
 
+from liftkit.checkpoint.lock import claim
 from liftkit.checkpoint.model import find_model
 from liftkit.checkpoint.rewrite import torch_dtype
 from liftkit.embedded import TINY_KLEIN
@@ -166,6 +169,67 @@ def test_a_copy_can_be_killed() -> None:
         fork.kill()
         fork.stdin.close()
         fork.stdout.close()
+
+
+@linux
+def test_a_copy_holds_nothing_that_its_original_holds(tmp_path: Path) -> None:
+    """A lock of a run that is killed is free at once, though its copy is still at work."""
+    place = tmp_path / "output"
+    with tempfile.TemporaryFile("w+") as errors, claim(place), (tmp_path / "open").open("w") as file:
+        file.write("once")
+        lock = tmp_path / ".output.liftkit-lock"
+        fork = Fork(shout, errors)
+        fork.stdin.write("ready\n")
+        fork.stdin.flush()
+        assert fork.stdout.readline() == "READY\n"
+        links = [os.path.realpath(each) for each in Path(f"/proc/{fork.pid}/fd").iterdir()]
+        assert not {str(lock), file.name} & set(links)
+        with lock.open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fork.kill()
+        fork.wait()
+        fork.stdin.close()
+        fork.stdout.close()
+    assert (tmp_path / "open").read_text() == "once"
+
+
+@linux
+def test_a_copy_that_nobody_has_to_wait_for_has_ended_all_the_same() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with tempfile.TemporaryFile("w+") as errors:
+            fork = Fork(shout, errors)
+            fork.stdin.close()
+            assert fork.stdout.read() == ""
+            assert fork.wait() == 0
+            fork.stdout.close()
+            gone = Fork(shout, errors)
+            os.kill(gone.pid, signal.SIGKILL)
+            assert gone.stdout.read() == ""
+            time.sleep(0.05)
+            gone.kill()
+            assert gone.wait() == 0
+            for file in (gone.stdin, gone.stdout):
+                file.close()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@linux
+def test_signals_that_are_ignored_stay_so_in_a_copy() -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with tempfile.TemporaryFile("w+") as errors:
+            fork = Fork(shout, errors)
+            os.kill(fork.pid, signal.SIGHUP)
+            fork.stdin.write("still here\n")
+            fork.stdin.close()
+            assert fork.stdout.readline() == "STILL HERE\n"
+            assert fork.wait() == 0
+            fork.stdout.close()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @linux
