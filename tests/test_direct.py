@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from liftkit.checkpoint import direct
-from liftkit.checkpoint.copying import copy_range
+from liftkit.checkpoint.copying import copy_file, copy_range
 from liftkit.checkpoint.direct import PAGE, copy_direct
 from liftkit.errors import LiftkitError
 
@@ -92,6 +93,15 @@ def test_a_write_that_ends_early_is_gone_on_with(source: Path, offset: int, monk
 def test_a_source_that_is_too_short_is_named(source: Path, offset: int) -> None:
     with pytest.raises(LiftkitError, match="source"):
         copied(source, offset, 11 * PAGE, 0)
+
+
+@pytest.mark.parametrize("size", [0, 5 * PAGE, 5 * PAGE + 7, 12 * PAGE])
+def test_a_source_that_changes_meanwhile_is_named_and_no_copy_is_left(source: Path, size: int) -> None:
+    target = source.with_name("target")
+    with pytest.raises(LiftkitError, match=re.escape(f"{source}: ")):
+        copy_file(source, target, progress=lambda count: os.truncate(source, size))
+    assert os.listdir(source.parent) == [source.name]
+    assert source.stat().st_size == size
 
 
 def test_other_file_systems_are_left_to_share_bytes(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,8 @@ def test_moments_of_eight_bits_are_exact(count: int) -> None:
     x, z = torch.randint(0, 256, (1, count, 48), dtype=torch.uint8), torch.randn(1, count, 16)
     x[:, :, 0], x[:, :, 1] = 255, 0
     found = liftkit.TokenMoments(16, 48)
-    found.update(z, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found.update(z, x)
     odd, latents = 2 * x[0].numpy().astype(np.int64) - 255, z[0].double().numpy()
     assert np.array_equal(np.rint(found.pixel_gram.numpy() * 255**2), odd.T @ odd)
     np.testing.assert_allclose(found.pixel_gram.numpy(), odd.T @ odd / 255**2, rtol=1e-14, atol=0)

@@ -37,21 +37,34 @@ def make(pixel_klein: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return recipes_in(tmp_path_factory.mktemp("float8"), pixel_klein)
 
 
+@pytest.mark.parametrize("size", [1e-4, 3e-3, 1.0, 30.0, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_numbers_are_rounded_to_three_bits_of_mantissa(dtype: torch.dtype) -> None:
-    values = (torch.randn(64, 48, generator=torch.Generator().manual_seed(0)) * 30).to(dtype)
+def test_numbers_are_rounded_to_three_bits_of_mantissa(dtype: torch.dtype, size: float) -> None:
+    values = (torch.randn(64, 48, generator=torch.Generator().manual_seed(0)) * size).to(dtype)
     eight, scale = rounded(values)
     found = eight.float() * scale
-    assert float(eight.float().abs().max()) == LARGEST
+    # Float16 has no factor that brings numbers below 0.03 so far up.
+    assert float(eight.float().abs().max()) == LARGEST or (dtype == torch.float16 and size < 0.01)
     assert torch.isfinite(found).all()
     # Half a step of the mantissa, and that of the dtype itself; or half of the smallest number there is.
     off = (found - values.float()).abs()
     assert bool((off <= values.float().abs() * (2**-4 + 2**-7) + scale * 2**-10).all())
 
 
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_the_scale_is_that_which_numbers_were_divided_by(size: float) -> None:
+    """Its reciprocal is rounded in bfloat16: else all numbers are off to the same side, here by more than 2e-3."""
+    values = (torch.randn(512, 512, generator=torch.Generator().manual_seed(0)) * size).bfloat16()
+    slopes = []
+    for numbers in (values, values.float()):
+        eight, scale = rounded(numbers)
+        slopes.append(float((eight.double() * scale * values).sum() / values.double().square().sum()))
+    assert slopes[0] == pytest.approx(slopes[1], abs=1e-3)
+
+
 def test_zeros_stay_zeros() -> None:
     eight, scale = rounded(torch.zeros(4, 16))
-    assert float(scale) == 1.0
+    assert float(scale) > 0
     assert not eight.float().any()
 
 

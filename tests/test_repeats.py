@@ -87,6 +87,9 @@ def test_a_folder_without_repeats_is_refused_and_one_with_them_is_noted(tmp_path
         concepts(CaptionedFolder(plain))
     notes = Notes()
     assert [share for _, share in opened(plain, notes)] == [1.0]
+    (tmp_path / "loose").mkdir()
+    picture(0).save(tmp_path / "loose" / "1_cup.png")
+    assert len(opened(tmp_path / "loose", notes)) == 1
     assert not notes.notes
     assert len(opened(photos(tmp_path / "named", **{"10_cup": 1, "2_man": 1}), notes)) == 1
     assert notes.notes == ["named: every image counts once; with repeats: true, those in 10_cup as its name says"]

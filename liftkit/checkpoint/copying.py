@@ -127,9 +127,9 @@ def writing(
             follower = Follower(target, size, parts, (source, stamp), under=Path(str(file.name)), sync=True)
             ledger.add(target, follower)
         yield original, file, follower.advance if follower else lambda position: None
-    if stamp is not None:
-        with open_regular(source, stamp):
-            pass
+        if stamp is not None:
+            with open_regular(source, stamp):
+                pass
 
 
 def write_at(file: IO[bytes], at: int, raw: bytes | memoryview) -> None:

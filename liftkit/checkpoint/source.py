@@ -46,7 +46,8 @@ def open_regular(path: Path, expected: Stamp | None = None) -> Iterator[IO[bytes
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise UsageError(f"{path}: no regular file; put the file itself there")
-    with os.fdopen(handle, "rb", buffering=0) as file:
+    # By an opener, which gives the file its name: os.fdopen would call it by its number.
+    with open(path, "rb", buffering=0, opener=lambda *_: handle) as file:
         _compare(path, stamp_of(file), expected)
         yield file
 

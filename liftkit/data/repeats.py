@@ -69,5 +69,5 @@ def concepts(folder: CaptionedFolder) -> Weighted:
 
 def looks_repeated(folder: CaptionedFolder) -> str:
     """A folder of repeats within a folder that has its images in such folders alone; empty if it does not."""
-    tops = {folder.label(index).partition("/")[0] for index in range(len(folder))}
-    return min(tops) if all(_PLAIN.fullmatch(top) for top in tops) else ""
+    tops = {(top, slash) for top, slash, _ in (folder.label(index).partition("/") for index in range(len(folder)))}
+    return min(tops)[0] if all(slash and _PLAIN.fullmatch(top) for top, slash in tops) else ""

@@ -2,7 +2,8 @@
 
 Numbers of float8 (e4m3) have three bits of mantissa and reach from 2^-9 to 448. A tensor is divided by one scale, which brings its
 largest number to 448; what is small keeps its relative precision down to 1 / 28,672 of that. The matrices never change, and are
-rounded once. Activations are rounded when they come, and products are summed in float32. The student's products stay as they are.
+rounded once. Activations are rounded when they come. Products are summed with the device's fast accumulation, which on some GPUs
+has fewer bits than float32. The student's products stay as they are.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def rounded(values: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers in float8, shaped like ``values``, and the scale that they are to be multiplied by, () in float32."""
     least, most = torch.aminmax(values)
     largest = torch.maximum(most, -least).float()
-    # Of nothing but zeros any scale will do.
-    scale = torch.where(largest > 0, largest / LARGEST, 1.0)
-    return (values * scale.reciprocal().to(values.dtype)).to(EIGHT), scale
+    # No smaller than a number whose reciprocal float16 has too; of nothing but zeros any scale will do.
+    factor = (largest / LARGEST).clamp_min(torch.finfo(values.dtype).tiny).reciprocal().to(values.dtype)
+    return (values * factor).to(EIGHT), factor.float().reciprocal()
 
 
 @torch.no_grad()

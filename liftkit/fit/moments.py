@@ -62,7 +62,8 @@ class TokenMoments:
                 f"moments: tokens of {latent_tokens.shape[-1]} and {pixel_tokens.shape[-1]} numbers; "
                 f"these moments are of {self.latent_dim} and {self.pixel_dim}"
             )
-        latents, pixels = latent_tokens.flatten(0, -2).to(self.cross), pixel_tokens.flatten(0, -2)
+        latents = latent_tokens.flatten(0, -2).to(self.cross)
+        pixels = pixel_tokens.flatten(0, -2).to(self.cross.device)
         if not len(latents):
             return
         blocks = _level_blocks(pixels) if pixels.dtype == torch.uint8 else None
@@ -196,6 +197,8 @@ def _add_gram(gram: Tensor, tokens: Tensor, blocks: Tensor | None) -> None:
         if blocks is None:
             gram[first:end, first:].addmm_(tokens[:, first:end].T, tokens[:, first:])
         else:
-            exact = torch.bmm(blocks[..., first:end].mT, blocks[..., first:]).sum(dim=0, dtype=gram.dtype)
+            with torch.autocast(gram.device.type, enabled=False):
+                products = torch.bmm(blocks[..., first:end].mT, blocks[..., first:])
+            exact = products.sum(dim=0, dtype=gram.dtype)
             gram[first:end, first:].add_(exact, alpha=255**-2)
         gram[end:, first:end] = gram[first:end, end:].T
