@@ -25,6 +25,13 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
 
+@pytest.mark.parametrize("names", [("", "--images", "demo"), ("demo", "--images", "")])
+def test_an_empty_name_is_not_the_current_folder(names: tuple[str, ...], cli: Cli, tmp_path: Path) -> None:
+    """As of a variable of the shell that is not set."""
+    failed(cli("convert", *names, "-o", tmp_path / "out"), "'': an empty name")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("where", "expected"),
     [

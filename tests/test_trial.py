@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -19,12 +20,14 @@ import torch
 from liftkit.checkpoint.lock import claim
 from liftkit.checkpoint.model import find_model
 from liftkit.checkpoint.rewrite import torch_dtype
+from liftkit.conversion import execute
 from liftkit.embedded import TINY_KLEIN
 from liftkit.errors import LiftkitError, UsageError
 from liftkit.fork import Fork
 from liftkit.models import builder, load
 from liftkit.models.builder import Builder
 from liftkit.models.trial import Trial
+from liftkit.progress import Silent
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
 
@@ -93,6 +96,23 @@ def test_what_a_light_process_finds_amiss_another_looks_at(broken: Path, without
     with pytest.raises(LiftkitError, match="the process that tries to load it ended with -9"):
         trial.begin(find_model(str(TINY_KLEIN)))()
     trial.end()
+
+
+@linux
+@pytest.mark.parametrize("save", ["model", "adapter"])
+def test_a_conversion_that_fails_leaves_no_process(save: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its plan lives on, as in a traceback."""
+    monkeypatch.setattr(builder, "_light", shout)
+    monkeypatch.setattr(builder, "may_fork", lambda: True)
+    monkeypatch.setattr(execute, "_lift", lambda plan, observer: pytest.fail("it fails"))
+    trial = Trial()
+    trial._builder = Builder(light=True)
+    process = trial._builder._process
+    assert isinstance(process, Fork)
+    options = SimpleNamespace(save=save, overwrite=False)
+    with pytest.raises(pytest.fail.Exception, match="it fails"):
+        execute.execute(SimpleNamespace(options=options, trial=trial, output=tmp_path / "out"), Silent())  # type: ignore[arg-type]
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_nothing_is_started_for_a_model_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,11 +34,13 @@ def check_named(value: str, what: str, flag: str = "") -> None:
     Raises:
         UsageError: if nothing is there.
     """
+    kind = "file or folder" if what == "path" else what
+    if not value:
+        raise UsageError(f"{flag}'': an empty name, which would be the current folder's; give that of a {kind}")
     path = expanded(value)
     if value in (*MODELS, *VAES) or value.isdecimal() or os.path.exists(path):
         return
     if what != "model":
-        kind = "file or folder" if what == "path" else what
         raise UsageError(f"{flag}{value}: no such {kind}{near(path) or '; check the path'}")
     # A file on the Hub has more than one slash.
     if not is_hub_id("/".join(value.split("/")[:2])) or (path.suffix in _WEIGHTS and value.count("/") == 1):

@@ -60,13 +60,22 @@ def convert(
 
 def execute(plan: Plan, observer: Observer) -> Conversion:
     """Carry out a plan; see :func:`convert`."""
-    if plan.options.save == "adapter":
-        from liftkit.conversion.adapter import save_adapter
-
-        lift, tallies = _lift(plan, observer)
-        plan.lacks()
+    try:
+        return (_make_adapter if plan.options.save == "adapter" else _make_folder)(plan, observer)
+    finally:
         plan.trial.end()
-        return Conversion(plan, lift, save_adapter(plan, lift, _provenance(plan), observer), tallies)
+
+
+def _make_adapter(plan: Plan, observer: Observer) -> Conversion:
+    from liftkit.conversion.adapter import save_adapter
+
+    lift, tallies = _lift(plan, observer)
+    plan.lacks()
+    plan.trial.end()
+    return Conversion(plan, lift, save_adapter(plan, lift, _provenance(plan), observer), tallies)
+
+
+def _make_folder(plan: Plan, observer: Observer) -> Conversion:
     # The folder is claimed before the fit: a second run into the same one learns so at once.
     with atomic_folder(plan.output, overwrite=plan.options.overwrite) as building:
         lift, tallies = _lift(plan, observer)
