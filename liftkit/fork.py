@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -55,6 +56,13 @@ class Fork:
         os.close(questions)
         os.close(answers)
         self.stdin, self.stdout = os.fdopen(ours, "w"), os.fdopen(theirs)
+
+    def speaks(self, seconds: float) -> bool:
+        """Wait, for so long at most, for a line that was not read, or its end; whether there is one."""
+        # Not select, which knows no file whose number is above 1023.
+        waiting = select.poll()
+        waiting.register(self.stdout, select.POLLIN)
+        return bool(waiting.poll(1000 * seconds))
 
     def kill(self) -> None:
         """End it now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -189,6 +190,26 @@ def test_a_copy_can_be_killed() -> None:
         fork.kill()
         fork.stdin.close()
         fork.stdout.close()
+
+
+@linux
+def test_a_copy_is_waited_for_whatever_number_its_file_has() -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    with tempfile.TemporaryFile("w+") as errors:
+        fork = Fork(shout, errors)
+        if most > 1100:
+            with fork.stdout:
+                fork.stdout = os.fdopen(fcntl.fcntl(fork.stdout.fileno(), fcntl.F_DUPFD_CLOEXEC, 1050))
+        assert not fork.speaks(0.01)
+        fork.stdin.write("a line\n")
+        fork.stdin.flush()
+        assert fork.speaks(10)
+        assert fork.stdout.readline() == "A LINE\n"
+        fork.stdin.close()
+        assert fork.speaks(10)
+        assert fork.stdout.read() == ""
+        fork.stdout.close()
+        assert fork.wait() == 0
 
 
 @linux

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 256
-"""Products of two numbers up to 255 whose sum is below 2^24."""
+"""Tokens in a block. The sum of so many products of two numbers up to 255 is below 2^24, where float32 holds all whole numbers."""
 
 
 class TokenMoments:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
 import tempfile
@@ -78,7 +77,7 @@ class Builder:
             LiftkitError: if the process has ended.
         """
         assert self._process.stdout is not None
-        if isinstance(self._process, Fork) and not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+        if isinstance(self._process, Fork) and not self._process.speaks(PATIENCE):
             self._process.kill()
         line = self._process.stdout.readline()
         if not line.endswith("\n"):

@@ -1,8 +1,8 @@
-"""The libraries without what building a model takes no part of, for a process that does nothing but build.
+"""The libraries without the parts that building a model does not need, for a process that does nothing but build.
 
 Of the 3 s of a processor that importing diffusers and a pipeline takes, most is for compiling, adapters, quantization and several
-devices. :func:`import_light` puts stand-ins in their place. A stand-in does nothing: what can be built with it is built as the
-whole libraries build it, and what cannot may be for want of what it stands for, so that it has to be tried again without.
+devices. :func:`import_light` puts stand-ins in their place. A stand-in does nothing. What can be built with it is built as the
+whole libraries build it. What cannot be built may lack only what a stand-in stands for: it has to be tried again with all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MISSING = ("peft", "scipy", "torchao")
 
 
 def import_light(*, transformers: bool) -> None:
-    """Import diffusers, and transformers where a component is of it, without what building takes no part of.
+    """Import diffusers, and transformers where a component is of it, without the parts that building does not need.
 
     It cannot be undone: call it in a process of its own. What that has imported already stays.
     """
