@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def test_a_terminal_of_ascii(tmp_path: Path) -> None:
     assert "\\u263a.yaml" in done.stdout
 
 
+@pytest.fixture
+def hangups_end() -> Iterator[None]:
+    """As where no ``nohup`` is around the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups_end")
 @pytest.mark.parametrize("number", ENDING)
 def test_ending_signals_are_heard_and_named(number: int) -> None:
     heard = []
@@ -91,11 +101,13 @@ def test_what_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("hangups_end")
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGHUP, 1), (signal.SIGTERM, 2)])
 def test_a_signal_ends_a_conversion_without_a_trace(number: int, times: int, tmp_path: Path) -> None:
     """A second signal ends a clean-up that hangs."""
     program = f"""
 import time
+from collections.abc import Iterator
 from liftkit.cli import app, console
 stage = console.Bars.stage
 def slow(self, title, total, unit):
