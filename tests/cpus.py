@@ -33,7 +33,7 @@ NUMERIC = (
     "pipelines",
 )
 """Test files that compute, by name; those of whole programs run once, in the suite."""
-ONE = "tests/test_finetune.py::test_a_run_killed_and_resumed_equals_one_that_was_not"
+ONE = "tests/test_going_on.py::test_a_run_killed_and_resumed_equals_one_that_was_not"
 WITHOUT = "process or importing or loading_fails or of_the_model_itself"
 """What is about processes and imports, or takes long, and computes nothing that other tests do not."""
 KERNELS: dict[str, dict[str, str]] = {
