@@ -139,6 +139,21 @@ def test_a_section_that_takes_too_long_ends_and_the_next_ones_follow(
     assert "exit code 1: broken" in capsys.readouterr().out
 
 
+def test_a_step_is_profiled(
+    gpu_benchmark: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("gpu_profile")
+    monkeypatch.setattr(module, "SHOWN", 1000)
+    monkeypatch.setattr(sys, "argv", ["gpu_profile.py", "--batch", "2", "--float8"])
+    module.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("networks ")
+    assert lines[1].endswith(" ms of operations")
+    # The reference's products alone are in float8.
+    assert any("aten::_scaled_mm" in line for line in lines)
+    assert any("aten::mm" in line or "aten::addmm" in line for line in lines)
+
+
 @pytest.mark.slow
 def test_the_whole_command_runs_tiny(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny", "--seconds", "900"]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from liftkit.errors import UsageError
 from liftkit.finetune.float8 import LARGEST, Float8Linear, check_float8, give_float8, rounded
-from liftkit.finetune.run import finetune, prepare
+from liftkit.finetune.run import finetune, make_accelerator, prepare
 from liftkit.finetune.run_folder import RunFolder
 from liftkit.progress import Silent
 from tests.recipes import losses, recipes_in, trained
@@ -142,6 +142,16 @@ def test_a_resumed_run_equals_one_that_was_not(make: Any) -> None:
     assert losses(recipe.output) == whole
     names = load_file(recipe.output / "adapter" / "adapter.safetensors")
     assert not any("float8" in name for name in names)
+
+
+@pytest.mark.parametrize("choice", [FLOAT8, "base.quantize=int8", "base.offload=blocks"])
+def test_what_nothing_shares_out_among_processes_is_for_one(
+    make: Any, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", property(lambda self: 2))
+    recipe = make("two", choice, "gradient_checkpointing=true")
+    with pytest.raises(UsageError, match=f"{choice.replace('=', ': ')}: one process only, here are 2; set it to"):
+        make_accelerator(recipe, RunFolder(recipe.output))
 
 
 def test_a_device_without_float8_is_named() -> None:

@@ -61,7 +61,7 @@ def rounded(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def give_float8(transformer: Any) -> list[Float8Linear]:
+def give_float8(transformer: Any) -> list[nn.Linear]:
     """Let the frozen linear layers of a transformer's blocks have their matrices in float8 as well, in place.
 
     Args:
@@ -81,18 +81,18 @@ def give_float8(transformer: Any) -> list[Float8Linear]:
         and not layer.weight.requires_grad
         and not any(n % MULTIPLE for n in layer.weight.shape)
     ]
+    if not frozen:
+        raise UsageError(
+            "objective.reference_precision: float8: the transformer's blocks have no frozen matrix whose sides are multiples of "
+            f"{MULTIPLE}; set it to same"
+        )
     for layer in frozen:
         # The layer itself, which others hold on to and find by its class.
         layer.__class__ = Float8Linear
         eight, scale = rounded(layer.weight)
         layer.register_buffer("float8", eight, persistent=False)
         layer.register_buffer("float8_scale", scale, persistent=False)
-    if not frozen:
-        raise UsageError(
-            "objective.reference_precision: float8: the transformer's blocks have no frozen matrix whose sides are multiples of "
-            f"{MULTIPLE}; set it to same"
-        )
-    return [layer for layer in frozen if isinstance(layer, Float8Linear)]
+    return frozen
 
 
 def check_float8(device: torch.device) -> None:

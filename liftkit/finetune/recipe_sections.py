@@ -160,7 +160,7 @@ class Objective(Section):
         Literal["same", "float8"],
         Field(
             description="Of the frozen model's matrix products: the student's, or `float8`, which is faster on GPUs that have it "
-            "(compute capability 8.9) and keeps another byte for each number of the matrices.",
+            "(compute capability 8.9) and keeps another byte for each number of the matrices; for one process.",
         ),
     ] = "same"
     weight: Annotated[float, Field(gt=0, description="Weight of the flow loss.")] = 5.0

@@ -194,12 +194,17 @@ def make_accelerator(recipe: Recipe, folder: RunFolder, *, cpu: bool = False) ->
         )
     except (ValueError, ImportError) as error:
         raise UsageError(f"precision {recipe.precision}, trackers {chosen_trackers(recipe)}: {error}") from error
-    if recipe.base.quantize != "none" and accelerator.num_processes > 1:
-        raise UsageError(
-            f"base.quantize: {recipe.base.quantize}: one process only, here are {accelerator.num_processes}"
-        )
-    if recipe.base.offload != "none" and accelerator.num_processes > 1:
-        raise UsageError(f"base.offload: {recipe.base.offload}: one process only, here are {accelerator.num_processes}")
+    # What keeps weights beside the parameters, or in their places, which nothing shares out among processes.
+    alone = {
+        "base.quantize": (recipe.base.quantize, "none"),
+        "base.offload": (recipe.base.offload, "none"),
+        "objective.reference_precision": (recipe.objective.reference_precision, "same"),
+    }
+    for key, (found, off) in alone.items():
+        if found != off and accelerator.num_processes > 1:
+            raise UsageError(
+                f"{key}: {found}: one process only, here are {accelerator.num_processes}; set it to {off}, or start one"
+            )
     if recipe.batch_size % accelerator.num_processes:
         raise UsageError(f"batch_size: {recipe.batch_size} does not divide among {accelerator.num_processes} processes")
     return accelerator

@@ -19,6 +19,7 @@ from liftkit.fit.folds import FoldedMoments, read_folds, write_folds
 from liftkit.fit.moments import TokenMoments
 from liftkit.fit.pairs import Pair, PairSource
 from liftkit.progress import Observer, Silent
+from liftkit.tokens import patchify
 
 SAVE_SECONDS = 30.0
 
@@ -193,12 +194,9 @@ def _add(work: Pass, collection: Collection, places: range, indices: Tensor, lat
     device = collection.any.folds[0].cross.device
     groups = [which for _, which in collection.any.groups(indices)]
     order, sizes = torch.cat(groups), [len(which) for which in groups]
-    # As patchify has them.
-    own = _cut(latents.index_select(0, order.to(latents.device)), work.latent_patch, (0, 2, 4, 1, 3, 5))
-    own = own.view(len(order), -1, work.latent_patch**2 * latents.shape[1]).to(device).double()
+    own = patchify(latents.index_select(0, order.to(latents.device)), work.latent_patch).to(device).double()
     # Below one another patches are an image again, so that images are cut once for all color spaces, while a value is a byte.
-    patches = _cut(images.index_select(0, order.to(images.device)), work.side, (1, 0, 2, 4, 3, 5))
-    patches = patches.view(3, -1, work.side, work.side)
+    patches = _patches(images.index_select(0, order.to(images.device)), work.side)
     for name, folds in collection.folds.items():
         space, seen = SPACES[name], patches
         dtype = torch.uint8 if space.signed and patches.dtype == torch.uint8 else torch.float64
@@ -214,15 +212,15 @@ def _add(work: Pass, collection: Collection, places: range, indices: Tensor, lat
     collection.whole = True
 
 
-def _cut(images: Tensor, side: int, axes: tuple[int, ...]) -> Tensor:
-    """Images (B, C, H, W) cut into patches: the axes B, C, rows of patches, rows in one, columns of patches, columns in one, in
-    another order."""
-    batch, channels, height, width = images.shape
+def _patches(images: Tensor, side: int) -> Tensor:
+    """The patches of images (B, C, H, W), one image's behind the last one's, (C, patches, side, side)."""
+    channels, height, width = images.shape[1:]
     # A copy takes as long for one byte as for eight: neighbors in a patch are moved together, on devices that are sure to do so.
     together = side * images.element_size() % 8 == 0 and images.device.type in ("cpu", "cuda")
     values = images.view(torch.int64) if together else images
-    grid = values.reshape(batch, channels, height // side, side, width // side, -1)
-    return grid.permute(axes).contiguous().view(images.dtype)
+    grid = values.reshape(-1, channels, height // side, side, width // side, side * values.shape[-1] // width)
+    cut = grid.permute(1, 0, 2, 4, 3, 5).contiguous().view(images.dtype)
+    return cut.view(channels, -1, side, side)
 
 
 def _save(work: Pass, collection: Collection) -> None:
