@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import resource
@@ -97,6 +98,17 @@ def test_what_a_light_process_finds_amiss_another_looks_at(broken: Path, without
     with pytest.raises(LiftkitError, match="the process that tries to load it ended with -9"):
         trial.begin(find_model(str(TINY_KLEIN)))()
     trial.end()
+
+
+def test_a_light_process_leaves_adapters_to_the_whole_libraries(tmp_path: Path) -> None:
+    """Without peft nobody reads them, and a broken one would pass."""
+    folder = Path(shutil.copytree(TINY_KLEIN, tmp_path / "adapted"))
+    (folder / "text_encoder" / builder.ADAPTER).write_text("{")
+    answers = io.StringIO()
+    builder._serve(io.StringIO(json.dumps([str(folder), "adapted"]) + "\n"), answers, light=True)
+    assert "adapted: holds an adapter" in json.loads(answers.getvalue())["error"]
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        builder.cannot_load(find_model(str(folder)))
 
 
 @linux

@@ -23,6 +23,8 @@ from liftkit.models.light import import_light
 from liftkit.models.load import MissingPackageError, load_component, load_pipeline
 
 LIGHT = "light"
+ADAPTER = "adapter_config.json"
+"""Beside a component's weights: transformers then loads that adapter too, with peft alone."""
 PATIENCE = 60.0
 """Seconds for what a forked process does in two: should it wait for a lock that nobody will open, it is given up."""
 
@@ -120,13 +122,16 @@ def _light(questions: IO[str], answers: IO[str]) -> None:
 
 def _serve(questions: IO[str], answers: IO[str], *, light: bool) -> None:
     """The other process: a line of JSON for each line of JSON."""
+    imported = not light
     for line in questions:
         path, source = json.loads(line)
         try:
             folder = replace(find_model(path), source=source)
-            if light:
+            if light and any(folder.path.glob(f"*/{ADAPTER}")):
+                raise UsageError(f"{source}: holds an adapter, which is looked at where peft is")
+            if not imported:
                 import_light(transformers=any(folder.index[name][0] != "diffusers" for name in folder.components))
-            light = False
+            imported = True
             answer: dict[str, Any] = {"lacks": cannot_load(folder)}
         except UsageError as error:
             answer = {"error": str(error)}
